@@ -1,0 +1,187 @@
+"""How cwd compiles: the one decorator `kernel`, and where its machine code is kept between processes.
+
+This module owns every numba option. It must not know what the kernels do. numba's own cache asks whether the file of
+a function changed, but not whether a callee in another file did, and it loses entries when two processes write at
+once. Here a file's code is kept in a folder of its own, named by a hash of that file, of every cwd module that it
+imports, however indirectly, and of the numba version, the Python version and the CPU; and writers take turns.
+
+The folder is `$NUMBA_CACHE_DIR`, else `$CWD_CACHE_DIR/numba`, else `~/.cache/cwd/numba`. With `NUMBA_DISABLE_JIT=1` a
+kernel is the plain Python function.
+"""
+
+from __future__ import annotations
+
+import ast
+import fcntl
+import functools
+import hashlib
+import os
+import re
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import llvmlite.binding
+import numba
+from numba.core import caching
+from numba.extending import intrinsic
+
+__all__ = ["JIT", "cache_dir", "intrinsic", "kernel", "sources", "source_hash"]
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+#: False where NUMBA_DISABLE_JIT=1 has made kernels plain Python; then external functions are called through ctypes.
+JIT = not numba.config.DISABLE_JIT
+
+#: The folder that holds the package, so `cwd.wire.kernel` is `_ROOT/cwd/wire/kernel.py`.
+_ROOT = Path(__file__).resolve().parent.parent
+
+#: No fastmath (both modes must agree to the last bit); division by zero gives inf or 0 as numpy does, and costs no test.
+_OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy"}
+
+
+def kernel(function: Function) -> Function:
+    """Compile `function` in nopython mode, without the GIL; from the cache, unless it was typed at a prompt."""
+    compiled = numba.njit(**_OPTIONS)(function)
+    if JIT and os.path.isfile(function.__code__.co_filename):
+        compiled._cache = _KernelCache(function)
+    return compiled
+
+
+def cache_dir() -> Path:
+    """The folder of compiled kernels; not necessarily there yet."""
+    if numba.config.CACHE_DIR:
+        return Path(numba.config.CACHE_DIR)
+    own = os.environ.get("CWD_CACHE_DIR")
+    return (Path(own) if own else Path.home() / ".cache" / "cwd") / "numba"
+
+
+def sources(file: Path, root: Path = _ROOT, package: str = "cwd") -> list[Path]:
+    """`file` and every module of `package` (which lies in `root`) that it imports, transitively; sorted, absolute."""
+    found: set[Path] = set()
+    todo = [file.resolve()]
+    while todo:
+        path = todo.pop()
+        if path not in found:
+            found.add(path)
+            todo.extend(_imports(path, root, package))
+    return sorted(found)
+
+
+def source_hash(file: Path, root: Path = _ROOT, package: str = "cwd") -> str:
+    """Hex digest of what decides the machine code of `file`'s kernels: sources, versions, CPU."""
+    digest = hashlib.sha256(_platform().encode())
+    for path in sources(file, root, package):
+        digest.update(path.name.encode() + b"\0" + hashlib.sha256(path.read_bytes()).digest())
+    return digest.hexdigest()[:24]
+
+
+@functools.cache
+def _imports(path: Path, root: Path, package: str) -> tuple[Path, ...]:
+    """Files of `package` that the file at `path` imports itself, at any depth of its own code."""
+    text = path.read_text()
+    if re.search(rf"\b(?:from|import)\s+(?:{package}\b|\.)", text) is None:
+        return ()
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Import):
+            names.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = _absolute(node, path, root)
+            names.add(base)
+            names.update(f"{base}.{alias.name}" for alias in node.names)
+    files = (_file_of(name, root) for name in names if name == package or name.startswith(package + "."))
+    return tuple(sorted({file for file in files if file is not None}))
+
+
+def _absolute(node: ast.ImportFrom, path: Path, root: Path) -> str:
+    """The dotted name that `from X import ...` in the file at `path` starts from, relative dots resolved."""
+    if node.level == 0:
+        return node.module or ""
+    if not path.is_relative_to(root):
+        return ""
+    parts = path.relative_to(root).parts[:-node.level]
+    return ".".join(parts + ((node.module,) if node.module else ()))
+
+
+def _file_of(name: str, root: Path) -> Path | None:
+    base = root.joinpath(*name.split("."))
+    for candidate in (base.with_suffix(".py"), base / "__init__.py"):
+        if candidate.is_file():
+            return candidate.resolve()
+    return None
+
+
+@functools.cache
+def _platform() -> str:
+    features = llvmlite.binding.get_host_cpu_features().flatten()
+    return repr((numba.__version__, llvmlite.__version__, sys.version_info[:3], _OPTIONS,
+                 llvmlite.binding.get_host_cpu_name(), features, numba.config.CPU_NAME, numba.config.CPU_FEATURES))
+
+
+@functools.cache
+def _hash_once(file: Path) -> str:
+    return source_hash(file)
+
+
+class _Locator(caching._CacheLocator):
+    """Says where the code of one function is kept: a folder per file and hash."""
+
+    def __init__(self, function: Callable[..., Any], file: str) -> None:
+        self._py_file = file  # numba's warnings name it
+        path = Path(file).resolve()
+        name = ".".join(path.relative_to(_ROOT).with_suffix("").parts) if path.is_relative_to(_ROOT) else path.stem
+        self._line = function.__code__.co_firstlineno
+        self._hash = _hash_once(path)
+        self._path = cache_dir() / f"{name}-{self._hash}"
+
+    @classmethod
+    def from_function(cls, py_func: Callable[..., Any], py_file: str) -> _Locator:
+        locator = cls(py_func, py_file)
+        try:
+            locator.ensure_cache_path()
+        except OSError:  # a read-only home: compile for this process alone, in a folder that nobody else sees
+            locator._path = Path(_private_dir()) / locator._path.name
+            locator.ensure_cache_path()
+        return locator
+
+    def get_cache_path(self) -> str:
+        return str(self._path)
+
+    def get_source_stamp(self) -> str:
+        return self._hash
+
+    def get_disambiguator(self) -> str:
+        return str(self._line)
+
+
+@functools.cache
+def _private_dir() -> str:
+    return tempfile.mkdtemp(prefix="cwd-numba-")
+
+
+class _KernelCacheImpl(caching.CompileResultCacheImpl):
+    _locator_classes = [_Locator]
+
+
+class _LockedFiles(caching.IndexDataCacheFile):
+    """One function's index and data files, with writers taking turns.
+
+    numba reads the index, picks a number and writes: of two processes that do so at once one loses its entry, and the
+    other's entry may then name the wrong machine code.
+    """
+
+    def save(self, key: Any, data: Any) -> None:
+        with open(os.path.join(self._cache_path, ".lock"), "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            super().save(key, data)
+
+
+class _KernelCache(caching.FunctionCache):
+    _impl_class = _KernelCacheImpl
+
+    def __init__(self, py_func: Callable[..., Any]) -> None:
+        super().__init__(py_func)
+        self._cache_file = _LockedFiles(self._cache_path, self._impl.filename_base, self._impl.locator.get_source_stamp())
