@@ -8,7 +8,7 @@ have fields of fixed width only (`rows`, always last, excepted), so that they ca
 ========  ====================================================================================================
 type      canonical msgpack
 ========  ====================================================================================================
-u8..u64   0xcc..0xcf, unsigned
+u8..u64   0xcc..0xcf, unsigned; a time (a u64 whose name ends in `_ns`) is below 2^63
 i64       0xd3, signed
 b16       bin8 of exactly 16 bytes (an identifier or a truncated sha256)
 str       str16
@@ -33,6 +33,13 @@ VERSION_MINOR = 0
 DIMS = 4
 IDENTIFIER_BYTES = 16
 ROW_BYTES = 4 * DIMS
+
+#: Bounds of what a decoder accepts: of frame 0, of one str field or map key, of `rows`, and inside a map.
+FRAME0_BYTES_MAX = 4 << 20
+STR_BYTES_MAX = 65535
+ROWS_MAX = 65535
+MAP_DEPTH_MAX = 16
+MAP_NODES_MAX = 65536
 
 
 class Type(enum.IntEnum):
@@ -76,6 +83,11 @@ class Field(NamedTuple):
     name: str
     type: str
     doc: str
+
+    @property
+    def is_time(self) -> bool:
+        """A time stays below 2^63, so that it can be computed with as a signed integer everywhere."""
+        return self.type == "u64" and self.name.endswith("_ns")
 
 
 class Message(NamedTuple):
