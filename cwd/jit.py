@@ -28,7 +28,7 @@ import numba
 from numba.core import caching
 from numba.extending import intrinsic
 
-__all__ = ["JIT", "cache_dir", "intrinsic", "kernel", "sources", "source_hash"]
+__all__ = ["JIT", "cache_dir", "inline", "intrinsic", "kernel", "lean_kernel", "sources", "source_hash"]
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -44,7 +44,21 @@ _OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy"}
 
 def kernel(function: Function) -> Function:
     """Compile `function` in nopython mode, without the GIL; from the cache, unless it was typed at a prompt."""
-    compiled = numba.njit(**_OPTIONS)(function)
+    return _compiled(function, {})
+
+
+def lean_kernel(function: Function) -> Function:
+    """As `kernel`, without numba's reference counts: for what allocates nothing and only borrows its arrays.
+
+    numba counts references whenever an array leaves a tuple or enters a function. Measured with a tuple of 14 tables:
+    ten nested calls took 975 ns, without the counts 7 ns. It costs nothing that such code needs: making an array is a
+    compile error, and a returned array would not be kept alive.
+    """
+    return _compiled(function, {"_nrt": False})
+
+
+def _compiled(function: Function, options: dict[str, Any]) -> Function:
+    compiled = numba.njit(**_OPTIONS, **options)(function)
     if JIT and os.path.isfile(function.__code__.co_filename):
         compiled._cache = _KernelCache(function)
     return compiled
