@@ -13,8 +13,8 @@ function                            does
 ``row_address(row)``                address of a record (`table[i]` of a structured array)
 ``load_u1/u2/u4/u8(address)``       big-endian unsigned integer of 1, 2, 4, 8 bytes, as int64 (the bits for u8)
 ``store_u1/u2/u4/u8(address, v)``   the low 1, 2, 4, 8 bytes of v, big-endian
-``load_native4(address)``           u32 of this machine's (little-endian) order, as int64
-``store_native(address, v, n)``     the low n (1, 2, 4, 8) bytes of v in this machine's order, as a record holds them
+``load_native(address, n)``         n (1, 2, 4, 8) bytes in this machine's order (little-endian), as a record holds them
+``store_native(address, v, n)``     the low n bytes of v in that order
 ``copy_bytes(target, source, n)``   n bytes from address to address; they must not overlap
 ==================================  =================================================================================
 """
@@ -69,8 +69,8 @@ if JIT:
 
     load_u1, load_u2, load_u4, load_u8 = (_loader(width, True) for width in (1, 2, 4, 8))
     store_u1, store_u2, store_u4, store_u8 = (_storer(width, True) for width in (1, 2, 4, 8))
-    load_native4 = _loader(4, False)
-    _native1, _native2, _native4, _native8 = (_storer(width, False) for width in (1, 2, 4, 8))
+    _get1, _get2, _get4, _get8 = (_loader(width, False) for width in (1, 2, 4, 8))
+    _put1, _put2, _put4, _put8 = (_storer(width, False) for width in (1, 2, 4, 8))
 
     @intrinsic
     def _pointer(typingctx, address):
@@ -104,15 +104,25 @@ if JIT:
         return array.ctypes.data
 
     @kernel
+    def load_native(address, width):
+        if width == 8:
+            return _get8(address)
+        if width == 4:
+            return _get4(address)
+        if width == 2:
+            return _get2(address)
+        return _get1(address)
+
+    @kernel
     def store_native(address, value, width):
         if width == 8:
-            _native8(address, value)
+            _put8(address, value)
         elif width == 4:
-            _native4(address, value)
+            _put4(address, value)
         elif width == 2:
-            _native2(address, value)
+            _put2(address, value)
         else:
-            _native1(address, value)
+            _put1(address, value)
 
 else:
     _MASK = (1 << 64) - 1
@@ -137,8 +147,8 @@ else:
     def load_u8(address):
         return _load(address, 8, "big")
 
-    def load_native4(address):
-        return _load(address, 4, "little")
+    def load_native(address, width):
+        return _load(address, int(width), "little")
 
     def store_u1(address, value):
         _store(address, value, 1, "big")
