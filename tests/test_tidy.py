@@ -28,7 +28,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
     "cwd.net": (*_BASE, "cwd.jit", "cwd.wire"),
     "cwd.client": (*_BASE, "cwd.wire", "cwd.net"),
     "cwd.core": ("cwd.errors", "cwd.units", "cwd.jit"),
-    "cwd.models": (*_BASE,),
+    "cwd.models": (*_BASE, "cwd.jit"),
     "cwd.controller": (*_HOSTS, "cwd.models"),
     "cwd.worker.agenda": ("cwd.errors", "cwd.units", "cwd.jit", "cwd.core.pages"),
     # programs are built from models/; of the core the worker sees the page accounting alone

@@ -1,0 +1,117 @@
+"""Exported torch programs (.pt2): reading and re-writing them without weights.
+
+A .pt2 is code: torch's loader falls back to unpickling where its safe path fails. So one is read only from a repository that
+the operator trusts, with the sha256 recorded at import, and after its archive has been looked through for anything that
+would be unpickled. The stored form has no weights in it (they are on the meta device): instances bring their own.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import warnings
+import zipfile
+from typing import Any
+
+import torch
+
+from cwd.errors import Code, RepositoryError
+
+_CONFIGS = ("model_weights_config.json", "model_constants_config.json")
+
+
+def file_sha256(path: str | os.PathLike[str]) -> str:
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise RepositoryError(f"{path}: {error.strerror}") from None
+
+
+def load_exported(path: str | os.PathLike[str], sha256: str, *, trusted: bool) -> torch.nn.Module:
+    """The stored program as a module on the meta device. UNTRUSTED_PROGRAM, CORRUPT, or BAD_MODEL."""
+    if not trusted:
+        raise RepositoryError(f"{path}: an exported program is code, and its repository has no file TRUSTED",
+                              code=Code.UNTRUSTED_PROGRAM)
+    if file_sha256(path) != sha256:
+        raise RepositoryError(f"{path}: its sha256 differs from the one recorded", code=Code.CORRUPT)
+    return module_of(read_exported(path))
+
+
+def read_exported(path: str | os.PathLike[str]) -> torch.export.ExportedProgram:
+    """Load a .pt2 whose archive holds nothing to unpickle; the caller has made sure that it is trusted."""
+    check_archive(path)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return torch.export.load(os.fspath(path))
+    except Exception as error:
+        raise RepositoryError(f"{path}: torch cannot load it: {type(error).__name__}: {error}") from error
+
+
+def module_of(program: torch.export.ExportedProgram) -> torch.nn.Module:
+    """A callable module; torch's input guards are left out, since sizes have been checked already."""
+    try:
+        module = program.module(check_guards=False)
+    except TypeError:  # torch before 2.9
+        module = program.module()
+    return module
+
+
+def check_archive(path: str | os.PathLike[str]) -> None:
+    """Refuse (CORRUPT) a .pt2 that is no archive, or in which weights, constants or sample inputs are pickles."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            for item in archive.infolist():
+                name = item.filename
+                if name.endswith(_CONFIGS) and _pickles(json.loads(archive.read(item))):
+                    raise _pickled(path, name)
+                if "/data/sample_inputs/" in name and item.file_size > 0:
+                    raise _pickled(path, name)
+                if name.endswith((".so", ".pkl", ".py", ".o")):
+                    raise _pickled(path, name)
+    except (OSError, ValueError, zipfile.BadZipFile) as error:
+        raise RepositoryError(f"{path}: no exported program: {error}", code=Code.CORRUPT) from None
+
+
+def strip_exported(source: str | os.PathLike[str], target: str | os.PathLike[str]) -> dict[str, torch.Tensor]:
+    """Write a trusted .pt2 again without weights and sample inputs; returns the weights, tied ones sharing memory.
+
+    The user's file may hold sample inputs, which torch reads as a pickle of tensors only; they are dropped unread.
+    """
+    bare = os.fspath(target) + ".bare"
+    _copy_without_samples(source, bare)
+    try:
+        program = read_exported(bare)
+    finally:
+        os.unlink(bare)
+    weights = dict(program.state_dict)
+    empty: dict[int, Any] = {}
+    for tensor in weights.values():
+        blank = torch.empty_like(tensor, device="meta")
+        is_weight = isinstance(tensor, torch.nn.Parameter)
+        empty[id(tensor)] = torch.nn.Parameter(blank, requires_grad=False) if is_weight else blank
+    program._state_dict = {name: empty[id(tensor)] for name, tensor in weights.items()}
+    program.example_inputs = None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.export.save(program, os.fspath(target))
+    return {name: tensor.detach() for name, tensor in weights.items()}
+
+
+def _copy_without_samples(source: str | os.PathLike[str], target: str) -> None:
+    try:
+        with zipfile.ZipFile(source) as old, zipfile.ZipFile(target, "w", zipfile.ZIP_STORED) as new:
+            for item in old.infolist():
+                new.writestr(item, b"" if "/data/sample_inputs/" in item.filename else old.read(item))
+    except (OSError, ValueError, zipfile.BadZipFile) as error:
+        raise RepositoryError(f"{source}: no exported program: {error}", code=Code.CORRUPT) from None
+
+
+def _pickles(config: Any) -> bool:
+    return any(entry.get("use_pickle", True) for entry in config.get("config", {}).values())
+
+
+def _pickled(path: str | os.PathLike[str], name: str) -> RepositoryError:
+    return RepositoryError(f"{path}: it holds {name}, which could run code on loading", code=Code.CORRUPT)

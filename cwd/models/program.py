@@ -1,0 +1,267 @@
+"""A program in torch: one module for all its instances, whose parameters are views of whichever instance runs.
+
+The module is built once, on the meta device, so it owns no weights. `bind` makes views into an instance's page image;
+running a binding first puts those views into the module's own `_parameters` and `_buffers` dictionaries, about 50 ns a
+tensor and no copy. Buffers that are no part of the weights (position ids, ...) are made once, on the CPU. Knows nothing of
+actions, windows or sockets. One thread at a time may run a program.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from cwd.errors import Code, RepositoryError
+from cwd.models import fit
+from cwd.models.exported import load_exported
+from cwd.models.layout import Layout
+from cwd.models.repository import EXPORTED_FILE, Repository
+from cwd.models.spec import ProgramSpec
+
+#: factories that any repository may name; others need a trusted repository, or to be listed in CWD_FACTORIES
+SAFE_FACTORIES = ("cwd.models.zoo:",)
+
+DTYPES = {
+    "BOOL": torch.bool, "U8": torch.uint8, "I8": torch.int8, "I16": torch.int16, "F16": torch.float16,
+    "BF16": torch.bfloat16, "I32": torch.int32, "F32": torch.float32, "I64": torch.int64, "F64": torch.float64,
+}
+Place = tuple[dict[str, Any], str]
+
+
+@dataclass(frozen=True)
+class Binding:
+    """An instance's weights, ready to be put into the module: (dictionary, key, view) for each place."""
+
+    places: tuple[tuple[dict[str, Any], str, torch.Tensor], ...]
+
+
+@dataclass(frozen=True)
+class Buffers:
+    """The input arrays of one (batch, size class): tensors, their addresses i8[n], and how the module takes them."""
+
+    tensors: tuple[torch.Tensor, ...]
+    addresses: np.ndarray
+    positional: tuple[torch.Tensor, ...]
+    keywords: dict[str, torch.Tensor]
+
+
+class Program:
+    """A built program. `plan` is what fit.py's kernels take."""
+
+    def __init__(self, spec: ProgramSpec, module: torch.nn.Module) -> None:
+        self.spec = spec
+        self.module = module
+        self.layout = Layout.of(spec.weights)
+        self.plan = fit.make_plan(spec)
+        self._places = _match(places_of(module), spec)
+        self._buffers: dict[tuple[int, int], Buffers] = {}
+        self._active: Binding | None = None
+
+    @classmethod
+    def load(cls, repository: Repository, program_hash: bytes) -> Program:
+        """Build a stored program. `RepositoryError`: UNTRUSTED_PROGRAM, CORRUPT, or BAD_MODEL with what went wrong."""
+        spec = repository.program(program_hash)
+        if spec.exported:
+            path = repository.program_folder(program_hash) / EXPORTED_FILE
+            return cls(spec, load_exported(path, spec.exported, trusted=repository.trusted))
+        return cls(spec, build_module(spec.factory, spec.args, trusted=repository.trusted))
+
+    def bind(self, flat: torch.Tensor) -> Binding:
+        """Views of the instance's image `flat` (u8[>= image_bytes], 16-byte aligned); it must outlive the binding."""
+        if flat.dtype != torch.uint8 or flat.numel() < self.layout.image_bytes:
+            raise ValueError(f"an image is u8[{self.layout.image_bytes}], got {flat.dtype}[{flat.numel()}]")
+        found = []
+        with torch.inference_mode():
+            for name, slot in self.layout.slots.items():
+                view = flat[slot.offset:slot.offset + slot.nbytes].view(DTYPES[slot.dtype]).view(slot.shape)
+                found += [(holder, key, view) for holder, key in self._places[name]]
+        return Binding(tuple(found))
+
+    def buffers(self, batch: int, size_class: int) -> Buffers:
+        """The input arrays to fill before `run`; made on first use and reused ever after."""
+        found = self._buffers.get((batch, size_class))
+        if found is None:
+            found = self._buffers[batch, size_class] = self._make_buffers(batch, size_class)
+        return found
+
+    def run(self, binding: Binding, batch: int, size_class: int) -> list[torch.Tensor]:
+        """Run the filled buffers with an instance's weights; outputs are contiguous, [batch, *class sizes] each.
+
+        They may be overwritten by the next run. Raises `RepositoryError` if the module gives something else.
+        """
+        buffers = self.buffers(batch, size_class)
+        with torch.inference_mode():
+            if self._active is not binding:
+                for holder, key, view in binding.places:
+                    holder[key] = view
+                self._active = binding
+            found = self.module(*buffers.positional, **buffers.keywords)
+            return self._outputs(found, batch, size_class)
+
+    def execute(self, binding: Binding, batch: int, size_class: int, payloads: np.ndarray, sizes: np.ndarray,
+                dims: np.ndarray, n: int, results: np.ndarray) -> int:
+        """Fit n requests, run, and trim into `results` (see fit.py for the arrays); returns 0 or fit_inputs' code."""
+        limits = self.plan.classes[size_class]
+        code = fit.fit_inputs(self.plan.inputs, self.plan.patterns, limits, batch, payloads, sizes, dims, n,
+                              self.buffers(batch, size_class).addresses)
+        if code != fit.OK:
+            return code
+        outputs = self.run(binding, batch, size_class)
+        sources = np.array([tensor.data_ptr() for tensor in outputs], np.int64)
+        return fit.fit_outputs(self.plan.outputs, limits, dims, n, sources, results)
+
+    def infer(self, binding: Binding, payloads: list[bytes | np.ndarray], dims: list[tuple[int, ...]], *,
+              batch: int = 0, size_class: int = -1) -> list[np.ndarray]:
+        """Outputs (u1 each) for a few requests, for tests and local use: smallest batch and class that hold them."""
+        requests = fit.requests_of(payloads, dims)
+        n = len(payloads)
+        if size_class < 0:
+            classes = [self.spec.size_class_of(tuple(map(int, row))) for row in requests.dims]
+            if min(classes) < 0:
+                raise RepositoryError(f"dims {dims[classes.index(-1)]} fit no size class", code=Code.UNKNOWN_SIZE)
+            size_class = max(classes)
+        batch = batch or next((size for size in self.spec.batch_sizes if size >= n), n)
+        results = [np.empty(int(fit.row_bytes(self.plan.outputs, row)), np.uint8) for row in requests.dims]
+        code = self.execute(binding, batch, size_class, requests.addresses, requests.sizes, requests.dims, n,
+                            np.array([result.ctypes.data for result in results], np.int64))
+        if code != fit.OK:
+            raise RepositoryError("the requests do not fit", code=Code(code))
+        return results
+
+    def _make_buffers(self, batch: int, size_class: int) -> Buffers:
+        dims = self.spec.class_dims(size_class)
+        tensors = tuple(
+            torch.zeros((batch, *tensor.sizes(self.spec.axes, dims)), dtype=getattr(torch, tensor.dtype))
+            for tensor in self.spec.inputs)
+        addresses = np.array([tensor.data_ptr() for tensor in tensors], np.int64)
+        if self.spec.call == "positional":
+            return Buffers(tensors, addresses, tensors, {})
+        names = [tensor.name for tensor in self.spec.inputs]
+        return Buffers(tensors, addresses, (), dict(zip(names, tensors, strict=True)))
+
+    def _outputs(self, found: Any, batch: int, size_class: int) -> list[torch.Tensor]:
+        dims = self.spec.class_dims(size_class)
+        outputs = []
+        for tensor, spec in zip(select_outputs(found, [spec.name for spec in self.spec.outputs]), self.spec.outputs,
+                                strict=True):
+            wanted = (batch, *spec.sizes(self.spec.axes, dims))
+            if tuple(tensor.shape) != wanted or tensor.dtype != getattr(torch, spec.dtype):
+                raise RepositoryError(f"output {spec.name!r}: the program gave {tensor.dtype} {list(tensor.shape)}, "
+                                      f"its description says {spec.dtype} {list(wanted)}")
+            outputs.append(tensor.contiguous())
+        return outputs
+
+
+def select_outputs(found: Any, names: list[str]) -> list[torch.Tensor]:
+    """The named outputs out of what a module returned: a tensor, a sequence (by position) or a mapping (by name)."""
+    if isinstance(found, torch.Tensor):
+        found = (found,)
+    try:
+        chosen = [found[name] for name in names] if hasattr(found, "keys") else list(found)[:len(names)]
+    except (KeyError, TypeError):
+        chosen = []
+    if len(chosen) != len(names) or not all(isinstance(tensor, torch.Tensor) for tensor in chosen):
+        raise RepositoryError(f"the program returned {type(found).__name__}, wanted {', '.join(names)}")
+    return chosen
+
+
+def places_of(module: torch.nn.Module) -> list[tuple[list[str], list[Place], torch.Tensor]]:
+    """Every stored tensor of a module with all its names and places, tied ones together; non-persistent buffers left out."""
+    groups: dict[int, tuple[list[str], list[Place], torch.Tensor]] = {}
+    for prefix, part in module.named_modules(remove_duplicate=True):
+        for holder in (part._parameters, part._buffers):
+            for key, tensor in holder.items():
+                if tensor is None or holder is part._buffers and key in part._non_persistent_buffers_set:
+                    continue
+                names, places, _ = groups.setdefault(id(tensor), ([], [], tensor))
+                names.append(f"{prefix}.{key}" if prefix else key)
+                places.append((holder, key))
+    return list(groups.values())
+
+
+def build_module(factory: str, args: dict[str, Any], *, trusted: bool) -> torch.nn.Module:
+    """The factory's module on the meta device, in eval mode, with everything that is no weight made real on the CPU."""
+    make = find_factory(factory, trusted=trusted)
+    try:
+        with torch.device("meta"):
+            module = _call(make, factory, args)
+        strays = _strays(module)
+        if strays:
+            donor = dict(_modules_and_values(_call(make, factory, args)))
+            for holder, key, path in strays:
+                holder[key] = donor[path].detach().clone()
+    except RepositoryError:
+        raise
+    except Exception as error:
+        raise RepositoryError(f"factory {factory}: {type(error).__name__}: {error}") from error
+    return module.eval().requires_grad_(False)
+
+
+def find_factory(factory: str, *, trusted: bool) -> Callable[..., Any]:
+    """The callable that `package.module:callable` names; UNTRUSTED_PROGRAM unless it is one that the operator allows."""
+    allowed = (*SAFE_FACTORIES, *filter(None, os.environ.get("CWD_FACTORIES", "").split(",")))
+    if not trusted and not factory.startswith(allowed):
+        raise RepositoryError(
+            f"factory {factory} is code from outside cwd: list it in CWD_FACTORIES, or mark the repository as trusted "
+            "with a file TRUSTED", code=Code.UNTRUSTED_PROGRAM)
+    module_name, _, attribute = factory.partition(":")
+    try:
+        found: Any = importlib.import_module(module_name)
+        for part in attribute.split("."):
+            found = getattr(found, part)
+    except (ImportError, AttributeError) as error:
+        raise RepositoryError(f"factory {factory}: {error}") from None
+    return found
+
+
+def _call(make: Callable[..., Any], factory: str, args: dict[str, Any]) -> torch.nn.Module:
+    # Whatever randomness a constructor uses must not depend on, nor disturb, the caller's.
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        module = make(**args)
+    if not isinstance(module, torch.nn.Module):
+        raise RepositoryError(f"factory {factory} made a {type(module).__name__}, not a torch module")
+    return module.eval()
+
+
+def _modules_and_values(module: torch.nn.Module) -> list[tuple[str, Any]]:
+    """Tensors that are no weights, by path: non-persistent buffers, and plain tensors kept as attributes."""
+    found = []
+    for prefix, part in module.named_modules():
+        found += [(f"{prefix}:{key}", tensor) for key, tensor in part._buffers.items()
+                  if tensor is not None and key in part._non_persistent_buffers_set]
+        found += [(f"{prefix}:{key}", value) for key, value in vars(part).items() if isinstance(value, torch.Tensor)]
+    return found
+
+
+def _strays(module: torch.nn.Module) -> list[tuple[dict[str, Any], str, str]]:
+    found: list[tuple[dict[str, Any], str, str]] = []
+    for prefix, part in module.named_modules():
+        for holder, keys in ((part._buffers, part._non_persistent_buffers_set), (vars(part), None)):
+            found += [(holder, key, f"{prefix}:{key}") for key, value in holder.items()
+                      if isinstance(value, torch.Tensor) and value.is_meta and (keys is None or key in keys)]
+    return found
+
+
+def _match(groups: list[tuple[list[str], list[Place], torch.Tensor]], spec: ProgramSpec) -> dict[str, list[Place]]:
+    """Places by stored name; the module's tensors and the description's must be the same."""
+    by_name = {name: group for group in groups for name in group[0]}
+    found = {}
+    for weight in spec.weights:
+        if weight.name not in by_name:
+            raise RepositoryError(f"weight {weight.name!r}: the program has no such tensor")
+        _, places, tensor = by_name[weight.name]
+        if tuple(tensor.shape) != weight.shape:
+            raise RepositoryError(f"weight {weight.name!r}: the program's shape is {list(tensor.shape)}, "
+                                  f"the description's {list(weight.shape)}")
+        found[weight.name] = places
+    missing = [names[0] for names, _, _ in groups if not any(name in found for name in names)]
+    if missing:
+        raise RepositoryError(f"the program's tensor {missing[0]!r} is not among the weights ({len(missing)} are missing)")
+    return found
