@@ -1,0 +1,263 @@
+"""The core's state: a NamedTuple of tables of fixed capacity, and the configuration that sizes them.
+
+Every field is an int64: no float can enter, and plain Python (NUMBA_DISABLE_JIT=1) and machine code agree on each
+sum. -1 is "none" for every index. A table's free rows are linked through its `next` (or `link`) field, from the
+`free_*` field of `counters`. This module knows the layout alone; what changes a table is in the file of its noun.
+DESIGN.md has the state tables.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import NamedTuple
+
+import numpy as np
+
+from cwd.errors import Code, CwdError
+
+NONE = -1
+#: "never", for timers: far beyond any clock, far from overflow
+FOREVER_NS = 1 << 62
+#: an id is `generation << SLOT_BITS | slot`
+SLOT_BITS = 32
+SLOT_MASK = (1 << SLOT_BITS) - 1
+
+POLICY_FIFO = 0
+POLICY_CLOCKWORK = 1
+POLICIES = {"fifo": POLICY_FIFO, "clockwork": POLICY_CLOCKWORK}
+
+# states of a request
+REQUEST_FREE, REQUEST_QUEUED, REQUEST_RUNNING = 0, 1, 2
+# states of a model
+MODEL_FREE, MODEL_READY, MODEL_REMOVING = 0, 1, 2
+# states of a GPU
+GPU_ABSENT, GPU_UP, GPU_DRAINING = 0, 1, 2
+# states of a copy (a model's pages on a GPU); UNKNOWN: a LOAD or UNLOAD was lost, an UNLOAD will settle it
+COPY_FREE, COPY_LOADING, COPY_READY, COPY_UNLOADING, COPY_UNKNOWN = 0, 1, 2, 3, 4
+# verbs of an action; RESERVED holds the exec lane for what the host issues itself (PREPARE, PROFILE)
+ACTION_FREE, ACTION_LOAD, ACTION_UNLOAD, ACTION_EXEC, ACTION_RESERVED = 0, 1, 2, 3, 4
+# kinds of record in the outbox
+OUT_ACTION, OUT_REPLY, OUT_RELEASE = 1, 2, 3
+# lanes of a GPU: row `2 * gpu + lane` of `lanes`
+LANE_EXEC, LANE_LOAD = 0, 1
+# margins measured per kind of GPU
+MARGIN_SEND, MARGIN_RESULT, MARGIN_OVER, MARGINS = 0, 1, 2, 3
+
+#: samples that an estimate remembers
+WINDOW = 32
+#: the backlog of a GPU by due time: BUCKETS of 2**BUCKET_BITS ns (4.2 ms), a horizon of about half a second
+BUCKETS = 128
+BUCKET_BITS = 22
+BATCHES_MAX = 8
+
+
+def _table(fields: str) -> np.dtype:
+    return np.dtype([(name, np.int64) for name in fields.split()], align=True)
+
+
+#: a node of an ordered set (ordered.py): by key, then tie, which is unique within a set
+NODE = _table("key tie left right parent rank")
+#: heap.py: entry i of the heap is (key, id); `place` of row i says where id i is, -1 if it is not in
+TIMER = _table("key id place")
+#: hashmap.py: a row is used if `value` is not -1
+SLOT = _table("key value")
+
+REQUEST = _table(
+    "state client request_id key model payload size_class arrival_ns deadline_ns due_ns "
+    "cost_ns home home_epoch bucket attempts cold load_begin_ns action next app slo_ns client_next client_prev"
+)
+MODEL = _table(
+    "state generation program pages queue_root queue_head queued running work_ns "
+    "copies copies_count copies_ready wanted next"
+)
+PROGRAM = np.dtype(
+    [(name, np.int64) for name in ("used", "n_batches", "n_classes", "prepared", "models")]
+    + [("batches", np.int64, (BATCHES_MAX,))], align=True)
+#: high_ns is what the window says, low_ns its least; an estimate decays from high towards min(low, seed) unless sampled
+ESTIMATE = np.dtype(
+    [(name, np.int64) for name in ("seed_ns", "low_ns", "high_ns", "updated_ns", "position", "count")]
+    + [("samples", np.int64, (WINDOW,))], align=True)
+GPU = _table(
+    "state kind epoch pages_total pages_free pages_hidden dirty dirty_next ready_root ready_head "
+    "lru_first lru_last copies backlog_ns prepared"
+)
+#: `first`..`last` are outstanding actions in the order sent; available_ns is the predicted end of the last
+LANE = _table("first last count available_ns")
+COPY = _table(
+    "state model gpu pages running active next previous lru_next lru_previous action tries used_ns"
+)
+ACTION = _table(
+    "state generation gpu copy model program batch_index batch size_class rows first issued_ns "
+    "earliest_ns latest_ns expected_ns start_ns end_ns expire_ns lane_next idle next"
+)
+CLIENT = _table("first count")
+#: one record of the outbox; fields that a kind does not use are 0, or -1 for handles and indices
+OUT = _table(
+    "kind verb gpu action model program pages batch size_class rows first earliest_ns latest_ns expected_ns expire_ns "
+    "client request_id status payload result row queued_ns load_ns exec_ns total_ns served_ns cold app"
+)
+COUNTERS = _table(
+    "outbox_count broken sequence draining dirty_first dirty_last timers_count loads_count "
+    "free_request free_model free_copy free_action requests_live actions_live models_live copies_live gpus_up "
+    "wanted_root wanted_head map_count copy_map_count "
+    "accepted refused answered dropped missed failed requeued stale expired loads unloads execs rows cold replicas"
+)
+SETTINGS = _table(
+    "policy schedule_ahead_ns load_ahead_ns send_ns result_ns over_ns client_ns latest_slack_ns exec_grace_ns "
+    "load_grace_ns stuck_ns lane_depth attempts_max slo_max_ns margin_max_ns load_horizon_ns "
+    "requests_max models_max programs_max gpus_max copies_max actions_max clients_max kinds_max classes_max "
+    "load_base margin_base gpu_timer action_timer"
+)
+
+
+class World(NamedTuple):
+    """All tables. Rows are reached as `world.models[slot]["queued"]`; the shapes are given for Config's fields."""
+
+    requests: np.ndarray  #: REQUEST [requests_max]
+    request_nodes: np.ndarray  #: NODE [requests_max], a set per model: its queue, by (due_ns or arrival, sequence)
+    models: np.ndarray  #: MODEL [models_max]
+    wanted_nodes: np.ndarray  #: NODE [models_max], one set: models that want a LOAD, by (-demand, slot)
+    programs: np.ndarray  #: PROGRAM [programs_max]
+    estimates: np.ndarray  #: ESTIMATE: exec per (program, kind, batch, class), then load per (program, kind), then margins
+    gpus: np.ndarray  #: GPU [gpus_max]
+    lanes: np.ndarray  #: LANE [2 * gpus_max]
+    copies: np.ndarray  #: COPY [copies_max]
+    copy_nodes: np.ndarray  #: NODE [copies_max], a set per GPU: copies whose models may have work
+    actions: np.ndarray  #: ACTION [actions_max]
+    timers: np.ndarray  #: TIMER: a model's expiry, a GPU's next look, an action's expiry
+    load_lanes: np.ndarray  #: TIMER [gpus_max]: GPUs by when their load lanes come free
+    request_map: np.ndarray  #: SLOT: (client, request id) -> request
+    copy_map: np.ndarray  #: SLOT: (model, gpu) -> copy
+    clients: np.ndarray  #: CLIENT [clients_max]
+    prepared: np.ndarray  #: u1 [gpus_max, programs_max]: 1 if the GPU can run the program
+    backlog: np.ndarray  #: i8 [gpus_max, BUCKETS + 1]: queued work by due time; the last is beyond the horizon
+    outbox: np.ndarray  #: OUT [outbox_max]
+    counters: np.ndarray  #: COUNTERS [1]
+    settings: np.ndarray  #: SETTINGS [1]
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Capacities and constants of a world; durations are ns. Margins are only where measuring starts from."""
+
+    policy: str = "clockwork"
+    models_max: int = 4096
+    programs_max: int = 64
+    requests_max: int = 16384
+    gpus_max: int = 128
+    copies_max: int = 32768
+    actions_max: int = 4096
+    #: a client is the host's slot number, 0 <= client < clients_max
+    clients_max: int = 4096
+    kinds_max: int = 4
+    classes_max: int = 8
+    #: how many events the host may feed between two readings of the outbox
+    events_max: int = 4096
+    #: an action goes out when its lane comes free within this
+    schedule_ahead_ns: int = 1_000_000
+    load_ahead_ns: int = 1_000_000
+    #: first margins: issue to begin, end to the host's event, execution over its estimate
+    send_ns: int = 200_000
+    result_ns: int = 300_000
+    over_ns: int = 200_000
+    margin_max_ns: int = 5_000_000
+    #: reserved for the reply's way to the client
+    client_ns: int = 200_000
+    #: an action may begin this much later than predicted, if its requests' deadlines allow
+    latest_slack_ns: int = 50_000_000
+    #: an action is lost this long after its latest end (and once more its expected duration)
+    exec_grace_ns: int = 100_000_000
+    load_grace_ns: int = 500_000_000
+    #: nothing more is sent to a lane whose running action is overdue by this (and once more its expected duration)
+    stuck_ns: int = 10_000_000
+    #: most actions outstanding per lane (the worker's agenda must hold both lanes')
+    lane_depth: int = 32
+    attempts_max: int = 3
+    slo_max_ns: int = 3_600_000_000_000
+    #: a model is replicated when its copies' GPUs are busy for longer than this (or than its head's SLO, if less)
+    load_horizon_ns: int = 100_000_000
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if field.name != "policy" and (not isinstance(value, int) or value < 1):
+                raise CwdError(f"{field.name} must be a positive integer, not {value!r}", code=Code.BAD_ARGUMENT)
+        if self.policy not in POLICIES:
+            raise CwdError(f"no policy {self.policy!r}; there are {', '.join(POLICIES)}", code=Code.BAD_ARGUMENT)
+
+    @property
+    def outbox_max(self) -> int:
+        """Room that one batch can never overflow: DESIGN.md, "The outbox"."""
+        return 2 * self.requests_max + self.actions_max + 4 * self.events_max
+
+
+def make_world(config: Config) -> World:
+    """An empty world: no models, no GPUs, all tables free."""
+    c = config
+    pairs = c.programs_max * c.kinds_max
+    load_base = pairs * BATCHES_MAX * c.classes_max
+    margin_base = load_base + pairs
+    world = World(
+        requests=_free_list(np.zeros(c.requests_max, REQUEST)),
+        request_nodes=np.zeros(c.requests_max, NODE),
+        models=_free_list(np.zeros(c.models_max, MODEL)),
+        wanted_nodes=np.zeros(c.models_max, NODE),
+        programs=np.zeros(c.programs_max, PROGRAM),
+        estimates=np.zeros(margin_base + MARGINS * c.kinds_max, ESTIMATE),
+        gpus=np.zeros(c.gpus_max, GPU),
+        lanes=np.zeros(2 * c.gpus_max, LANE),
+        copies=_free_list(np.zeros(c.copies_max, COPY)),
+        copy_nodes=np.zeros(c.copies_max, NODE),
+        actions=_free_list(np.zeros(c.actions_max, ACTION)),
+        timers=_empty_heap(c.models_max + c.gpus_max + c.actions_max),
+        load_lanes=_empty_heap(c.gpus_max),
+        request_map=_empty_map(c.requests_max),
+        copy_map=_empty_map(c.copies_max),
+        clients=np.zeros(c.clients_max, CLIENT),
+        prepared=np.zeros((c.gpus_max, c.programs_max), np.uint8),
+        backlog=np.zeros((c.gpus_max, BUCKETS + 1), np.int64),
+        outbox=np.zeros(c.outbox_max, OUT),
+        counters=np.zeros(1, COUNTERS),
+        settings=np.zeros(1, SETTINGS),
+    )
+    world.clients["first"] = NONE
+    world.lanes["first"] = world.lanes["last"] = NONE
+    for name in ("dirty_first", "dirty_last", "wanted_root", "wanted_head"):
+        world.counters[name] = NONE
+    settings = world.settings[0]
+    for field in dataclasses.fields(c):
+        if field.name in SETTINGS.names and field.name != "policy":
+            settings[field.name] = getattr(c, field.name)
+    settings["policy"] = POLICIES[c.policy]
+    settings["load_base"], settings["margin_base"] = load_base, margin_base
+    settings["gpu_timer"], settings["action_timer"] = c.models_max, c.models_max + c.gpus_max
+    for kind in range(c.kinds_max):
+        _seed(world.estimates[margin_base + kind * MARGINS + MARGIN_SEND], c.send_ns)
+        _seed(world.estimates[margin_base + kind * MARGINS + MARGIN_RESULT], c.result_ns)
+        _seed(world.estimates[margin_base + kind * MARGINS + MARGIN_OVER], c.over_ns)
+    return world
+
+
+def _free_list(table: np.ndarray) -> np.ndarray:
+    """Link the rows in order; `free_*` of counters starts at row 0, which np.zeros has set."""
+    table["next"] = np.arange(1, len(table) + 1)
+    table["next"][-1] = NONE
+    return table
+
+
+def _empty_heap(size: int) -> np.ndarray:
+    heap = np.zeros(size, TIMER)
+    heap["place"] = NONE
+    return heap
+
+
+def _empty_map(entries: int) -> np.ndarray:
+    """A power of two, at most half full."""
+    table = np.zeros(1 << max(3, (2 * entries - 1).bit_length()), SLOT)
+    table["value"] = NONE
+    return table
+
+
+def _seed(row: np.void, duration_ns: int) -> None:
+    row["seed_ns"] = row["low_ns"] = row["high_ns"] = duration_ns
+    row["samples"] = duration_ns
