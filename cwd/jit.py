@@ -57,6 +57,11 @@ def lean_kernel(function: Function) -> Function:
     return _compiled(function, {"_nrt": False})
 
 
+def inline(function: Function) -> Function:
+    """A kernel of one line that its callers absorb: as a unit of its own numba would optimise its callees once more."""
+    return _compiled(function, {"inline": "always"})
+
+
 def _compiled(function: Function, options: dict[str, Any]) -> Function:
     compiled = numba.njit(**_OPTIONS, **options)(function)
     if JIT and os.path.isfile(function.__code__.co_filename):
