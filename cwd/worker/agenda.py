@@ -2,8 +2,8 @@
 
 A lane (exec or load) does one action at a time, in the order of arrival. An action starts inside its window
 [earliest_ns, latest_ns], both ends included, or never: past the window it is refused. It is never reordered, retried or
-dropped for another; the controller decides, this module only keeps its word. Actions of another epoch than the lane's
-are dropped when their turn comes.
+dropped for another; the controller decides, this module only keeps its word. Actions of another session (a connection
+to one life of the controller) than the lane's are dropped when their turn comes.
 
 Sans-IO: told the time, knows no clock, socket, thread or backend; so the cpu, emulated and (later) cuda workers and
 the simulator run this same code. A caller must ask `agenda_next` again after every verdict but EMPTY, WAIT and BUSY,
@@ -38,10 +38,11 @@ NEVER = np.int64(2**63 - 1)
 ACTION = np.dtype(
     [
         ("action", "i8"),  # id, echoed in the result
-        ("epoch", "i8"),  # the controller's; 0 is never an epoch
+        ("epoch", "i8"),  # the controller's, echoed in the result
+        ("session", "i8"),  # of the connection that it came by
         ("earliest_ns", "i8"),
         ("latest_ns", "i8"),
-        ("expected_ns", "i8"),
+        ("expected_ns", "i8"),  # the controller's estimate
         ("received_ns", "i8"),
         ("model", "i8"),  # handle
         ("image_low", "i8"),  # the page image's hash, two halves of 8 bytes
@@ -54,13 +55,14 @@ ACTION = np.dtype(
         ("batch", "i4"),
         ("size_class", "i4"),
         ("rows", "i4"),
+        ("rows_at", "i4"),  # offset of the rows' dims in frame 0
     ],
     align=True,
 )
 
 LANE = np.dtype(
     [
-        ("epoch", "i8"),  # actions of any other are dropped
+        ("session", "i8"),  # actions of any other are dropped
         ("head", "i8"),  # index of the oldest action in the lane's ring
         ("count", "i8"),
         ("running", "i8"),  # id of the action that was started and is not done, -1 none
@@ -78,7 +80,7 @@ class Agenda(NamedTuple):
 
 
 def make_agenda(lanes: int, capacity: int) -> Agenda:
-    """An agenda of `lanes` lanes with room for `capacity` waiting actions each; the epoch is 0 until it is set."""
+    """An agenda of `lanes` lanes with room for `capacity` waiting actions each; the session is 0 until it is set."""
     agenda = Agenda(np.zeros((lanes, capacity), ACTION), np.zeros(lanes, LANE))
     agenda.lanes["running"] = -1
     return agenda
@@ -97,6 +99,7 @@ def copy_action(source, target):
     """Copy one ACTION record over another."""
     target["action"] = source["action"]
     target["epoch"] = source["epoch"]
+    target["session"] = source["session"]
     target["earliest_ns"] = source["earliest_ns"]
     target["latest_ns"] = source["latest_ns"]
     target["expected_ns"] = source["expected_ns"]
@@ -112,19 +115,20 @@ def copy_action(source, target):
     target["batch"] = source["batch"]
     target["size_class"] = source["size_class"]
     target["rows"] = source["rows"]
+    target["rows_at"] = source["rows_at"]
 
 
 @kernel
-def agenda_epoch(agenda, lane, epoch):
-    """From now on only actions of `epoch` may start in `lane`; what runs is not touched."""
-    agenda.lanes[lane]["epoch"] = epoch
+def agenda_session(agenda, lane, session):
+    """From now on only actions of `session` may start in `lane`; what runs is not touched."""
+    agenda.lanes[lane]["session"] = session
 
 
 @kernel
 def agenda_push(agenda, lane, action):
-    """Append a copy of the record `action`; OK, LANE_FULL, or ABANDONED for an action of another epoch."""
+    """Append a copy of the record `action`; OK, LANE_FULL, or ABANDONED for an action of another session."""
     state = agenda.lanes[lane]
-    if action["epoch"] != state["epoch"]:
+    if action["session"] != state["session"]:
         return ABANDONED
     ring = agenda.actions[lane]
     if state["count"] >= len(ring):
@@ -139,7 +143,7 @@ def agenda_next(agenda, lane, now_ns, out):
     """What `lane` does at `now_ns`: (verdict, until_ns).
 
     EMPTY: nothing waits. BUSY: an action runs. WAIT: ask again at until_ns. START: the action was copied to the record
-    `out` and runs from now until `agenda_done`. REFUSE (its window has passed) and DROP (another epoch): it was copied
+    `out` and runs from now until `agenda_done`. REFUSE (its window has passed) and DROP (another session): it was copied
     to `out` and is out of the lane. until_ns is NEVER except for WAIT.
     """
     state = agenda.lanes[lane]
@@ -147,7 +151,7 @@ def agenda_next(agenda, lane, now_ns, out):
         return (EMPTY if state["running"] == -1 else BUSY), NEVER
     ring = agenda.actions[lane]
     action = ring[state["head"]]
-    stale = action["epoch"] != state["epoch"]
+    stale = action["session"] != state["session"]
     if not stale:
         if state["running"] != -1:
             return BUSY, NEVER

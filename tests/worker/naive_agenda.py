@@ -12,10 +12,10 @@ class NaiveLane:
         self.capacity = capacity
         self.waiting: deque[dict[str, int]] = deque()
         self.running: dict[str, int] | None = None
-        self.epoch = 0
+        self.session = 0
 
     def push(self, action: dict[str, int]) -> int:
-        if action["epoch"] != self.epoch:
+        if action["session"] != self.session:
             return real.ABANDONED
         if len(self.waiting) == self.capacity:
             return real.LANE_FULL
@@ -27,7 +27,7 @@ class NaiveLane:
         if not self.waiting:
             return (real.BUSY if self.running else real.EMPTY), int(real.NEVER), None
         head = self.waiting[0]
-        if head["epoch"] != self.epoch:
+        if head["session"] != self.session:
             return real.DROP, int(real.NEVER), self.waiting.popleft()["action"]
         if self.running:
             return real.BUSY, int(real.NEVER), None

@@ -14,7 +14,7 @@ STEPS = st.lists(
         st.tuples(st.just("push"), st.integers(0, 60), st.integers(-5, 30), st.integers(1, 2)),
         st.tuples(st.just("next"), st.integers(0, 12)),
         st.tuples(st.just("done")),
-        st.tuples(st.just("epoch"), st.integers(1, 2)),
+        st.tuples(st.just("session"), st.integers(1, 2)),
     ),
     max_size=60,
 )
@@ -37,7 +37,7 @@ def test_every_sequence_of_events_gives_the_naive_twins_verdicts(steps, capacity
         for lane in (0, 1):
             if step[0] == "push":
                 last_id += 1
-                fields = {"action": last_id, "epoch": step[3], "earliest_ns": step[1], "latest_ns": step[1] + step[2]}
+                fields = {"action": last_id, "session": step[3], "earliest_ns": step[1], "latest_ns": step[1] + step[2]}
                 assert real.agenda_push(agenda, lane, real.make_action(**fields)[0]) == naive[lane].push(fields)
             elif step[0] == "next":
                 verdict, until_ns, left = started(agenda, lane, now_ns)
@@ -48,8 +48,8 @@ def test_every_sequence_of_events_gives_the_naive_twins_verdicts(steps, capacity
                 real.agenda_done(agenda, lane)
                 naive[lane].done()
             else:
-                real.agenda_epoch(agenda, lane, step[1])
-                naive[lane].epoch = step[1]
+                real.agenda_session(agenda, lane, step[1])
+                naive[lane].session = step[1]
             assert real.agenda_waiting(agenda, lane) == len(naive[lane].waiting)
         if step[0] == "next":
             now_ns += step[1]
@@ -59,9 +59,9 @@ def test_every_sequence_of_events_gives_the_naive_twins_verdicts(steps, capacity
 @given(st.lists(st.tuples(st.integers(0, 100), st.integers(0, 40)), min_size=1, max_size=12), st.data())
 def test_starts_are_in_order_of_arrival_inside_their_window_and_alone(windows, data):
     agenda = real.make_agenda(1, len(windows))
-    real.agenda_epoch(agenda, 0, 7)
+    real.agenda_session(agenda, 0, 7)
     for index, (earliest_ns, length_ns) in enumerate(windows):
-        fields = {"action": index, "epoch": 7, "earliest_ns": earliest_ns, "latest_ns": earliest_ns + length_ns}
+        fields = {"action": index, "session": 7, "earliest_ns": earliest_ns, "latest_ns": earliest_ns + length_ns}
         assert real.agenda_push(agenda, 0, real.make_action(**fields)[0]) == real.OK
     left, now_ns, busy = [], 0, False
     while len(left) < len(windows) or busy:
@@ -89,7 +89,7 @@ def test_every_field_of_an_action_survives_the_ring():
     for index, name in enumerate(real.ACTION.names):
         action[name] = index + 1
     action["latest_ns"] = real.NEVER
-    real.agenda_epoch(agenda, 0, int(action["epoch"][0]))
+    real.agenda_session(agenda, 0, int(action["session"][0]))
     assert real.agenda_push(agenda, 0, action[0]) == real.OK
     out = np.zeros(1, real.ACTION)
     assert real.agenda_next(agenda, 0, 100, out[0])[0] == real.START
@@ -98,8 +98,8 @@ def test_every_field_of_an_action_survives_the_ring():
 
 def test_a_running_model_is_in_use_until_done():
     agenda = real.make_agenda(1, 2)
-    real.agenda_epoch(agenda, 0, 1)
-    real.agenda_push(agenda, 0, real.make_action(action=1, epoch=1, model=5)[0])
+    real.agenda_session(agenda, 0, 1)
+    real.agenda_push(agenda, 0, real.make_action(action=1, session=1, model=5)[0])
     assert not real.agenda_uses(agenda, 0, 5)
     assert started(agenda, 0, 0)[0] == real.START
     assert real.agenda_uses(agenda, 0, 5) and not real.agenda_uses(agenda, 0, 6)
