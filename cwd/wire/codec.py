@@ -1,8 +1,8 @@
 """The wire codec in Python: `encode(type, **fields)` writes frame 0 canonically, `decode(frame0)` reads any valid form.
 
 Sans-IO, driven by the table in messages.py; kernel.py is its nopython twin for the hot messages and accepts and refuses
-exactly the same frames. Only `RemoteProtocolError` leaves `decode` (MALFORMED, UNSUPPORTED_VERSION or UNKNOWN_TYPE), only
-`LocalProtocolError` leaves `encode`. Must load neither numba nor torch: the thin client imports it.
+exactly the same frames. Only `RemoteProtocolError` leaves `decode` (MALFORMED, UNSUPPORTED_VERSION or UNKNOWN_TYPE),
+only `LocalProtocolError` leaves `encode`. Must load neither numba nor torch: the thin client imports it.
 
 A hot message in its canonical form has all its bytes at fixed places, so a precompiled struct reads and writes it whole
 (about a microsecond); whatever else is valid msgpack goes through the msgpack package.
@@ -28,13 +28,14 @@ _UINT_BITS = {"u8": 8, "u16": 16, "u32": 32, "u64": 64}
 _UINT_STRUCT = {"u8": "BB", "u16": "BH", "u32": "BI", "u64": "BQ"}
 _UINT_MARKER = {"u8": 0xCC, "u16": 0xCD, "u32": 0xCE, "u64": 0xCF}
 _TIME_MAX = (1 << 63) - 1
-#: What unpacking hostile bytes with the msgpack package raises; ValueError covers its FormatError and UnicodeDecodeError.
+#: What unpacking hostile bytes raises; ValueError covers msgpack's FormatError and UnicodeDecodeError.
 _UNPACK_ERRORS = (ValueError, TypeError, OverflowError, RecursionError, MemoryError, msgpack.UnpackException)
 
 
 class _Fixed(NamedTuple):
     """The canonical form of a hot message as a struct of (marker, value) pairs; of EXEC, all but its rows."""
 
+    type: Type
     struct: struct.Struct
     markers: tuple[int, ...]
     names: tuple[str, ...]
@@ -76,12 +77,11 @@ def decode(frame: bytes | bytearray | memoryview) -> tuple[Type, dict[str, Any]]
     """
     if type(frame) is not bytes:
         frame = bytes(frame)
-    fixed = _BY_FIRST_BYTES.get((len(frame), frame[:8]))
-    if fixed is not None:
-        message, form = fixed
+    form = _FIXED.get(frame[7]) if len(frame) >= 8 else None
+    if form is not None and form.struct.size == len(frame):
         values = form.struct.unpack(frame)
-        if values[::2] == form.markers and max(form.times(values)) <= _TIME_MAX:
-            return message.type, _fields_of(form, list(values[5::2]))
+        if values[1] == MAGIC and values[::2] == form.markers and max(form.times(values)) <= _TIME_MAX:
+            return form.type, _fields_of(form, list(values[5::2]))
     message = BY_TYPE[peek_type(frame)]
     try:
         values = msgpack.unpackb(
@@ -170,8 +170,8 @@ def _fixed_form(message: Message) -> _Fixed:
             markers.append(_UINT_MARKER[field.type])
     pairs = [part for marker in markers for part in (marker, None)]
     pairs[1], pairs[3] = MAGIC, message.type
-    return _Fixed(struct.Struct(layout), tuple(markers), tuple(field.name for field in message.fields), dims_at,
-                  operator.itemgetter(*times), tuple(b16), pairs)
+    return _Fixed(message.type, struct.Struct(layout), tuple(markers), tuple(field.name for field in message.fields),
+                  dims_at, operator.itemgetter(*times), tuple(b16), pairs)
 
 
 def _fields_of(form: _Fixed, values: list[Any]) -> dict[str, Any]:
@@ -391,5 +391,3 @@ _DECODERS: dict[str, Callable[[Any, Field], Any]] = {
 _FIXED: dict[int, _Fixed] = {
     message.type: _fixed_form(message) for message in MESSAGES
     if message.hot and all(field.type != "rows" for field in message.fields)}
-_BY_FIRST_BYTES: dict[tuple[int, bytes], tuple[Message, _Fixed]] = {
-    (form.struct.size, _head(BY_TYPE[Type(kind)])): (BY_TYPE[Type(kind)], form) for kind, form in _FIXED.items()}

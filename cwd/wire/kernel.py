@@ -21,6 +21,8 @@ name                                            is
                                                 size is that offset + n * ROW_BYTES
 ``put_row(address, offset, dims)``              writes one row (u4[4]) -> next offset
 ``get_row(address, offset, dims)``              reads one row into dims -> next offset
+``decode_hot(address, size, type, record)``     the same for any hot type, given the record's address
+``encode_hot(address, capacity, type, record, n_rows)``    the same for any hot type; n_rows is 0 but for EXEC
 ``encode_error(address, capacity, code, re_type, re_id)``  an ERROR with an empty text, for the hot loop
 ``fields_dtype(type)``                          the dtype of a hot message, by its type
 ``warm()``                                      compiles every entry point
@@ -187,7 +189,7 @@ def _decode_field(address, position, size, kind, target):
 
 
 @kernel
-def _decode(address, size, wanted, record):
+def decode_hot(address, size, wanted, record):
     """Decode a frame that must be of the hot type `wanted` into the record at that address -> OK or a code."""
     kind, position, count = _read_head(address, size)
     if kind < 0:
@@ -221,7 +223,7 @@ def _write_head(address, kind, count):
 
 
 @kernel
-def _encode(address, capacity, kind, record, n_rows):
+def encode_hot(address, capacity, kind, record, n_rows):
     """Write the record at that address -> bytes written (rows' head included, rows not), or minus BAD_ARGUMENT."""
     if capacity < SIZE[kind] + n_rows * ROW_BYTES or n_rows < 0 or n_rows > ROWS_MAX:
         return -BAD_ARGUMENT
@@ -286,117 +288,117 @@ def get_row(address, offset, dims):
 
 @inline
 def decode_welcome(address, size, row):
-    return _decode(address, size, TYPE_WELCOME, row_address(row))
+    return decode_hot(address, size, TYPE_WELCOME, row_address(row))
 
 
 @inline
 def decode_heartbeat(address, size, row):
-    return _decode(address, size, TYPE_HEARTBEAT, row_address(row))
+    return decode_hot(address, size, TYPE_HEARTBEAT, row_address(row))
 
 
 @inline
 def decode_infer(address, size, row):
-    return _decode(address, size, TYPE_INFER, row_address(row))
+    return decode_hot(address, size, TYPE_INFER, row_address(row))
 
 
 @inline
 def decode_reply(address, size, row):
-    return _decode(address, size, TYPE_REPLY, row_address(row))
+    return decode_hot(address, size, TYPE_REPLY, row_address(row))
 
 
 @inline
 def decode_cancel(address, size, row):
-    return _decode(address, size, TYPE_CANCEL, row_address(row))
+    return decode_hot(address, size, TYPE_CANCEL, row_address(row))
 
 
 @inline
 def decode_list(address, size, row):
-    return _decode(address, size, TYPE_LIST, row_address(row))
+    return decode_hot(address, size, TYPE_LIST, row_address(row))
 
 
 @inline
 def decode_profile(address, size, row):
-    return _decode(address, size, TYPE_PROFILE, row_address(row))
+    return decode_hot(address, size, TYPE_PROFILE, row_address(row))
 
 
 @inline
 def decode_load(address, size, row):
-    return _decode(address, size, TYPE_LOAD, row_address(row))
+    return decode_hot(address, size, TYPE_LOAD, row_address(row))
 
 
 @inline
 def decode_unload(address, size, row):
-    return _decode(address, size, TYPE_UNLOAD, row_address(row))
+    return decode_hot(address, size, TYPE_UNLOAD, row_address(row))
 
 
 @inline
 def decode_exec(address, size, row):
-    return _decode(address, size, TYPE_EXEC, row_address(row))
+    return decode_hot(address, size, TYPE_EXEC, row_address(row))
 
 
 @inline
 def decode_result(address, size, row):
-    return _decode(address, size, TYPE_RESULT, row_address(row))
+    return decode_hot(address, size, TYPE_RESULT, row_address(row))
 
 
 @inline
 def decode_exec_result(address, size, row):
-    return _decode(address, size, TYPE_EXEC_RESULT, row_address(row))
+    return decode_hot(address, size, TYPE_EXEC_RESULT, row_address(row))
 
 
 @inline
 def encode_welcome(address, capacity, row):
-    return _encode(address, capacity, TYPE_WELCOME, row_address(row), 0)
+    return encode_hot(address, capacity, TYPE_WELCOME, row_address(row), 0)
 
 
 @inline
 def encode_heartbeat(address, capacity, row):
-    return _encode(address, capacity, TYPE_HEARTBEAT, row_address(row), 0)
+    return encode_hot(address, capacity, TYPE_HEARTBEAT, row_address(row), 0)
 
 
 @inline
 def encode_infer(address, capacity, row):
-    return _encode(address, capacity, TYPE_INFER, row_address(row), 0)
+    return encode_hot(address, capacity, TYPE_INFER, row_address(row), 0)
 
 
 @inline
 def encode_reply(address, capacity, row):
-    return _encode(address, capacity, TYPE_REPLY, row_address(row), 0)
+    return encode_hot(address, capacity, TYPE_REPLY, row_address(row), 0)
 
 
 @inline
 def encode_cancel(address, capacity, row):
-    return _encode(address, capacity, TYPE_CANCEL, row_address(row), 0)
+    return encode_hot(address, capacity, TYPE_CANCEL, row_address(row), 0)
 
 
 @inline
 def encode_list(address, capacity, row):
-    return _encode(address, capacity, TYPE_LIST, row_address(row), 0)
+    return encode_hot(address, capacity, TYPE_LIST, row_address(row), 0)
 
 
 @inline
 def encode_profile(address, capacity, row):
-    return _encode(address, capacity, TYPE_PROFILE, row_address(row), 0)
+    return encode_hot(address, capacity, TYPE_PROFILE, row_address(row), 0)
 
 
 @inline
 def encode_load(address, capacity, row):
-    return _encode(address, capacity, TYPE_LOAD, row_address(row), 0)
+    return encode_hot(address, capacity, TYPE_LOAD, row_address(row), 0)
 
 
 @inline
 def encode_unload(address, capacity, row):
-    return _encode(address, capacity, TYPE_UNLOAD, row_address(row), 0)
+    return encode_hot(address, capacity, TYPE_UNLOAD, row_address(row), 0)
 
 
 @inline
 def encode_exec_head(address, capacity, row, n_rows):
-    return _encode(address, capacity, TYPE_EXEC, row_address(row), n_rows)
+    return encode_hot(address, capacity, TYPE_EXEC, row_address(row), n_rows)
 
 
 @kernel
 def encode_exec(address, capacity, row, rows):
-    offset = _encode(address, capacity, TYPE_EXEC, row_address(row), len(rows))
+    offset = encode_hot(address, capacity, TYPE_EXEC, row_address(row), len(rows))
     if offset > 0:
         for i in range(len(rows)):
             offset = put_row(address, offset, rows[i])
@@ -405,12 +407,12 @@ def encode_exec(address, capacity, row, rows):
 
 @inline
 def encode_result(address, capacity, row):
-    return _encode(address, capacity, TYPE_RESULT, row_address(row), 0)
+    return encode_hot(address, capacity, TYPE_RESULT, row_address(row), 0)
 
 
 @inline
 def encode_exec_result(address, capacity, row):
-    return _encode(address, capacity, TYPE_EXEC_RESULT, row_address(row), 0)
+    return encode_hot(address, capacity, TYPE_EXEC_RESULT, row_address(row), 0)
 
 
 @kernel
@@ -449,8 +451,8 @@ def warm() -> None:
     for kind in DECODERS:
         record = np.zeros(1, fields_dtype(kind))
         at = array_address(record.view(np.uint8))
-        size = _encode(address, len(buffer), kind, at, 0)
-        if peek_type(address, size) != kind or _decode(address, size, kind, at) != OK:
+        size = encode_hot(address, len(buffer), kind, at, 0)
+        if peek_type(address, size) != kind or decode_hot(address, size, kind, at) != OK:
             raise AssertionError(f"the kernels do not agree on messages of type {kind}")
     dims = np.zeros((1, DIMS), np.uint32)
     get_row(address, put_row(address, 0, dims[0]), dims[0])

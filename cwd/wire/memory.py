@@ -1,9 +1,9 @@
 """Raw memory for nopython code: bytes at an address, big-endian integers, and a view without a copy.
 
 Messages live in libzmq's own memory, so the wire's kernels work on addresses (int64) and never on Python objects. An
-address is trusted; offsets are not, and whoever calls a `load_*` has checked that it lies inside the message. Everything
-is int64: numba makes a float of uint64 + int64, so a 64-bit unsigned value is handed over as the int64 of the same bits.
-Each function has a ctypes twin for `NUMBA_DISABLE_JIT=1`. Knows nothing of messages.
+address is trusted; offsets are not, and whoever calls a `load_*` has checked that it lies inside the message.
+Everything is int64: numba makes a float of uint64 + int64, so a 64-bit unsigned value is handed over as the int64 of
+the same bits. Each function has a ctypes twin for `NUMBA_DISABLE_JIT=1`. Knows nothing of messages.
 
 ==================================  =================================================================================
 function                            does
