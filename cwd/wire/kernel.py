@@ -36,7 +36,7 @@ from __future__ import annotations
 import numpy as np
 
 from cwd.errors import Code
-from cwd.jit import inline, kernel
+from cwd.jit import inline, lean_kernel
 from cwd.wire.memory import (
     array_address, copy_bytes, load_native, load_u1, load_u2, load_u4, load_u8, row_address, store_native, store_u1,
     store_u2, store_u4, store_u8,
@@ -62,7 +62,7 @@ BAD_ARGUMENT = int(Code.BAD_ARGUMENT)
 
 # reading: each reader takes a position, returns the next one, and -1 where the bytes are not what was asked for
 
-@kernel
+@lean_kernel
 def _read_uint(address, position, size):
     """-> (next position, value); of u64 values from 2^63 on, the int64 of the same bits."""
     if position >= size:
@@ -91,7 +91,7 @@ def _read_uint(address, position, size):
     return position + 1 + width, value
 
 
-@kernel
+@lean_kernel
 def _read_array(address, position, size):
     """-> (position of the first element, number of elements)"""
     if position >= size:
@@ -106,7 +106,7 @@ def _read_array(address, position, size):
     return -1, 0
 
 
-@kernel
+@lean_kernel
 def _read_bin(address, position, size):
     """-> (position of the first byte, number of bytes); all of them lie inside the frame."""
     if position >= size:
@@ -124,7 +124,7 @@ def _read_bin(address, position, size):
     return start, length
 
 
-@kernel
+@lean_kernel
 def _read_head(address, size):
     """-> (type or minus a code, position of the first field, number of fields)"""
     if size > FRAME0_BYTES_MAX:
@@ -147,7 +147,7 @@ def _read_head(address, size):
     return kind, position, count - 2
 
 
-@kernel
+@lean_kernel
 def _decode_field(address, position, size, kind, target):
     """Read one field into the record's bytes at `target` -> next position, or -1."""
     if kind <= KIND_TIME:
@@ -188,7 +188,7 @@ def _decode_field(address, position, size, kind, target):
     return position + length
 
 
-@kernel
+@lean_kernel
 def decode_hot(address, size, wanted, record):
     """Decode a frame that must be of the hot type `wanted` into the record at that address -> OK or a code."""
     kind, position, count = _read_head(address, size)
@@ -206,14 +206,14 @@ def decode_hot(address, size, wanted, record):
     return OK if position == size else MALFORMED
 
 
-@kernel
+@lean_kernel
 def peek_type(address, size):
     return _read_head(address, size)[0]
 
 
 # writing: the caller's capacity is checked once, then everything has its place
 
-@kernel
+@lean_kernel
 def _write_head(address, kind, count):
     store_u1(address, 0x92 + count)
     store_u1(address + 1, 0xCE)
@@ -222,7 +222,7 @@ def _write_head(address, kind, count):
     store_u1(address + 7, kind)
 
 
-@kernel
+@lean_kernel
 def encode_hot(address, capacity, kind, record, n_rows):
     """Write the record at that address -> bytes written (rows' head included, rows not), or minus BAD_ARGUMENT."""
     if capacity < SIZE[kind] + n_rows * ROW_BYTES or n_rows < 0 or n_rows > ROWS_MAX:
@@ -270,14 +270,14 @@ def encode_hot(address, capacity, kind, record, n_rows):
     return at - address
 
 
-@kernel
+@lean_kernel
 def put_row(address, offset, dims):
     for i in range(DIMS):
         store_native(address + offset + 4 * i, np.int64(dims[i]), 4)
     return offset + ROW_BYTES
 
 
-@kernel
+@lean_kernel
 def get_row(address, offset, dims):
     for i in range(DIMS):
         dims[i] = load_native(address + offset + 4 * i, 4)
@@ -396,7 +396,7 @@ def encode_exec_head(address, capacity, row, n_rows):
     return encode_hot(address, capacity, TYPE_EXEC, row_address(row), n_rows)
 
 
-@kernel
+@lean_kernel
 def encode_exec(address, capacity, row, rows):
     offset = encode_hot(address, capacity, TYPE_EXEC, row_address(row), len(rows))
     if offset > 0:
@@ -415,7 +415,7 @@ def encode_exec_result(address, capacity, row):
     return encode_hot(address, capacity, TYPE_EXEC_RESULT, row_address(row), 0)
 
 
-@kernel
+@lean_kernel
 def encode_error(address, capacity, code, re_type, re_id):
     if capacity < SIZE_ERROR:
         return -BAD_ARGUMENT

@@ -31,7 +31,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from cwd.jit import kernel
+from cwd.jit import lean_kernel
 
 if sys.byteorder != "little":
     raise ImportError("cwd.wire needs a little-endian machine: rows are viewed in place")
@@ -95,15 +95,15 @@ if JIT:
             return context.get_dummy_value()
         return types.void(types.int64, types.int64, types.int64), codegen
 
-    @kernel
+    @lean_kernel
     def view_u1(address, size):
         return numba.carray(_pointer(address), size)
 
-    @kernel
+    @lean_kernel
     def array_address(array):
         return array.ctypes.data
 
-    @kernel
+    @lean_kernel
     def load_native(address, width):
         if width == 8:
             return _get8(address)
@@ -113,7 +113,7 @@ if JIT:
             return _get2(address)
         return _get1(address)
 
-    @kernel
+    @lean_kernel
     def store_native(address, value, width):
         if width == 8:
             _put8(address, value)
