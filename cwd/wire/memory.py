@@ -3,7 +3,8 @@
 Messages live in libzmq's own memory, so the wire's kernels work on addresses (int64) and never on Python objects. An
 address is trusted; offsets are not, and whoever calls a `load_*` has checked that it lies inside the message.
 Everything is int64: numba makes a float of uint64 + int64, so a 64-bit unsigned value is handed over as the int64 of
-the same bits. Each function has a ctypes twin for `NUMBA_DISABLE_JIT=1`. Knows nothing of messages.
+the same bits. They are called from kernels (only `array_address` also from Python, where `ctypes.string_at` reads). Each
+has a ctypes twin for `NUMBA_DISABLE_JIT=1`. Knows nothing of messages.
 
 ==================================  =================================================================================
 function                            does
@@ -30,6 +31,7 @@ from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
+from numba.np import arrayobj
 
 from cwd.jit import lean_kernel
 
@@ -73,10 +75,18 @@ if JIT:
     _put1, _put2, _put4, _put8 = (_storer(width, False) for width in (1, 2, 4, 8))
 
     @intrinsic
-    def _pointer(typingctx, address):
+    def view_u1(typingctx, address, size):
+        """An array without an owner; made by hand, since numba's carray is refused in a lean kernel."""
+        kind = types.Array(types.uint8, 1, "C")
+
         def codegen(context, builder, signature, args):
-            return builder.inttoptr(args[0], _I8.as_pointer())
-        return types.CPointer(types.uint8)(types.int64), codegen
+            array = arrayobj.make_array(kind)(context, builder)
+            one = context.get_constant(types.intp, 1)
+            arrayobj.populate_array(array, data=builder.inttoptr(args[0], _I8.as_pointer()),
+                                    shape=cgutils.pack_array(builder, [args[1]]),
+                                    strides=cgutils.pack_array(builder, [one]), itemsize=one, meminfo=None)
+            return array._getvalue()
+        return kind(types.int64, types.int64), codegen
 
     @intrinsic
     def row_address(typingctx, row):
@@ -94,10 +104,6 @@ if JIT:
             cgutils.raw_memcpy(builder, to, of, args[2], 1)
             return context.get_dummy_value()
         return types.void(types.int64, types.int64, types.int64), codegen
-
-    @lean_kernel
-    def view_u1(address, size):
-        return numba.carray(_pointer(address), size)
 
     @lean_kernel
     def array_address(array):
