@@ -33,7 +33,8 @@ MODEL_FREE, MODEL_READY, MODEL_REMOVING = 0, 1, 2
 # states of a GPU
 GPU_ABSENT, GPU_UP, GPU_DRAINING = 0, 1, 2
 # states of a copy (a model's pages on a GPU); UNKNOWN: a LOAD or UNLOAD was lost, an UNLOAD will settle it
-COPY_FREE, COPY_LOADING, COPY_READY, COPY_UNLOADING, COPY_UNKNOWN = 0, 1, 2, 3, 4
+# DRAINING: as READY, on a GPU that takes no new work
+COPY_FREE, COPY_LOADING, COPY_READY, COPY_UNLOADING, COPY_UNKNOWN, COPY_DRAINING = 0, 1, 2, 3, 4, 5
 # verbs of an action; RESERVED holds the exec lane for what the host issues itself (PREPARE, PROFILE)
 ACTION_FREE, ACTION_LOAD, ACTION_UNLOAD, ACTION_EXEC, ACTION_RESERVED = 0, 1, 2, 3, 4
 # kinds of record in the outbox
@@ -64,7 +65,7 @@ SLOT = _table("key value")
 
 REQUEST = _table(
     "state client request_id key model payload size_class arrival_ns deadline_ns due_ns "
-    "cost_ns home home_epoch bucket attempts cold load_begin_ns action next app slo_ns client_next client_prev"
+    "need_ns cost_ns home home_epoch bucket attempts cold action next app slo_ns client_next client_previous"
 )
 MODEL = _table(
     "state generation program pages queue_root queue_head queued running work_ns "
@@ -84,11 +85,11 @@ GPU = _table(
 #: `first`..`last` are outstanding actions in the order sent; available_ns is the predicted end of the last
 LANE = _table("first last count available_ns")
 COPY = _table(
-    "state model gpu pages running active next previous lru_next lru_previous action tries used_ns"
+    "state model gpu pages running active next previous lru_next lru_previous action ready_ns"
 )
 ACTION = _table(
     "state generation gpu copy model program batch_index batch size_class rows first issued_ns "
-    "earliest_ns latest_ns expected_ns start_ns end_ns expire_ns lane_next idle next"
+    "earliest_ns latest_ns expected_ns start_ns end_ns expire_ns lane lane_next lane_previous idle parked next"
 )
 CLIENT = _table("first count")
 #: one record of the outbox; fields that a kind does not use are 0, or -1 for handles and indices
