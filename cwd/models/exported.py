@@ -115,3 +115,55 @@ def _pickles(config: Any) -> bool:
 
 def _pickled(path: str | os.PathLike[str], name: str) -> RepositoryError:
     return RepositoryError(f"{path}: it holds {name}, which could run code on loading", code=Code.CORRUPT)
+
+
+def untie(weights: dict[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], list[tuple[str, str]]]:
+    """(weights with tied ones once, [(alias, stored name)]). Tied: the same memory under two names."""
+    stored: dict[str, torch.Tensor] = {}
+    tied, first = [], {}
+    for name, tensor in weights.items():
+        key = (tensor.data_ptr(), tuple(tensor.shape), tuple(tensor.stride()), tensor.dtype)
+        known = first.setdefault(key, name) if tensor.numel() else name
+        if known == name:
+            stored[name] = tensor
+        else:
+            tied.append((name, known))
+    return stored, tied
+
+
+def describe(program: torch.export.ExportedProgram, options: dict[str, Any]) -> dict[str, Any]:
+    """Inputs, axes and batch sizes as they were exported; `options` must give `size_classes` if an axis is dynamic."""
+    arguments, keywords = program.call_spec.in_spec.children()
+    if arguments.num_leaves and keywords.num_leaves:
+        raise RepositoryError("it was exported with positional and keyword inputs; export it with one kind", code=Code.BAD_MODEL)
+    placeholders = {node.name: node.meta["val"] for node in program.graph.nodes if node.op == "placeholder"}
+    values = [placeholders[name] for name in program.graph_signature.user_inputs]
+    names = list(keywords.context) if keywords.num_leaves else list(program.graph_signature.user_inputs)
+    if len(names) != len(values) or not all(isinstance(value, torch.Tensor) for value in values):
+        raise RepositoryError("its inputs are nested or no tensors; export it with plain tensor inputs")
+    axes: dict[str, str] = {}
+    given = options.get("axes", [])
+    inputs, batch = [], set()
+    for name, value in zip(names, values, strict=True):
+        shape: list[Any] = []
+        batch.add(str(value.shape[0]) if value.ndim else "")
+        for size in value.shape[1:]:
+            if isinstance(size, int):
+                shape.append(size)
+            else:
+                shape.append(axes.setdefault(str(size), given[len(axes)] if len(axes) < len(given) else f"axis{len(axes)}"))
+        inputs.append({"name": name, "dtype": str(value.dtype).removeprefix("torch."), "shape": shape})
+    if axes and "size_classes" not in options:
+        raise RepositoryError(f"options: 'size_classes' is missing: it was exported with {len(axes)} dynamic axes besides the "
+                              "batch", code=Code.BAD_ARGUMENT)
+    return {"inputs": inputs, "axes": list(axes.values()), "batch_sizes": _batch_sizes(batch),
+            "call": "keywords" if keywords.num_leaves else "positional"}
+
+
+def _batch_sizes(found: set[str]) -> list[int]:
+    if len(found) != 1:
+        raise RepositoryError(f"its inputs have different first axes ({', '.join(sorted(found))}); it must be the batch")
+    size = found.pop()
+    if size.isdecimal() and size != "1":
+        raise RepositoryError(f"it was exported for batches of exactly {size}; export it with a dynamic first axis, or 1")
+    return [1] if size == "1" else [1, 2, 4, 8, 16]

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from cwd.errors import Code, RepositoryError
-from cwd.models.spec import WEIGHT_BYTES, WeightSpec
+from cwd.models.spec import WEIGHT_BYTES, ProgramSpec, WeightSpec
 
 ALIGN_BYTES = 256
 HEADER_BYTES_MAX = 100 << 20
@@ -26,12 +26,16 @@ _CHUNK_BYTES = 4 << 20
 
 @dataclass(frozen=True)
 class Slot:
-    """A tensor's place in the image: byte offset and size, dtype as safetensors spells it, shape."""
+    """A tensor's place in a file or image: byte offset and size, dtype as safetensors spells it, shape.
+
+    `channels_last` is only true in images, of four-dimensional tensors: axis 1 then lies innermost in memory.
+    """
 
     offset: int
     nbytes: int
     dtype: str
     shape: tuple[int, ...]
+    channels_last: bool = False
 
 
 @dataclass(frozen=True)
@@ -42,10 +46,11 @@ class Layout:
     image_bytes: int
 
     @classmethod
-    def of(cls, weights: tuple[WeightSpec, ...]) -> Layout:
+    def of(cls, spec: ProgramSpec) -> Layout:
         slots, end = {}, 0
-        for weight in weights:
-            slots[weight.name] = Slot(end, weight.nbytes(), weight.dtype, weight.shape)
+        for weight in spec.weights:
+            last = spec.memory_format == "channels_last" and len(weight.shape) == 4
+            slots[weight.name] = Slot(end, weight.nbytes(), weight.dtype, weight.shape, last)
             end += -(-weight.nbytes() // ALIGN_BYTES) * ALIGN_BYTES
         return cls(slots, end)
 
@@ -84,8 +89,14 @@ class WeightsFile:
         slot = self.slots[name]
         return np.frombuffer(self._map, np.uint8, slot.nbytes, slot.offset)
 
-    def copy_into(self, name: str, out: np.ndarray) -> None:
-        out[:] = self.bytes_of(name)
+    def copy_into(self, name: str, out: np.ndarray, *, channels_last: bool = False) -> None:
+        """Copy the tensor's bytes to `out` (u1), with axis 1 moved innermost if asked."""
+        raw = self.bytes_of(name)
+        if channels_last:
+            n, c, h, w = self.slots[name].shape
+            out.reshape(n, h, w, c, -1)[:] = raw.reshape(n, c, h, w, -1).transpose(0, 2, 3, 1, 4)
+        else:
+            out[:] = raw
 
     def sha256(self) -> str:
         digest = hashlib.sha256()
@@ -124,12 +135,12 @@ class WeightsFile:
         return Slot(base + begin, count, dtype, shape)
 
 
-def build_image(path: str | os.PathLike[str], sha256: str, weights: tuple[WeightSpec, ...], out: np.ndarray) -> int:
+def build_image(path: str | os.PathLike[str], sha256: str, spec: ProgramSpec, out: np.ndarray) -> int:
     """Write the page image of a weights file into `out` (u1[>= image_bytes]), gaps and rest as zeros; returns image_bytes.
 
     The file's sha256 is checked first: `RepositoryError` (CORRUPT) if it differs or a tensor is not as recorded.
     """
-    layout = Layout.of(weights)
+    layout = Layout.of(spec)
     if out.dtype != np.uint8 or out.size < layout.image_bytes:
         raise ValueError(f"image needs {layout.image_bytes} bytes of u1, got {out.size} of {out.dtype}")
     with WeightsFile(path) as file:
@@ -146,7 +157,7 @@ def build_image(path: str | os.PathLike[str], sha256: str, weights: tuple[Weight
                                       code=Code.CORRUPT)
             out[end:slot.offset] = 0
             end = slot.offset + slot.nbytes
-            file.copy_into(name, out[slot.offset:end])
+            file.copy_into(name, out[slot.offset:end], channels_last=slot.channels_last)
         out[end:] = 0
     return layout.image_bytes
 

@@ -24,8 +24,10 @@ from cwd.models.layout import Layout
 from cwd.models.repository import EXPORTED_FILE, Repository
 from cwd.models.spec import ProgramSpec
 
-#: factories that any repository may name; others need a trusted repository, or to be listed in CWD_FACTORIES
-SAFE_FACTORIES = ("cwd.models.zoo:",)
+#: factories that any repository may name, spelled out since a dotted path could reach anything that a module imports;
+#: others need a trusted repository, or to be listed in CWD_FACTORIES as `package.module:callable` or `package.module`
+SAFE_FACTORIES = tuple(f"cwd.models.zoo:{name}" for name in (
+    "transformers_model", "convnet5m", "mlp", "identity", "nothing"))
 
 DTYPES = {
     "BOOL": torch.bool, "U8": torch.uint8, "I8": torch.int8, "I16": torch.int16, "F16": torch.float16,
@@ -43,10 +45,14 @@ class Binding:
 
 @dataclass(frozen=True)
 class Buffers:
-    """The input arrays of one (batch, size class): tensors, their addresses i8[n], and how the module takes them."""
+    """The input arrays of one (batch, size class): tensors, their addresses i8[n], and how the module takes them.
+
+    `reordered` holds (filled array, the same in channels_last) pairs, to be copied over before a run.
+    """
 
     tensors: tuple[torch.Tensor, ...]
     addresses: np.ndarray
+    reordered: tuple[tuple[torch.Tensor, torch.Tensor], ...]
     positional: tuple[torch.Tensor, ...]
     keywords: dict[str, torch.Tensor]
 
@@ -57,7 +63,7 @@ class Program:
     def __init__(self, spec: ProgramSpec, module: torch.nn.Module) -> None:
         self.spec = spec
         self.module = module
-        self.layout = Layout.of(spec.weights)
+        self.layout = Layout.of(spec)
         self.plan = fit.make_plan(spec)
         self._places = _match(places_of(module), spec)
         self._buffers: dict[tuple[int, int], Buffers] = {}
@@ -79,7 +85,12 @@ class Program:
         found = []
         with torch.inference_mode():
             for name, slot in self.layout.slots.items():
-                view = flat[slot.offset:slot.offset + slot.nbytes].view(DTYPES[slot.dtype]).view(slot.shape)
+                view = flat[slot.offset:slot.offset + slot.nbytes].view(DTYPES[slot.dtype])
+                if slot.channels_last:
+                    n, c, h, w = slot.shape
+                    view = view.view(n, h, w, c).permute(0, 3, 1, 2)
+                else:
+                    view = view.view(slot.shape)
                 found += [(holder, key, view) for holder, key in self._places[name]]
         return Binding(tuple(found))
 
@@ -95,14 +106,20 @@ class Program:
 
         They may be overwritten by the next run. Raises `RepositoryError` if the module gives something else.
         """
+        with torch.inference_mode():
+            return self._outputs(self.call(binding, batch, size_class), batch, size_class)
+
+    def call(self, binding: Binding, batch: int, size_class: int) -> Any:
+        """What the module itself returns for the filled buffers."""
         buffers = self.buffers(batch, size_class)
         with torch.inference_mode():
             if self._active is not binding:
                 for holder, key, view in binding.places:
                     holder[key] = view
                 self._active = binding
-            found = self.module(*buffers.positional, **buffers.keywords)
-            return self._outputs(found, batch, size_class)
+            for filled, reordered in buffers.reordered:
+                reordered.copy_(filled)
+            return self.module(*buffers.positional, **buffers.keywords)
 
     def execute(self, binding: Binding, batch: int, size_class: int, payloads: np.ndarray, sizes: np.ndarray,
                 dims: np.ndarray, n: int, results: np.ndarray) -> int:
@@ -140,10 +157,15 @@ class Program:
             torch.zeros((batch, *tensor.sizes(self.spec.axes, dims)), dtype=getattr(torch, tensor.dtype))
             for tensor in self.spec.inputs)
         addresses = np.array([tensor.data_ptr() for tensor in tensors], np.int64)
+        given, pairs = tensors, []
+        if self.spec.memory_format == "channels_last":
+            given = tuple(torch.empty_like(tensor, memory_format=torch.channels_last) if tensor.ndim == 4 else tensor
+                          for tensor in tensors)
+            pairs = [pair for pair in zip(tensors, given, strict=True) if pair[0] is not pair[1]]
         if self.spec.call == "positional":
-            return Buffers(tensors, addresses, tensors, {})
+            return Buffers(tensors, addresses, tuple(pairs), given, {})
         names = [tensor.name for tensor in self.spec.inputs]
-        return Buffers(tensors, addresses, (), dict(zip(names, tensors, strict=True)))
+        return Buffers(tensors, addresses, tuple(pairs), (), dict(zip(names, given, strict=True)))
 
     def _outputs(self, found: Any, batch: int, size_class: int) -> list[torch.Tensor]:
         dims = self.spec.class_dims(size_class)
@@ -174,14 +196,15 @@ def select_outputs(found: Any, names: list[str]) -> list[torch.Tensor]:
 def places_of(module: torch.nn.Module) -> list[tuple[list[str], list[Place], torch.Tensor]]:
     """Every stored tensor of a module with all its names and places, tied ones together; non-persistent buffers left out."""
     groups: dict[int, tuple[list[str], list[Place], torch.Tensor]] = {}
-    for prefix, part in module.named_modules(remove_duplicate=True):
+    for prefix, part in module.named_modules(remove_duplicate=False):
         for holder in (part._parameters, part._buffers):
             for key, tensor in holder.items():
                 if tensor is None or holder is part._buffers and key in part._non_persistent_buffers_set:
                     continue
                 names, places, _ = groups.setdefault(id(tensor), ([], [], tensor))
                 names.append(f"{prefix}.{key}" if prefix else key)
-                places.append((holder, key))
+                if not any(holder is known and key == name for known, name in places):
+                    places.append((holder, key))
     return list(groups.values())
 
 
@@ -205,8 +228,8 @@ def build_module(factory: str, args: dict[str, Any], *, trusted: bool) -> torch.
 
 def find_factory(factory: str, *, trusted: bool) -> Callable[..., Any]:
     """The callable that `package.module:callable` names; UNTRUSTED_PROGRAM unless it is one that the operator allows."""
-    allowed = (*SAFE_FACTORIES, *filter(None, os.environ.get("CWD_FACTORIES", "").split(",")))
-    if not trusted and not factory.startswith(allowed):
+    listed = [entry.strip() for entry in os.environ.get("CWD_FACTORIES", "").split(",")]
+    if not (trusted or factory in SAFE_FACTORIES or factory in listed or factory.partition(":")[0] in listed):
         raise RepositoryError(
             f"factory {factory} is code from outside cwd: list it in CWD_FACTORIES, or mark the repository as trusted "
             "with a file TRUSTED", code=Code.UNTRUSTED_PROGRAM)
@@ -252,6 +275,10 @@ def _strays(module: torch.nn.Module) -> list[tuple[dict[str, Any], str, str]]:
 def _match(groups: list[tuple[list[str], list[Place], torch.Tensor]], spec: ProgramSpec) -> dict[str, list[Place]]:
     """Places by stored name; the module's tensors and the description's must be the same."""
     by_name = {name: group for group in groups for name in group[0]}
+    for alias, name in spec.tied:
+        if alias in by_name and name in by_name and by_name[alias] is not by_name[name]:
+            by_name[name][1].extend(by_name[alias][1])
+            groups = [group for group in groups if group is not by_name[alias]]
     found = {}
     for weight in spec.weights:
         if weight.name not in by_name:

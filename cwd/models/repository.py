@@ -124,7 +124,7 @@ class Repository:
         with self._new_folder(folder) as new:
             sha256 = layout.write_weights(new / WEIGHTS_FILE, tensors, spec.weights)
             manifest = Manifest(name, version, spec, program_hash, sha256, (new / WEIGHTS_FILE).stat().st_size,
-                                layout.Layout.of(spec.weights).image_bytes, seed)
+                                layout.Layout.of(spec).image_bytes, seed)
             write_json(new / MODEL_FILE, manifest.to_json())
         return self._read(folder)
 
@@ -168,7 +168,7 @@ class Repository:
     def build_image(self, entry: Entry, out: np.ndarray) -> int:
         """The entry's page image into `out` (u1), sha256 checked; returns the image's bytes."""
         manifest = entry.manifest
-        return layout.build_image(entry.weights_path, manifest.weights_sha256, manifest.program.weights, out)
+        return layout.build_image(entry.weights_path, manifest.weights_sha256, manifest.program, out)
 
     def profile_path(self, program_hash: bytes, kind: str) -> Path:
         return self.program_folder(program_hash) / f"profile.{check_name(kind)}.json"
@@ -197,7 +197,7 @@ class Repository:
         manifest = manifest_from_json(value, self.program(program_hash), str(path))
         if manifest.key != f"{folder.parent.name}/{folder.name}":
             raise RepositoryError(f"{path}: it says it is {manifest.key}")
-        image_bytes = layout.Layout.of(manifest.program.weights).image_bytes
+        image_bytes = layout.Layout.of(manifest.program).image_bytes
         if manifest.image_bytes != image_bytes:
             raise RepositoryError(f"{path}: field 'image_bytes': {manifest.image_bytes}, but the program's is {image_bytes}")
         weights = folder / WEIGHTS_FILE

@@ -84,7 +84,9 @@ class ProgramSpec:
     """All that instances of a program have in common. `factory` and `args` build it, or `exported` (the sha256 of a .pt2).
 
     `call` says how inputs are handed over: "keywords" or "positional". `size_classes` are tuples of axis sizes in
-    growing order; a request runs in the first that holds it. Without dynamic axes there is one class, `()`.
+    growing order; a request runs in the first that holds it. Without dynamic axes there is one class, `()`. With
+    `memory_format` "channels_last" four-dimensional inputs and weights lie in that order in memory (convolutions on a
+    CPU run up to twice as fast). `tied` holds (alias, stored name) pairs that a rebuilt module would not show.
     """
 
     inputs: tuple[TensorSpec, ...]
@@ -97,7 +99,9 @@ class ProgramSpec:
     axes: tuple[str, ...] = ()
     size_classes: tuple[tuple[int, ...], ...] = ((),)
     padding: str = "exact"
+    memory_format: str = "contiguous"
     weights: tuple[WeightSpec, ...] = ()
+    tied: tuple[tuple[str, str], ...] = ()
 
     def client_inputs(self) -> tuple[TensorSpec, ...]:
         """The inputs that a request's payload holds, in its order."""
@@ -141,7 +145,9 @@ class ProgramSpec:
             "axes": list(self.axes), "padding": self.padding,
             "size_classes": [list(sizes) for sizes in self.size_classes],
             "batch_sizes": list(self.batch_sizes),
+            "memory_format": self.memory_format,
             "weights": [[w.name, w.dtype, list(w.shape)] for w in self.weights],
+            "tied": [list(pair) for pair in self.tied],
         }
 
     def hash(self) -> bytes:
@@ -214,7 +220,7 @@ def program_from_json(value: Any, where: str) -> ProgramSpec:
     """The spec in parsed JSON, checked; `where` is the file's path for messages. Raises `RepositoryError`."""
     read = Reader(value, where)
     read.known("format", "factory", "args", "exported", "call", "inputs", "outputs", "axes", "padding", "size_classes",
-               "batch_sizes", "weights")
+               "batch_sizes", "memory_format", "weights", "tied")
     read.integer("format", FORMAT, FORMAT)
     axes = tuple(read.array("axes", []))
     if len(axes) > AXES_MAX or len(set(axes)) != len(axes) or not all(_is_name(axis) for axis in axes):
@@ -224,7 +230,11 @@ def program_from_json(value: Any, where: str) -> ProgramSpec:
         batch_sizes=_batch_sizes(read), factory=read.text("factory", ""), args=read.take("args", dict, "an object", {}),
         exported=read.text("exported", ""), call=read.choice("call", ("keywords", "positional"), "keywords"), axes=axes,
         size_classes=_size_classes(read, len(axes)), padding=read.choice("padding", PADDINGS, "exact"),
-        weights=_weights(read))
+        memory_format=read.choice("memory_format", ("contiguous", "channels_last"), "contiguous"),
+        weights=_weights(read), tied=tuple(tuple(pair) for pair in read.array("tied", [])))
+    names = {weight.name for weight in spec.weights}
+    if not all(len(pair) == 2 and isinstance(pair[0], str) and pair[1] in names for pair in spec.tied):
+        raise read.fail("tied", "wanted pairs of a name and a stored weight")
     if bool(spec.factory) == bool(spec.exported):
         raise read.fail("factory", "wanted either a factory or an exported program")
     if spec.factory and not re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*", spec.factory):
@@ -270,8 +280,6 @@ def _tensors(outer: Reader, key: str, axes: tuple[str, ...]) -> tuple[TensorSpec
     names = [tensor.name for tensor in found]
     if len(set(names)) != len(names):
         raise outer.fail(key, "a name occurs twice")
-    if key == "outputs" and not found:
-        raise outer.fail(key, "empty")
     return tuple(found)
 
 
