@@ -38,7 +38,7 @@ JIT = not numba.config.DISABLE_JIT
 #: The folder that holds the package, so `cwd.wire.kernel` is `_ROOT/cwd/wire/kernel.py`.
 _ROOT = Path(__file__).resolve().parent.parent
 
-#: No fastmath (both modes must agree to the last bit); division by zero gives inf or 0 as numpy does, and costs no test.
+#: No fastmath (both modes must agree to the last bit); division by zero is numpy's, and costs no test.
 _OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy"}
 
 
@@ -203,4 +203,5 @@ class _KernelCache(caching.FunctionCache):
 
     def __init__(self, py_func: Callable[..., Any]) -> None:
         super().__init__(py_func)
-        self._cache_file = _LockedFiles(self._cache_path, self._impl.filename_base, self._impl.locator.get_source_stamp())
+        stamp = self._impl.locator.get_source_stamp()
+        self._cache_file = _LockedFiles(self._cache_path, self._impl.filename_base, stamp)

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import ctypes
 import itertools
+import platform
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -18,13 +20,16 @@ from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 
-from cwd.jit import JIT, intrinsic
+from cwd.jit import JIT, intrinsic, kernel
 
 I4, I8 = types.int32, types.int64
 _CTYPES = {types.int32: ctypes.c_int32, types.int64: ctypes.c_int64, types.void: None}
 
 #: Bytes of a cache line, and of the control lines of everything shared: two neighbours are fetched together.
 LINE = 64
+
+#: LLVM's name of the instruction (numba's LLVM has no assembler)
+_PAUSE = {"x86_64": "llvm.x86.sse2.pause"}.get(platform.machine(), "")
 
 
 def external(name: str, result: Any, *arguments: Any, library: ctypes.CDLL | None = None) -> Any:
@@ -84,9 +89,9 @@ def _address_of(typingctx: Any, array: Any) -> Any:
 
 
 def _stack_words(typingctx: Any) -> Any:
-    """`stack_words() -> int64`: the address of 16 bytes, aligned to 8, valid until the calling kernel returns."""
+    """`stack_words() -> int64`: the address of 32 bytes, aligned to 8, valid until the calling kernel returns."""
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        words = cgutils.alloca_once(builder, ir.ArrayType(ir.IntType(64), 2))
+        words = cgutils.alloca_once(builder, ir.ArrayType(ir.IntType(64), 4))
         return builder.ptrtoint(words, ir.IntType(64))
     return types.int64(), codegen
 
@@ -120,6 +125,16 @@ def _fence(typingctx: Any) -> Any:
     return types.void(), codegen
 
 
+def _pause(typingctx: Any) -> Any:
+    """`pause()`: tell the processor that this is a spinning loop."""
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        if _PAUSE:
+            kind = ir.FunctionType(ir.VoidType(), [])
+            builder.call(cgutils.get_or_insert_function(builder.module, kind, _PAUSE), [])
+        return context.get_dummy_value()
+    return types.void(), codegen
+
+
 if JIT:
     load_u1 = intrinsic(_load(8, False))
     load_u2 = intrinsic(_load(16, False))
@@ -134,8 +149,9 @@ if JIT:
     load_acquire = intrinsic(_load_acquire)
     store_release = intrinsic(_store_release)
     fence = intrinsic(_fence)
+    pause = intrinsic(_pause)
 else:
-    _WORDS = (ctypes.c_int64 * 2048)()
+    _WORDS = (ctypes.c_int64 * 4096)()
     _NEXT_WORDS = itertools.cycle(range(1024))
 
     def _plain_load(kind: Any) -> Callable[[int], int]:
@@ -155,7 +171,7 @@ else:
         return int(array.ctypes.data)
 
     def stack_words() -> int:
-        return ctypes.addressof(_WORDS) + 16 * next(_NEXT_WORDS)
+        return ctypes.addressof(_WORDS) + 32 * next(_NEXT_WORDS)
 
     def load_acquire(array: np.ndarray, index: int) -> int:
         return int(array[index])
@@ -165,5 +181,18 @@ else:
 
     def fence() -> None:
         return None
+
+    def pause() -> None:
+        time.sleep(0)
+
+
+errno_location = external("__errno_location", I8)
+
 #: memcpy(to, from, bytes): addresses; they must not overlap
 copy_bytes = external("memcpy", I8, I8, I8, I8)
+
+
+@kernel
+def last_errno():
+    """This thread's errno; to be read straight after the call that failed."""
+    return load_i4(errno_location())

@@ -32,7 +32,7 @@ RECONNECT_MAX_MS = 250
 
 
 def make_context(io_threads: int = 1, *, sockets_max: int = 4096, zero_copy_receive: bool = False) -> zmq.Context:
-    """A context whose received messages own their bytes (unless `zero_copy_receive`), so that held ones cost their size."""
+    """A context whose received messages own their bytes (unless `zero_copy_receive`): a held one costs its size."""
     context = zmq.Context(io_threads=io_threads)
     context.set(zmq.MAX_SOCKETS, sockets_max)
     context.set(_ZERO_COPY_RECV, int(zero_copy_receive))  # type: ignore[arg-type]

@@ -17,7 +17,7 @@ import numpy as np
 import zmq
 import zmq.backend.cython._zmq as _backend
 
-from cwd.jit import kernel
+from cwd.jit import kernel, lean_kernel
 from cwd.net.native import (
     I4,
     I8,
@@ -88,21 +88,21 @@ def poll_items(sockets: list[zmq.Socket], fds: list[int]) -> np.ndarray:
     return items
 
 
-@kernel
+@lean_kernel
 def messages_init(table):
     """Make every row of a zeroed table an empty message."""
     for i in range(table.shape[0]):
         zmq_msg_init(address_of(table) + MESSAGE_BYTES * i)
 
 
-@kernel
+@lean_kernel
 def messages_close(table):
     """Close every message and leave it empty; for the end of a process, while the context is alive."""
     for i in range(table.shape[0]):
         message_close(address_of(table) + MESSAGE_BYTES * i)
 
 
-@kernel
+@lean_kernel
 def message(table, i):
     """Address of message i of a table u1[n, 64]."""
     return address_of(table) + MESSAGE_BYTES * i
@@ -213,12 +213,12 @@ def send_routing_id(socket, key):
     return sent if sent >= 0 else -zmq_errno()
 
 
-@kernel
+@lean_kernel
 def receive_frames(socket, table, first, frames_max):
     """Receive a whole multipart message without waiting, into the messages first, first+1, ... of `table`.
 
-    Returns how many frames it had, or -errno as `receive`, and then message `first` is empty. Frames beyond `frames_max` (at
-    least 1) are dropped: an answer greater than `frames_max` says so, and the first `frames_max` frames are there.
+    Returns how many frames it had, or -errno as `receive`, and then message `first` is empty. Frames beyond `frames_max`
+    (at least 1) are dropped: an answer greater than `frames_max` says so, and the first `frames_max` frames are there.
     """
     base = address_of(table) + MESSAGE_BYTES * first
     if zmq_msg_recv(base, socket, DONTWAIT) < 0:
@@ -253,7 +253,7 @@ def drop_rest(socket):
             return frames
 
 
-@kernel
+@lean_kernel
 def send_frames(socket, table, first, frames):
     """Send the messages first, first+1, ... of `table` as one multipart message, without waiting: 0, or -errno.
 
@@ -272,7 +272,7 @@ def send_frames(socket, table, first, frames):
     return 0
 
 
-@kernel
+@lean_kernel
 def poll(items, timeout_ms):
     """Wait until an item of POLL_ITEM[n] is ready: how many are, or -errno; `revents` says which.
 

@@ -1,0 +1,130 @@
+"""The monotonic clock in nopython code, the host's boot id, and what another host's clock says now.
+
+It must not know who the peers are: a row of OFFSET per peer is the caller's. Two processes with the same boot id read
+the same clock, and their offset is 0 by definition. Otherwise each heartbeat and its echo give four times, and the
+offset lies within half of the round trip of their middle: the filter keeps the sample with the shortest round trip,
+ages its error by the drift that two crystals may have, and takes a newer one when that is the better bound.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import numpy as np
+
+from cwd.jit import JIT, kernel, lean_kernel
+from cwd.net.native import I4, I8, external, load_i8, stack_words
+
+_CLOCK_MONOTONIC = 1
+_NS_PER_S = 1_000_000_000
+
+#: How fast the difference of two clocks may change: 100 us per second bounds crystals and what NTP slews by far.
+DRIFT_PPM = 100
+
+#: What is known of a peer's clock. `offset_ns`: peer's minus ours; right within `error_ns` at `measured_ns` (ours).
+OFFSET = np.dtype([
+    ("offset_ns", "i8"),
+    ("error_ns", "i8"),
+    ("measured_ns", "i8"),
+    ("rtt_ns", "i8"),
+    ("samples", "i8"),
+], align=True)
+
+_clock_gettime = external("clock_gettime", I4, I4, I8)
+
+if JIT:
+    @kernel
+    def monotonic_ns():
+        """CLOCK_MONOTONIC in nanoseconds: what `time.monotonic_ns()` says in Python."""
+        words = stack_words()
+        _clock_gettime(_CLOCK_MONOTONIC, words)
+        return load_i8(words) * _NS_PER_S + load_i8(words + 8)
+else:
+    monotonic_ns = time.monotonic_ns
+
+
+def boot_id() -> bytes:
+    """16 bytes that are the same for all processes of this host until it boots again; zeros where it has none.
+
+    Containers of one host share it, and share CLOCK_MONOTONIC too, unless they run in a time namespace with an offset
+    of its own: the namespace is therefore mixed in.
+    """
+    try:
+        raw = bytes.fromhex(Path("/proc/sys/kernel/random/boot_id").read_text().strip().replace("-", ""))
+    except (OSError, ValueError):
+        return bytes(16)
+    shift = _time_namespace_shift()
+    return bytes(a ^ b for a, b in zip(raw, shift.to_bytes(16, "little"), strict=True))
+
+
+def _time_namespace_shift() -> int:
+    """Nanoseconds by which this time namespace shifts the monotonic clock, as an unsigned 128-bit integer."""
+    try:
+        lines = Path("/proc/self/timens_offsets").read_text().splitlines()
+        shift = next((line.split()[1:] for line in lines if line.split()[0] in ("monotonic", "1")), ["0", "0"])
+        return (int(shift[0]) * _NS_PER_S + int(shift[1])) % (1 << 128)
+    except (OSError, ValueError, IndexError):
+        return 0
+
+
+@lean_kernel
+def offset_reset(row):
+    """Forget everything about the peer's clock."""
+    row["offset_ns"] = 0
+    row["error_ns"] = 0
+    row["measured_ns"] = 0
+    row["rtt_ns"] = 0
+    row["samples"] = 0
+
+
+@lean_kernel
+def offset_fix(row, now_ns):
+    """The peer has our boot id: the offset is 0, exactly and for ever (an RTT of 0 beats every sample)."""
+    offset_reset(row)
+    row["measured_ns"] = now_ns
+    row["samples"] = -1
+
+
+@lean_kernel
+def offset_update(row, sent_ns, peer_ns, hold_ns, received_ns):
+    """Take in one echo; 1 if it was used, 0 if not (a worse bound, an impossible sample, or a fixed offset).
+
+    `sent_ns`: our clock when our heartbeat left. `peer_ns`: the peer's clock when its answer left. `hold_ns`: how long
+    it held ours before that. `received_ns`: our clock when the answer was here. The peer's clock read `peer_ns` at some
+    moment of [sent + hold, received] of ours, so that is the bound, and it holds under any asymmetry.
+    """
+    rtt = received_ns - sent_ns - hold_ns
+    if rtt < 0 or hold_ns < 0 or row["samples"] < 0:
+        return 0
+    error = (rtt + 1) // 2
+    if row["samples"] > 0 and error > offset_error_ns(row, received_ns):
+        row["samples"] += 1
+        return 0
+    row["offset_ns"] = peer_ns - (received_ns - rtt // 2)
+    row["error_ns"] = error
+    row["measured_ns"] = received_ns
+    row["rtt_ns"] = rtt
+    row["samples"] += 1
+    return 1
+
+
+@lean_kernel
+def offset_error_ns(row, now_ns):
+    """By how much the offset may be wrong now: the sample's half round trip and the drift since; 0 if it is fixed."""
+    if row["samples"] < 0:
+        return 0
+    age = max(now_ns - row["measured_ns"], 0)
+    return row["error_ns"] + age // 1_000_000 * DRIFT_PPM + age % 1_000_000 * DRIFT_PPM // 1_000_000
+
+
+@lean_kernel
+def to_peer_ns(row, our_ns):
+    """The peer's clock at our time `our_ns`."""
+    return our_ns + row["offset_ns"]
+
+
+@lean_kernel
+def from_peer_ns(row, peer_ns):
+    """Our clock at the peer's time `peer_ns`."""
+    return peer_ns - row["offset_ns"]

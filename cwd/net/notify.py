@@ -1,0 +1,92 @@
+"""Telling a supervisor that a daemon is ready, in systemd's way, and being such a supervisor.
+
+Plain Python, no zmq, no numba. A daemon sends `READY=1` to the unix datagram socket named by `$NOTIFY_SOCKET`; systemd,
+`cwd up` and `LocalCluster` all learn from it that serving has begun.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+
+
+def notify(*, ready: bool = False, stopping: bool = False, watchdog: bool = False, status: str = "") -> bool:
+    """Send what holds to `$NOTIFY_SOCKET`; True if it was sent. Without a supervisor, or if it is gone: False."""
+    lines = [line for line, wanted in (
+        ("READY=1", ready), ("STOPPING=1", stopping), ("WATCHDOG=1", watchdog), (f"STATUS={status}", bool(status)),
+    ) if wanted]
+    path = os.environ.get("NOTIFY_SOCKET", "")
+    if not path or not lines:
+        return False
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sender:
+        sender.setblocking(False)  # a daemon never waits for whoever watches it
+        try:
+            sender.sendto("\n".join(lines).replace("\0", "").encode(), _address(path))
+        except OSError:
+            return False
+    return True
+
+
+class NotifyListener:
+    """The supervisor's end: a bound socket whose `path` goes into the daemon's `NOTIFY_SOCKET`. A context manager."""
+
+    def __init__(self, directory: Path | None = None) -> None:
+        self._own = None if directory else tempfile.TemporaryDirectory(prefix="cwd-notify-")
+        folder = directory or Path(self._own.name if self._own else "")
+        self.path = str(folder / f"notify-{os.getpid()}-{id(self):x}.sock")
+        self.status = ""
+        self.ready = False
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
+        self._socket.bind(self.path)
+
+    def fileno(self) -> int:
+        return self._socket.fileno()
+
+    def receive(self, timeout_s: float = 0.0) -> dict[str, str] | None:
+        """The next datagram's variables, or None after `timeout_s`; keeps `ready` and `status` up to date."""
+        self._socket.settimeout(timeout_s)
+        try:
+            text = self._socket.recv(65_536).decode(errors="replace")
+        except (BlockingIOError, TimeoutError, InterruptedError):
+            return None
+        found = dict(line.split("=", 1) for line in text.splitlines() if "=" in line)
+        self.ready |= found.get("READY") == "1"
+        self.status = found.get("STATUS", self.status)
+        return found
+
+    def wait_ready(self, timeout_s: float, alive: Callable[[], bool] = lambda: True) -> bool:
+        """True once READY=1 has come; False after `timeout_s`, or soon after `alive()` says that the daemon is gone."""
+        end = time.monotonic() + timeout_s
+        while not self.ready:
+            left = end - time.monotonic()
+            if left <= 0:
+                return False
+            if self.receive(min(left, 0.05)) is None and not alive():
+                self.receive(0.0)  # its last words may have come meanwhile
+                return self.ready
+        return True
+
+    def close(self) -> None:
+        self._socket.close()
+        with contextlib.suppress(OSError):
+            os.unlink(self.path)
+        if self._own:
+            self._own.cleanup()
+
+    def __enter__(self) -> NotifyListener:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def _address(path: str) -> str:
+    return "\0" + path[1:] if path.startswith("@") else path

@@ -1,0 +1,300 @@
+"""Rings: how threads and processes hand records to one another, one producer and one consumer each.
+
+They must not know what a record means. A ring is a block of memory: private, or shared by `shared_block`. `Ring` holds
+fixed-size structured records; `ByteRing` holds byte strings of any length, for rare messages. Positions only grow, as
+int64, and are published with release and read with acquire; each side keeps its last view of the other's, so a line of
+the cache moves only when a side runs out.
+
+Waking: a consumer that finds nothing calls `ring_arm`; if that says 1 it sleeps on its eventfd, and whatever wakes it,
+it calls `ring_disarm`. A producer calls `ring_bell` after publishing and signals the eventfd if that says 1: no system
+call while the consumer is awake, and no wake-up is lost.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from cwd.errors import InvariantError
+from cwd.jit import kernel, lean_kernel
+from cwd.net.native import address_of, aligned_zeros, copy_bytes, fence, load_acquire, load_i8, store_i8, store_release
+
+_MAGIC = 0x43574452494E4731  # "CWDRING1"
+
+# Words of `control`, by who writes them. Each group has two cache lines for itself: neighbours are prefetched in pairs.
+_FORM = 0  # [magic, capacity, bytes per record]: written once
+_TAIL = 16  # producer: how many were ever published (bytes in a ByteRing)
+_HEAD_SEEN = 17  # producer: `_HEAD` when it last looked
+_CLAIMED = 18  # producer of a ByteRing: where `_TAIL` will be when the claim is published
+_HEAD = 32  # consumer: how many were ever taken
+_TAIL_SEEN = 33  # consumer: `_TAIL` when it last looked
+_ARMED = 48  # both: 1 while the consumer wants the bell
+_CONTROL_WORDS = 64
+_CONTROL_BYTES = 8 * _CONTROL_WORDS
+_SKIP = -1  # a ByteRing's length word: the rest of the block is unused, go on at its beginning
+
+
+class Ring(NamedTuple):
+    """Fixed-size records: `control` i8[64], `records` T[capacity], capacity a power of two."""
+
+    control: np.ndarray
+    records: np.ndarray
+
+
+class ByteRing(NamedTuple):
+    """Byte strings: `control` i8[64], `data` u1[capacity], capacity a power of two."""
+
+    control: np.ndarray
+    data: np.ndarray
+
+
+def ring_bytes(record: Any, capacity: int) -> int:
+    """Bytes of memory that a ring of `capacity` records (a power of two) of dtype `record` needs."""
+    return _CONTROL_BYTES + np.dtype(record).itemsize * capacity
+
+
+def make_ring(record: Any, capacity: int, block: np.ndarray | None = None) -> Ring:
+    """An empty ring in `block` (u1[at least ring_bytes], aligned to 64, zeroed), or in memory of its own."""
+    control, data = _lay(np.dtype(record).itemsize, capacity, block, fresh=True)
+    return Ring(control, data.view(record))
+
+
+def attach_ring(record: Any, capacity: int, block: np.ndarray) -> Ring:
+    """The ring that another process made in `block`; raises `InvariantError` if it has another form."""
+    control, data = _lay(np.dtype(record).itemsize, capacity, block, fresh=False)
+    return Ring(control, data.view(record))
+
+
+def byte_ring_bytes(capacity: int) -> int:
+    """Bytes of memory that a byte ring of `capacity` bytes (a power of two) needs."""
+    return _CONTROL_BYTES + capacity
+
+
+def make_byte_ring(capacity: int, block: np.ndarray | None = None) -> ByteRing:
+    """An empty byte ring of `capacity` bytes, as `make_ring`. A string takes 8 bytes more, and is padded to 8."""
+    return ByteRing(*_lay(1, capacity, block, fresh=True))
+
+
+def attach_byte_ring(capacity: int, block: np.ndarray) -> ByteRing:
+    """The byte ring that another process made in `block`; raises `InvariantError` if it has another form."""
+    return ByteRing(*_lay(1, capacity, block, fresh=False))
+
+
+def _lay(item_bytes: int, capacity: int, block: np.ndarray | None, *, fresh: bool) -> tuple[np.ndarray, np.ndarray]:
+    if capacity < 2 or capacity & (capacity - 1):
+        raise InvariantError(f"a ring's capacity is a power of two, not {capacity}")
+    size = _CONTROL_BYTES + item_bytes * capacity
+    if block is None:
+        block = aligned_zeros(size)
+    if block.size < size or block.ctypes.data % 64:
+        raise InvariantError(f"a ring needs {size} bytes aligned to 64, not {block.size} at {block.ctypes.data:#x}")
+    control = block[:_CONTROL_BYTES].view(np.int64)
+    form = (_MAGIC, capacity, item_bytes)
+    if fresh:
+        control[:] = 0
+        control[_FORM:_FORM + 3] = form
+    elif tuple(control[_FORM:_FORM + 3]) != form:
+        raise InvariantError("the shared block holds no ring of this form")
+    return control, block[_CONTROL_BYTES:size]
+
+
+def shared_block(size_bytes: int, fd: int | None = None) -> tuple[np.ndarray, int]:
+    """(u1[size_bytes], fd): zeroed memory that other processes map by inheriting or receiving `fd`, or that of theirs.
+
+    Without `fd` a memfd is made; it is closed on exec unless passed on (`pass_fds`). The array keeps the mapping.
+    """
+    if fd is None:
+        fd = os.memfd_create("cwd-ring", os.MFD_CLOEXEC)
+        os.ftruncate(fd, size_bytes)
+    mapping = mmap.mmap(fd, size_bytes)
+    return np.frombuffer(mapping, dtype=np.uint8), fd
+
+
+@lean_kernel
+def ring_len(ring):
+    """How many are published and not taken (of a ByteRing: bytes, with lengths and padding). Either side may ask."""
+    head = load_acquire(ring.control, _HEAD)
+    return max(load_acquire(ring.control, _TAIL) - head, 0)
+
+
+@lean_kernel
+def ring_claim(ring):
+    """Producer: index of the record to fill next, or -1: full. Nothing is visible before `ring_publish`."""
+    control = ring.control
+    capacity = ring.records.shape[0]
+    tail = control[_TAIL]
+    if tail - control[_HEAD_SEEN] >= capacity:
+        control[_HEAD_SEEN] = load_acquire(control, _HEAD)
+        if tail - control[_HEAD_SEEN] >= capacity:
+            return -1
+    return tail & (capacity - 1)
+
+
+@lean_kernel
+def ring_publish(ring):
+    """Producer: hand the claimed record over."""
+    store_release(ring.control, _TAIL, ring.control[_TAIL] + 1)
+
+
+@lean_kernel
+def ring_peek(ring):
+    """Consumer: index of the oldest record, to be read in place, or -1: empty. It stays there until `ring_advance`."""
+    control = ring.control
+    head = control[_HEAD]
+    if head >= control[_TAIL_SEEN]:
+        control[_TAIL_SEEN] = load_acquire(control, _TAIL)
+        if head >= control[_TAIL_SEEN]:
+            return -1
+    return head & (ring.records.shape[0] - 1)
+
+
+@lean_kernel
+def ring_advance(ring):
+    """Consumer: give the peeked record's place back."""
+    store_release(ring.control, _HEAD, ring.control[_HEAD] + 1)
+
+
+@lean_kernel
+def ring_push(ring, row):
+    """Producer: publish a copy of the record `row`; 1, or 0: full."""
+    index = ring_claim(ring)
+    if index < 0:
+        return 0
+    ring.records[index] = row
+    ring_publish(ring)
+    return 1
+
+
+@lean_kernel
+def ring_pop(ring, rows, i):
+    """Consumer: move the oldest record to `rows[i]`; 1, or 0: empty."""
+    index = ring_peek(ring)
+    if index < 0:
+        return 0
+    rows[i] = ring.records[index]
+    ring_advance(ring)
+    return 1
+
+
+@lean_kernel
+def ring_arm(ring):
+    """Consumer, before it sleeps: 1 if there is still nothing (then sleep), 0 if something came (then take it)."""
+    control = ring.control
+    store_release(control, _ARMED, 1)
+    fence()  # the flag must be visible before the last look; `ring_bell` has the mirror image
+    if load_acquire(control, _TAIL) == control[_HEAD]:
+        return 1
+    store_release(control, _ARMED, 0)
+    return 0
+
+
+@lean_kernel
+def ring_disarm(ring):
+    """Consumer, awake again: no more bells."""
+    store_release(ring.control, _ARMED, 0)
+
+
+@lean_kernel
+def ring_bell(ring):
+    """Producer, after publishing (once for many): 1 if the consumer sleeps, or is about to, and must be signalled."""
+    fence()
+    if load_acquire(ring.control, _ARMED) == 0:
+        return 0
+    store_release(ring.control, _ARMED, 0)
+    return 1
+
+
+@lean_kernel
+def bytes_claim(ring, size):
+    """Producer: the address of `size` bytes to fill, or 0: no room now (or never: see `bytes_fit`)."""
+    control = ring.control
+    capacity = ring.data.shape[0]
+    tail = control[_TAIL]
+    whole = 8 + (size + 7) // 8 * 8
+    to_end = capacity - (tail & (capacity - 1))
+    needed = whole if whole <= to_end else to_end + whole
+    if size < 0 or whole > capacity:
+        return 0
+    if tail + needed - control[_HEAD_SEEN] > capacity:
+        control[_HEAD_SEEN] = load_acquire(control, _HEAD)
+        if tail + needed - control[_HEAD_SEEN] > capacity:
+            return 0
+    base = address_of(ring.data)
+    start = base + (tail & (capacity - 1))
+    if whole > to_end:
+        store_i8(start, _SKIP)
+        start = base
+    store_i8(start, size)
+    control[_CLAIMED] = tail + needed
+    return start + 8
+
+
+@lean_kernel
+def bytes_publish(ring):
+    """Producer: hand the claimed bytes over."""
+    store_release(ring.control, _TAIL, ring.control[_CLAIMED])
+
+
+@lean_kernel
+def bytes_peek(ring):
+    """Consumer: (address, size) of the oldest string, valid until `bytes_advance`; (0, -1): empty."""
+    control = ring.control
+    if control[_HEAD] >= control[_TAIL_SEEN]:
+        control[_TAIL_SEEN] = load_acquire(control, _TAIL)
+        if control[_HEAD] >= control[_TAIL_SEEN]:
+            return 0, -1
+    capacity = ring.data.shape[0]
+    base = address_of(ring.data)
+    place = control[_HEAD] & (capacity - 1)
+    size = load_i8(base + place)
+    if size == _SKIP:
+        store_release(control, _HEAD, control[_HEAD] + capacity - place)
+        place = 0
+        size = load_i8(base)
+    return base + place + 8, size
+
+
+@lean_kernel
+def bytes_advance(ring):
+    """Consumer: give the peeked string's place back."""
+    place = ring.control[_HEAD] & (ring.data.shape[0] - 1)
+    size = load_i8(address_of(ring.data) + place)
+    store_release(ring.control, _HEAD, ring.control[_HEAD] + 8 + (size + 7) // 8 * 8)
+
+
+@lean_kernel
+def bytes_push(ring, source, size):
+    """Producer: publish a copy of the `size` bytes at address `source`; 1, or 0: no room."""
+    to = bytes_claim(ring, size)
+    if to == 0:
+        return 0
+    if size > 0:
+        copy_bytes(to, source, size)
+    bytes_publish(ring)
+    return 1
+
+
+@kernel
+def bytes_fit(ring, size):
+    """1 if a string of `size` bytes finds room in an empty ring wherever it starts, else 0: never push such a one."""
+    return 1 if 0 <= size and 2 * (8 + (size + 7) // 8 * 8) <= ring.data.shape[0] else 0
+
+
+def bytes_put(ring: ByteRing, text: bytes) -> bool:
+    """`bytes_push` from Python."""
+    array = np.frombuffer(text or b"\0", dtype=np.uint8)
+    return bool(bytes_push(ring, array.ctypes.data, len(text)))
+
+
+def bytes_get(ring: ByteRing) -> bytes | None:
+    """Take the oldest string, from Python; None: empty."""
+    address, size = bytes_peek(ring)
+    if size < 0:
+        return None
+    start = address - ring.data.ctypes.data
+    text = ring.data[start:start + size].tobytes()
+    bytes_advance(ring)
+    return text
