@@ -9,6 +9,7 @@ Knows nothing of models, rates or sockets: arrivals.py makes requests of what is
 from __future__ import annotations
 
 import gzip
+import itertools
 import re
 import zlib
 from collections.abc import Iterator
@@ -27,10 +28,11 @@ Int64s = NDArray[np.int64]
 FUNCTIONS_HEADER = ("HashOwner", "HashApp", "HashFunction", "Trigger")
 LLM_HEADER = ("TIMESTAMP", "ContextTokens", "GeneratedTokens")
 NS_PER_MINUTE = 60 * NS_PER_S
+TIME_MAX_NS = (1 << 63) - 1
 
 _COUNTS = re.compile(r"\d{1,9}(?:,\d{1,9})*")
-_SECONDS = re.compile(r"\d{1,11}(?:\.\d{1,12})?(?:[eE][+-]?\d{1,2})?")
-_ISO = re.compile(r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d(?:\.\d{1,9})?(Z|\+00:00)?")
+_SECONDS = re.compile(r"\d{1,11}(?:\.\d{1,30})?(?:[eE][+-]?\d{1,2})?")
+_ISO = re.compile(r"(?:19[7-9]|2[01]\d)\d-\d\d-\d\d[T ]\d\d:\d\d:\d\d(?:\.\d{1,9})?(Z|\+00:00)?")
 
 
 @dataclass(frozen=True)
@@ -95,7 +97,7 @@ def read_trace(path: str | Path) -> Trace:
     if len(fields) > 1:
         raise _fault(path, number, f"the header is neither {','.join(FUNCTIONS_HEADER)},<minutes> "
                                    f"nor {','.join(LLM_HEADER)}")
-    return _read_stamps(path, number, first, lines)
+    return _read_stamps(path, (number, first), lines)
 
 
 def _fault(path: Path, line: int, text: str) -> CwdError:
@@ -160,24 +162,21 @@ def _read_llm(path: Path, lines: Iterator[tuple[int, str]]) -> StampTrace:
     return _stamps(at_ns, tokens)
 
 
-def _read_stamps(path: Path, number: int, first: str, lines: Iterator[tuple[int, str]]) -> StampTrace:
-    at_ns = []
-    for number, line in _chained((number, first), lines):
+def _read_stamps(path: Path, first: tuple[int, str], lines: Iterator[tuple[int, str]]) -> StampTrace:
+    at_ns, number = [], 1
+    for number, line in itertools.chain([first], lines):
         text = line.strip()
         if not text or text.startswith("#"):
             continue
         if _SECONDS.fullmatch(text):
             at_ns.append(int(Decimal(text) * NS_PER_S))
+            if at_ns[-1] > TIME_MAX_NS:
+                raise _fault(path, number, f"{text[:40]} seconds is beyond what can be counted")
         else:
             at_ns.append(_iso_ns(path, number, text))
     if not at_ns:
         raise _fault(path, number, "no time in the file")
     return _stamps(at_ns, None)
-
-
-def _chained(first: tuple[int, str], rest: Iterator[tuple[int, str]]) -> Iterator[tuple[int, str]]:
-    yield first
-    yield from rest
 
 
 def _iso_ns(path: Path, number: int, text: str) -> int:
@@ -193,10 +192,7 @@ def _iso_ns(path: Path, number: int, text: str) -> int:
 
 def _stamps(at_ns: list[int], tokens: list[int] | None) -> StampTrace:
     """Sorted by time and counted from the first; equal times keep the file's order."""
-    try:
-        times = np.array(at_ns, np.int64)
-    except OverflowError as error:
-        raise CwdError("a time is beyond the year 2262", code=Code.BAD_ARGUMENT) from error
+    times = np.array(at_ns, np.int64)
     order = np.argsort(times, kind="stable")
     sizes = None if tokens is None else np.array(tokens, np.int64)[order]
     return StampTrace(times[order] - times[order[0]], sizes)

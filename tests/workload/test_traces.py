@@ -79,6 +79,8 @@ def test_stamps_slice(tmp_path: Path) -> None:
     (LLM.splitlines()[0], 1, "no request"),
     ("1.0\n2.0\nthree\n", 3, "'three' is neither seconds"),
     ("1.0\n-2.0\n", 2, "neither seconds"),
+    ("1\n9e98\n", 2, "beyond what can be counted"),
+    ("9999-01-01 00:00:00\n", 1, "neither seconds"),
     ("nan\n", 1, "neither seconds"),
     ("", 1, "no time in the file"),
     ("a,b\n1,2\n", 1, "the header is neither"),
