@@ -21,14 +21,14 @@ import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import llvmlite.binding
 import numba
 from numba.core import caching
 from numba.extending import intrinsic
 
-__all__ = ["JIT", "cache_dir", "inline", "intrinsic", "kernel", "lean_kernel", "sources", "source_hash"]
+__all__ = ["JIT", "cache_dir", "inline", "intrinsic", "kernel", "lean_kernel", "source_hash", "sources"]
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -182,7 +182,7 @@ def _private_dir() -> str:
 
 
 class _KernelCacheImpl(caching.CompileResultCacheImpl):
-    _locator_classes = [_Locator]
+    _locator_classes: ClassVar[list[type]] = [_Locator]
 
 
 class _LockedFiles(caching.IndexDataCacheFile):

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
+from typing import Self
 
 
 def notify(*, ready: bool = False, stopping: bool = False, watchdog: bool = False, status: str = "") -> bool:
@@ -79,7 +80,7 @@ class NotifyListener:
         if self._own:
             self._own.cleanup()
 
-    def __enter__(self) -> NotifyListener:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(

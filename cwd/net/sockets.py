@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 
 import zmq
 
-from cwd.errors import Code, CwdError
+from cwd.errors import CwdError
 
 #: zmq.h's context option; pyzmq has no name for it. On, a held 200-byte payload pins the 8 KiB that it arrived in.
 _ZERO_COPY_RECV = 10

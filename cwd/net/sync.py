@@ -21,6 +21,25 @@ import numpy as np
 from cwd.errors import InvariantError
 from cwd.jit import kernel, lean_kernel
 from cwd.net.native import address_of, aligned_zeros, copy_bytes, fence, load_acquire, load_i8, store_i8, store_release
+from cwd.net.wake import (
+    eventfd_clear,
+    eventfd_signal,
+    make_eventfd,
+    make_timerfd,
+    set_timer_slack,
+    spin_until,
+    timerfd_arm,
+    timerfd_clear,
+    wait_fd,
+)
+
+__all__ = [
+    "ByteRing", "Ring", "attach_byte_ring", "attach_ring", "byte_ring_bytes", "bytes_advance", "bytes_claim",
+    "bytes_fit", "bytes_get", "bytes_peek", "bytes_publish", "bytes_push", "bytes_put", "eventfd_clear",
+    "eventfd_signal", "make_byte_ring", "make_eventfd", "make_ring", "make_timerfd", "ring_advance", "ring_arm",
+    "ring_bell", "ring_bytes", "ring_claim", "ring_disarm", "ring_len", "ring_peek", "ring_pop", "ring_publish",
+    "ring_push", "set_timer_slack", "shared_block", "spin_until", "timerfd_arm", "timerfd_clear", "wait_fd",
+]
 
 _MAGIC = 0x43574452494E4731  # "CWDRING1"
 

@@ -217,8 +217,8 @@ def send_routing_id(socket, key):
 def receive_frames(socket, table, first, frames_max):
     """Receive a whole multipart message without waiting, into the messages first, first+1, ... of `table`.
 
-    Returns how many frames it had, or -errno as `receive`, and then message `first` is empty. Frames beyond `frames_max`
-    (at least 1) are dropped: an answer greater than `frames_max` says so, and the first `frames_max` frames are there.
+    Returns how many frames it had, or -errno as `receive`, and then message `first` is empty. Frames beyond
+    `frames_max` (at least 1) are dropped: a greater answer says so, and the first `frames_max` frames are there.
     """
     base = address_of(table) + MESSAGE_BYTES * first
     if zmq_msg_recv(base, socket, DONTWAIT) < 0:
