@@ -1,0 +1,1 @@
+"""Models: what is on disk (repository, manifest, layout), and the torch programs that run it."""

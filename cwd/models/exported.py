@@ -1,8 +1,9 @@
 """Exported torch programs (.pt2): reading and re-writing them without weights.
 
-A .pt2 is code: torch's loader falls back to unpickling where its safe path fails. So one is read only from a repository that
-the operator trusts, with the sha256 recorded at import, and after its archive has been looked through for anything that
-would be unpickled. The stored form has no weights in it (they are on the meta device): instances bring their own.
+A .pt2 is code: torch's loader falls back to unpickling where its safe path fails. So one is read only from a
+repository that the operator trusts, with the sha256 recorded at import, and after its archive has been looked through
+for anything that would be unpickled. The stored form has no weights in it (they are on the meta device): instances
+bring their own.
 """
 
 from __future__ import annotations
@@ -135,7 +136,7 @@ def describe(program: torch.export.ExportedProgram, options: dict[str, Any]) -> 
     """Inputs, axes and batch sizes as they were exported; `options` must give `size_classes` if an axis is dynamic."""
     arguments, keywords = program.call_spec.in_spec.children()
     if arguments.num_leaves and keywords.num_leaves:
-        raise RepositoryError("it was exported with positional and keyword inputs; export it with one kind", code=Code.BAD_MODEL)
+        raise RepositoryError("it was exported with positional and with keyword inputs; export it with one kind")
     placeholders = {node.name: node.meta["val"] for node in program.graph.nodes if node.op == "placeholder"}
     values = [placeholders[name] for name in program.graph_signature.user_inputs]
     names = list(keywords.context) if keywords.num_leaves else list(program.graph_signature.user_inputs)
@@ -151,19 +152,22 @@ def describe(program: torch.export.ExportedProgram, options: dict[str, Any]) -> 
             if isinstance(size, int):
                 shape.append(size)
             else:
-                shape.append(axes.setdefault(str(size), given[len(axes)] if len(axes) < len(given) else f"axis{len(axes)}"))
+                fresh = given[len(axes)] if len(axes) < len(given) else f"axis{len(axes)}"
+                shape.append(axes.setdefault(str(size), fresh))
         inputs.append({"name": name, "dtype": str(value.dtype).removeprefix("torch."), "shape": shape})
     if axes and "size_classes" not in options:
-        raise RepositoryError(f"options: 'size_classes' is missing: it was exported with {len(axes)} dynamic axes besides the "
-                              "batch", code=Code.BAD_ARGUMENT)
+        raise RepositoryError(f"options: 'size_classes' is missing: it was exported with {len(axes)} dynamic axes "
+                              "besides the batch", code=Code.BAD_ARGUMENT)
     return {"inputs": inputs, "axes": list(axes.values()), "batch_sizes": _batch_sizes(batch),
             "call": "keywords" if keywords.num_leaves else "positional"}
 
 
 def _batch_sizes(found: set[str]) -> list[int]:
     if len(found) != 1:
-        raise RepositoryError(f"its inputs have different first axes ({', '.join(sorted(found))}); it must be the batch")
+        raise RepositoryError(f"its inputs have different first axes ({', '.join(sorted(found))}), which must be the "
+                              "batch")
     size = found.pop()
     if size.isdecimal() and size != "1":
-        raise RepositoryError(f"it was exported for batches of exactly {size}; export it with a dynamic first axis, or 1")
+        raise RepositoryError(f"it was exported for batches of exactly {size}; export it with a dynamic first axis, "
+                              "or 1")
     return [1] if size == "1" else [1, 2, 4, 8, 16]

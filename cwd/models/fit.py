@@ -34,7 +34,7 @@ PATTERN_BYTES, ONE_AT = 16, 8
 if JIT:
     _memmove = types.ExternalFunction("memmove", types.intp(types.intp, types.intp, types.intp))
 else:
-    _memmove = lambda target, source, count: ctypes.memmove(int(target), int(source), int(count))  # noqa: E731
+    _memmove = lambda target, source, count: ctypes.memmove(int(target), int(source), int(count))
 
 
 class FitPlan(NamedTuple):
@@ -66,7 +66,7 @@ def _table(tensors: tuple[TensorSpec, ...], axes: tuple[str, ...]) -> np.ndarray
     return table
 
 
-def _item(tensor: TensorSpec, value: int | float) -> bytes:
+def _item(tensor: TensorSpec, value: float) -> bytes:
     try:
         item = np.array(value, np.dtype(tensor.dtype))
     except (OverflowError, ValueError):
@@ -103,7 +103,7 @@ def row_bytes(tensors, dims):
 
 @kernel
 def fill(target, pattern, item_bytes, count_bytes):
-    """Repeat the item at address `pattern` over `count_bytes` (a multiple of it) from `target` on, doubling each time."""
+    """Repeat the item at address `pattern` over `count_bytes` (a multiple of it) from `target` on, by doubling."""
     if count_bytes <= 0:
         return
     _memmove(target, pattern, item_bytes)
@@ -116,7 +116,7 @@ def fill(target, pattern, item_bytes, count_bytes):
 
 @kernel
 def copy_block(target, t0, t1, t2, t3, source, s0, s1, s2, s3, n0, n1, n2, n3, item_bytes):
-    """Copy a block of n sizes between the corners of two C-order arrays of t and s sizes, in the longest runs there are."""
+    """Copy a block of n sizes between the corners of two C-order arrays of t and s sizes, in runs as long as can be."""
     for _ in range(RANK_MAX - 1):
         if n3 == t3 and n3 == s3:
             n3, t3, s3 = n3 * n2, t3 * t2, s3 * s2
@@ -142,7 +142,7 @@ def fill_block(target, t1, t2, t3, n0, n1, n2, n3, pattern, item_bytes):
 
 @kernel
 def check_rows(inputs, limits, batch, sizes, dims, n):
-    """0 if n rows of these sizes (bytes) and dims fit the batch and the class; BAD_BATCH, UNKNOWN_SIZE, BAD_PAYLOAD_SIZE."""
+    """0 if n rows of these sizes (bytes) and dims fit; else BAD_BATCH, UNKNOWN_SIZE or BAD_PAYLOAD_SIZE."""
     if n < 1 or n > batch:
         return BAD_BATCH
     for r in range(n):
@@ -159,7 +159,7 @@ def check_rows(inputs, limits, batch, sizes, dims, n):
 def fit_inputs(inputs, patterns, limits, batch, payloads, sizes, dims, n, targets):
     """Fill the batch arrays at `targets` (i8 addresses, one per input) from n payloads (i8 addresses, i8 bytes).
 
-    `limits` is the size class's row of `plan.classes`, `dims` u4[n, 4]. Returns 0, or a code before anything is written.
+    `limits` is the size class's row of `plan.classes`, `dims` u4[n, 4]. Returns 0, or a code and nothing is written.
     """
     code = check_rows(inputs, limits, batch, sizes, dims, n)
     if code != OK:
@@ -192,7 +192,7 @@ def fit_inputs(inputs, patterns, limits, batch, payloads, sizes, dims, n, target
 
 @kernel
 def fit_outputs(outputs, limits, dims, n, sources, results):
-    """Write each row's trimmed outputs, one behind the other, from batch arrays at `sources` to `results[r]` (addresses).
+    """Write each row's trimmed outputs, one behind the other, from the batch arrays at `sources` to `results[r]`.
 
     `results[r]` must have room for `row_bytes(outputs, dims[r])`, with the dims that `fit_inputs` has accepted.
     """
@@ -245,4 +245,5 @@ def warm() -> None:
     code = fit_inputs(plan.inputs, plan.patterns, plan.classes[0], 2, requests.addresses, requests.sizes, requests.dims,
                       1, addresses[:2])
     assert code == OK
-    fit_outputs(plan.outputs, plan.classes[0], requests.dims, 1, addresses[2:], np.array([result.ctypes.data], np.int64))
+    results = np.array([result.ctypes.data], np.int64)
+    fit_outputs(plan.outputs, plan.classes[0], requests.dims, 1, addresses[2:], results)

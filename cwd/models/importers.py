@@ -112,12 +112,12 @@ def add_folder(repository: Repository, name: str, folder: str | Path, options: d
 
 def add_exported(repository: Repository, name: str, path: str | Path, options: dict[str, Any] | None = None, *,
                  version: int = 1, copies: int = 1, progress: Progress | None = None) -> list[Entry]:
-    """Add an exported program (.pt2) to a trusted repository: the program without weights, and its weights beside it."""
+    """Add an exported program (.pt2) to a trusted repository: the program bare, and its weights beside it."""
     from cwd.models import exported
 
     if not repository.trusted:
-        raise RepositoryError(f"{path}: an exported program is code; to accept it, make the file {repository.root}/TRUSTED",
-                              code=Code.UNTRUSTED_PROGRAM)
+        raise RepositoryError(f"{path}: an exported program is code; to accept it, make the file "
+                              f"{repository.root}/TRUSTED", code=Code.UNTRUSTED_PROGRAM)
     names = _names(repository, name, version, copies)
     with tempfile.TemporaryDirectory(prefix="cwd-") as work:
         bare = Path(work) / "program.pt2"
@@ -174,7 +174,7 @@ def _add(repository: Repository, names: list[str], version: int, module: Any, he
 
 
 def complete(head: dict[str, Any], options: dict[str, Any], module: Any, tensors: dict[str, Any]) -> ProgramSpec:
-    """A whole spec from what builds the program, the options given, its module and one instance's weights; tried out."""
+    """A whole spec from what builds the program, the options given, its module and an instance's weights; tried out."""
     from cwd.models import probe
     from cwd.models.program import Program
 
@@ -201,5 +201,6 @@ def complete(head: dict[str, Any], options: dict[str, Any], module: Any, tensors
         program.run(program.bind(probe.image_of(spec, tensors)), spec.batch_sizes[-1], 0)
         probe.check_padding(spec, module, tensors)
     except (RuntimeError, TypeError, IndexError, ValueError) as error:
-        raise RepositoryError(f"the program does not run on inputs as described: {type(error).__name__}: {error}") from error
+        text = f"the program does not run on inputs as described: {type(error).__name__}: {error}"
+        raise RepositoryError(text) from error
     return program_from_json(spec.to_json(), "program")

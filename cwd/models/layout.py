@@ -12,7 +12,7 @@ import json
 import mmap
 import os
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
@@ -75,7 +75,7 @@ class WeightsFile:
             self._map.close()
             raise
 
-    def __enter__(self) -> WeightsFile:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -136,7 +136,7 @@ class WeightsFile:
 
 
 def build_image(path: str | os.PathLike[str], sha256: str, spec: ProgramSpec, out: np.ndarray) -> int:
-    """Write the page image of a weights file into `out` (u1[>= image_bytes]), gaps and rest as zeros; returns image_bytes.
+    """Write the page image of a weights file into `out` (u1[>= image_bytes]), the rest as zeros; returns image_bytes.
 
     The file's sha256 is checked first: `RepositoryError` (CORRUPT) if it differs or a tensor is not as recorded.
     """
@@ -153,8 +153,8 @@ def build_image(path: str | os.PathLike[str], sha256: str, spec: ProgramSpec, ou
             stored = file.slots.get(name)
             if stored is None or (stored.dtype, stored.shape) != (slot.dtype, slot.shape):
                 got = "nothing" if stored is None else f"{stored.dtype}{list(stored.shape)}"
-                raise RepositoryError(f"{file.path}: tensor {name!r}: wanted {slot.dtype}{list(slot.shape)}, found {got}",
-                                      code=Code.CORRUPT)
+                raise RepositoryError(f"{file.path}: tensor {name!r}: wanted {slot.dtype}{list(slot.shape)}, "
+                                      f"found {got}", code=Code.CORRUPT)
             out[end:slot.offset] = 0
             end = slot.offset + slot.nbytes
             file.copy_into(name, out[slot.offset:end], channels_last=slot.channels_last)

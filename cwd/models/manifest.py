@@ -24,7 +24,7 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,126}")
 
 @dataclass(frozen=True)
 class Manifest:
-    """A model of the repository. `image_bytes` is the size of its page image, `seed` is -1 for weights not generated."""
+    """A model of the repository. `image_bytes` is its page image's size, `seed` is -1 for weights not generated."""
 
     name: str
     version: int
@@ -119,7 +119,7 @@ def program_hash_in(value: Any, where: str) -> bytes:
 
 
 def manifest_from_json(value: Any, program: ProgramSpec, where: str) -> Manifest:
-    """The manifest in parsed JSON, checked against its program; `where` is the file's path. Raises `RepositoryError`."""
+    """The manifest in parsed JSON, checked; `where` is the file's path for messages. Raises `RepositoryError`."""
     read = Reader(value, where)
     read.known("format", "name", "version", "program", "weights", "image_bytes", "seed")
     read.integer("format", FORMAT, FORMAT)

@@ -1,7 +1,7 @@
 """Finding out what a program gives, and whether padding changes it, by running it on tiny inputs at import.
 
-Knows the in-process `Program` and nothing of files or workers. What cannot be found out is an error that names the option
-to give: a wrong guess would be served.
+Knows the in-process `Program` and nothing of files or workers. What cannot be found out is an error that names the
+option to give: a wrong guess would be served.
 """
 
 from __future__ import annotations
@@ -45,13 +45,14 @@ def weight_specs(module: torch.nn.Module, tensors: dict[str, Any]) -> tuple[Weig
             raise RepositoryError(f"the weights have no tensor {names[0]!r}, which the program needs")
         tensor = tensors[name]
         if tuple(tensor.shape) != tuple(wanted.shape):
-            raise RepositoryError(f"weight {name!r}: shape {list(tensor.shape)}, the program wants {list(wanted.shape)}")
+            raise RepositoryError(f"weight {name!r}: shape {list(tensor.shape)}, the program wants "
+                                  f"{list(wanted.shape)}")
         dtype = DTYPE_NAMES[tensor.dtype] if isinstance(tensor, torch.Tensor) else DTYPE_NAMES[
             getattr(torch, str(tensor.dtype))]
         found.append(WeightSpec(name, dtype, tuple(tensor.shape)))
         left -= set(names)
     if left:
-        raise RepositoryError(f"the weights have {len(left)} tensors that the program lacks, {sorted(left)[0]!r} for one")
+        raise RepositoryError(f"the weights have {len(left)} tensors that the program lacks: {min(left)!r}, ...")
     return tuple(found)
 
 
@@ -86,15 +87,15 @@ def find_outputs(spec: ProgramSpec, module: torch.nn.Module, tensors: dict[str, 
     found = []
     for name, tensor in runs[0].items():
         if tensor.ndim < 1 or tensor.shape[0] != batch:
-            raise RepositoryError(f"output {name!r} has shape {list(tensor.shape)} for a batch of {batch}: its first axis "
-                                  "must be the batch")
+            raise RepositoryError(f"output {name!r} has shape {list(tensor.shape)} for a batch of {batch}: its first "
+                                  "axis must be the batch")
         shape: list[int | str] = list(tensor.shape[1:])
         for axis, run in enumerate(runs[1:]):
             for k, size in enumerate(run[name].shape[1:]):
                 if size != tensor.shape[1 + k]:
                     if size != varied[axis][axis] or tensor.shape[1 + k] != base[axis]:
-                        raise RepositoryError(f"output {name!r}: axis {k + 1} depends on {spec.axes[axis]} but does not "
-                                              "equal it; the size of an output must be an axis or fixed")
+                        raise RepositoryError(f"output {name!r}: axis {k + 1} depends on {spec.axes[axis]} but is not "
+                                              "equal to it; the size of an output must be an axis or fixed")
                     shape[k] = spec.axes[axis]
         found.append(TensorSpec(name, str(tensor.dtype).removeprefix("torch."), tuple(shape)))
     return tuple(found)
@@ -119,8 +120,8 @@ def check_padding(spec: ProgramSpec, module: torch.nn.Module, tensors: dict[str,
         worst, scale = float(np.abs(padded - plain).max()), float(np.abs(plain).max())
         if not worst <= PADDING_TOLERANCE * max(scale, 1e-3):
             raise RepositoryError(
-                f"padding {list(sizes)} to {list(limits)} changes output {tensor.name!r} by {worst:.2g} of {scale:.2g}: "
-                'give it a mask input, or set padding = "exact" so that only full size classes are accepted')
+                f"padding {list(sizes)} to {list(limits)} changes output {tensor.name!r} by {worst:.2g} of "
+                f'{scale:.2g}: give it a mask input, or set padding = "exact" to accept full size classes only')
         start = end
 
 

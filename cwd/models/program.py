@@ -2,8 +2,8 @@
 
 The module is built once, on the meta device, so it owns no weights. `bind` makes views into an instance's page image;
 running a binding first puts those views into the module's own `_parameters` and `_buffers` dictionaries, about 50 ns a
-tensor and no copy. Buffers that are no part of the weights (position ids, ...) are made once, on the CPU. Knows nothing of
-actions, windows or sockets. One thread at a time may run a program.
+tensor and no copy. Buffers that are no part of the weights (position ids, ...) are made once, on the CPU. Knows nothing
+of actions, windows or sockets. One thread at a time may run a program.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ import torch
 from cwd.errors import Code, RepositoryError
 from cwd.models import fit
 from cwd.models.exported import load_exported
-from cwd.models.layout import Layout
+from cwd.models.layout import Layout, Slot
 from cwd.models.repository import EXPORTED_FILE, Repository
-from cwd.models.spec import ProgramSpec
+from cwd.models.spec import WEIGHT_BYTES, ProgramSpec
 
 #: factories that any repository may name, spelled out since a dotted path could reach anything that a module imports;
 #: others need a trusted repository, or to be listed in CWD_FACTORIES as `package.module:callable` or `package.module`
@@ -41,6 +41,7 @@ class Binding:
     """An instance's weights, ready to be put into the module: (dictionary, key, view) for each place."""
 
     places: tuple[tuple[dict[str, Any], str, torch.Tensor], ...]
+    image: torch.Tensor
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,10 @@ class Program:
         self.module = module
         self.layout = Layout.of(spec)
         self.plan = fit.make_plan(spec)
-        self._places = _match(places_of(module), spec)
+        self._dtypes = sorted({weight.dtype for weight in spec.weights})
+        places = _match(places_of(module), spec)
+        self._strided = [(holder, key, *_strided(slot)) for name, slot in self.layout.slots.items()
+                         for holder, key in places[name]]
         self._buffers: dict[tuple[int, int], Buffers] = {}
         self._active: Binding | None = None
 
@@ -82,17 +86,13 @@ class Program:
         """Views of the instance's image `flat` (u8[>= image_bytes], 16-byte aligned); it must outlive the binding."""
         if flat.dtype != torch.uint8 or flat.numel() < self.layout.image_bytes:
             raise ValueError(f"an image is u8[{self.layout.image_bytes}], got {flat.dtype}[{flat.numel()}]")
-        found = []
+        storage = flat[:self.layout.image_bytes]
         with torch.inference_mode():
-            for name, slot in self.layout.slots.items():
-                view = flat[slot.offset:slot.offset + slot.nbytes].view(DTYPES[slot.dtype])
-                if slot.channels_last:
-                    n, c, h, w = slot.shape
-                    view = view.view(n, h, w, c).permute(0, 3, 1, 2)
-                else:
-                    view = view.view(slot.shape)
-                found += [(holder, key, view) for holder, key in self._places[name]]
-        return Binding(tuple(found))
+            typed = {dtype: storage.view(DTYPES[dtype]) for dtype in self._dtypes}
+            start = flat.storage_offset()
+            found = [(holder, key, torch.as_strided(typed[dtype], shape, strides, start // item_bytes + offset))
+                     for holder, key, dtype, shape, strides, offset, item_bytes in self._strided]
+        return Binding(tuple(found), flat)
 
     def buffers(self, batch: int, size_class: int) -> Buffers:
         """The input arrays to fill before `run`; made on first use and reused ever after."""
@@ -194,7 +194,7 @@ def select_outputs(found: Any, names: list[str]) -> list[torch.Tensor]:
 
 
 def places_of(module: torch.nn.Module) -> list[tuple[list[str], list[Place], torch.Tensor]]:
-    """Every stored tensor of a module with all its names and places, tied ones together; non-persistent buffers left out."""
+    """Every stored tensor of a module with its names and places, tied ones together; no non-persistent buffers."""
     groups: dict[int, tuple[list[str], list[Place], torch.Tensor]] = {}
     for prefix, part in module.named_modules(remove_duplicate=False):
         for holder in (part._parameters, part._buffers):
@@ -227,7 +227,7 @@ def build_module(factory: str, args: dict[str, Any], *, trusted: bool) -> torch.
 
 
 def find_factory(factory: str, *, trusted: bool) -> Callable[..., Any]:
-    """The callable that `package.module:callable` names; UNTRUSTED_PROGRAM unless it is one that the operator allows."""
+    """The callable that `package.module:callable` names; UNTRUSTED_PROGRAM unless the operator allows it."""
     listed = [entry.strip() for entry in os.environ.get("CWD_FACTORIES", "").split(",")]
     if not (trusted or factory in SAFE_FACTORIES or factory in listed or factory.partition(":")[0] in listed):
         raise RepositoryError(
@@ -272,6 +272,16 @@ def _strays(module: torch.nn.Module) -> list[tuple[dict[str, Any], str, str]]:
     return found
 
 
+def _strided(slot: Slot) -> tuple[str, tuple[int, ...], tuple[int, ...], int, int]:
+    """(dtype, shape, strides, offset in items, bytes per item) of a slot's view: one call for each is all bind costs."""
+    strides, step = [0] * len(slot.shape), 1
+    for axis in (1, 3, 2, 0) if slot.channels_last else reversed(range(len(slot.shape))):
+        strides[axis] = step
+        step *= slot.shape[axis]
+    item_bytes = WEIGHT_BYTES[slot.dtype]
+    return slot.dtype, slot.shape, tuple(strides), slot.offset // item_bytes, item_bytes
+
+
 def _match(groups: list[tuple[list[str], list[Place], torch.Tensor]], spec: ProgramSpec) -> dict[str, list[Place]]:
     """Places by stored name; the module's tensors and the description's must be the same."""
     by_name = {name: group for group in groups for name in group[0]}
@@ -290,5 +300,5 @@ def _match(groups: list[tuple[list[str], list[Place], torch.Tensor]], spec: Prog
         found[weight.name] = places
     missing = [names[0] for names, _, _ in groups if not any(name in found for name in names)]
     if missing:
-        raise RepositoryError(f"the program's tensor {missing[0]!r} is not among the weights ({len(missing)} are missing)")
+        raise RepositoryError(f"{len(missing)} of the program's tensors are not among the weights: {missing[0]!r}, ...")
     return found

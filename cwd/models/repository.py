@@ -5,8 +5,8 @@
 <repo>/<name>/<version>/             model.json, weights.safetensors
 <repo>/.programs/<hash>/             program.json, program.pt2 (exported programs), profile.<kind>.json
 ```
-A folder appears whole or not at all: it is written beside its place under a name with a leading dot, and renamed. Several
-processes may read while one writes. Knows neither torch nor numba.
+A folder appears whole or not at all: it is written beside its place under a name with a leading dot, and renamed.
+Several processes may read while one writes. Knows neither torch nor numba.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ class Repository:
         return [entry for entry in self.scan() if isinstance(entry, Entry)]
 
     def get(self, name: str, version: int = 0) -> Entry:
-        """The model's entry, the newest version for 0. `RepositoryError` with UNKNOWN_MODEL, or with what is wrong with it."""
+        """The model's entry, the newest version for 0. `RepositoryError`: UNKNOWN_MODEL, or what is wrong with it."""
         folder = self.root / check_name(name)
         versions = self._versions(folder) if folder.is_dir() else []
         if not versions or version and version not in versions:
@@ -115,8 +115,9 @@ class Repository:
             self.program(program_hash)
         return program_hash
 
-    def add(self, name: str, version: int, program_hash: bytes, tensors: dict[str, np.ndarray], *, seed: int = -1) -> Entry:
-        """Store an instance of a stored program; `tensors` as for `layout.write_weights`. MODEL_EXISTS if it is there."""
+    def add(self, name: str, version: int, program_hash: bytes, tensors: dict[str, np.ndarray], *,
+            seed: int = -1) -> Entry:
+        """Store an instance of a stored program; `tensors` as for `layout.write_weights`. MODEL_EXISTS if there."""
         spec = self.program(program_hash)
         folder = self.root / check_name(name) / str(version)
         if folder.exists():
@@ -129,12 +130,13 @@ class Repository:
         return self._read(folder)
 
     def remove(self, name: str, version: int = 0) -> list[str]:
-        """Take a version, or all of them for 0, out; broken ones too. Returns their keys. The program stays: others share it."""
+        """Take out a version, or all for 0, broken ones too; returns their keys. The program stays: others share it."""
         folder = self.root / check_name(name)
         versions = self._versions(folder) if folder.is_dir() else []
         gone = [found for found in versions if version in (0, found)]
         if not gone:
-            raise RepositoryError(f"{self.root}: no model {name}" + f"/{version}" * bool(version), code=Code.UNKNOWN_MODEL)
+            what = f"{name}/{version}" if version else name
+            raise RepositoryError(f"{self.root}: no model {what}", code=Code.UNKNOWN_MODEL)
         for found in gone:
             # renamed first, so that a reader never meets half a folder
             trash = Path(tempfile.mkdtemp(prefix=".removed-", dir=self.root))
@@ -188,7 +190,8 @@ class Repository:
         return sorted(path for path in folder.iterdir() if not path.name.startswith(".")) if folder.is_dir() else []
 
     def _versions(self, folder: Path) -> list[int]:
-        return [int(path.name) for path in folder.iterdir() if path.name.isdecimal() and str(int(path.name)) == path.name]
+        names = [path.name for path in folder.iterdir()]
+        return [int(name) for name in names if name.isdecimal() and name.isascii() and not name.startswith("0")]
 
     def _read(self, folder: Path) -> Entry:
         path = folder / MODEL_FILE
@@ -199,7 +202,8 @@ class Repository:
             raise RepositoryError(f"{path}: it says it is {manifest.key}")
         image_bytes = layout.Layout.of(manifest.program).image_bytes
         if manifest.image_bytes != image_bytes:
-            raise RepositoryError(f"{path}: field 'image_bytes': {manifest.image_bytes}, but the program's is {image_bytes}")
+            raise RepositoryError(f"{path}: field 'image_bytes': {manifest.image_bytes}, but the program's image has "
+                                  f"{image_bytes}")
         weights = folder / WEIGHTS_FILE
         try:
             size = weights.stat().st_size

@@ -81,7 +81,7 @@ class WeightSpec:
 
 @dataclass(frozen=True)
 class ProgramSpec:
-    """All that instances of a program have in common. `factory` and `args` build it, or `exported` (the sha256 of a .pt2).
+    """What instances of a program have in common. `factory` and `args` build it, or `exported` (the sha256 of a .pt2).
 
     `call` says how inputs are handed over: "keywords" or "positional". `size_classes` are tuples of axis sizes in
     growing order; a request runs in the first that holds it. Without dynamic axes there is one class, `()`. With
@@ -285,7 +285,8 @@ def _tensors(outer: Reader, key: str, axes: tuple[str, ...]) -> tuple[TensorSpec
 
 def _batch_sizes(read: Reader) -> tuple[int, ...]:
     sizes = tuple(read.array("batch_sizes"))
-    if not sizes or not all(_is_size(size) and size <= BATCH_MAX for size in sizes) or list(sizes) != sorted(set(sizes)):
+    sound = all(_is_size(size) and size <= BATCH_MAX for size in sizes)
+    if not sizes or not sound or list(sizes) != sorted(set(sizes)):
         raise read.fail("batch_sizes", f"wanted growing sizes from 1 to {BATCH_MAX}, got {sizes!r:.80}")
     if sizes[0] != 1:
         raise read.fail("batch_sizes", "1 must be among them: a lone request has to fit")

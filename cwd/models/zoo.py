@@ -1,12 +1,13 @@
 """Programs that come with cwd: what the demo, the benchmarks, the tutorial and the tests serve.
 
-Each factory takes JSON arguments and returns a torch module; each description (`*_options`) says how requests look. They
-are the factories that even an untrusted repository may name, so none of them may read files, fetch anything or run
-code that its arguments choose. torch and transformers are imported inside the functions.
+Each factory takes JSON arguments and returns a torch module; each description (`*_options`) says how requests look.
+They are the factories that even an untrusted repository may name, so none of them may read files, fetch anything or
+run code that its arguments choose. torch and transformers are imported inside the functions.
 """
 
 from __future__ import annotations
 
+import itertools
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -36,7 +37,7 @@ def transformers_model(architecture: str, config: dict[str, Any]) -> nn.Module:
 
 
 def identity() -> nn.Module:
-    """A program that does nothing: its input is its output, and it has no weights. For measuring everything around it."""
+    """A program that does nothing: its input is its output, and it has no weights. To measure what is around it."""
     import torch
     from torch import nn
 
@@ -64,7 +65,7 @@ def mlp(sizes: list[int]) -> nn.Module:
     from torch import nn
 
     layers: list[nn.Module] = []
-    for wide, narrow in zip(sizes[:-1], sizes[1:], strict=True):
+    for wide, narrow in itertools.pairwise(sizes):
         layers += [nn.Linear(wide, narrow), nn.ReLU()]
     return nn.Sequential(*layers[:-1])
 

@@ -1,0 +1,170 @@
+"""Measuring a program: how long each (batch, size class) takes on a device, and a page takes to load.
+
+Everything here runs in one process and one thread, as a worker's exec lane would: fit, run, trim. The result is stored
+beside the program as `profile.<kind>.json`; the scheduler starts from it and goes on learning from live results. torch
+is imported where something is measured, not for reading.
+"""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from cwd.errors import Code, RepositoryError
+from cwd.models.repository import Entry, Repository
+from cwd.models.spec import ProgramSpec
+from cwd.units import NS_PER_S
+
+#: called with (measured, in all, a word on what is being measured)
+Progress = Callable[[int, int, str], None]
+REPEATS = 30
+REPEATS_MIN = 5
+WARM_UPS = 3
+PAGE_BYTES = 16 << 20
+
+_STATISTICS = ("median_ns", "p99_ns", "max_ns")
+
+
+def read(repository: Repository, program_hash: bytes, kind: str) -> dict[str, Any]:
+    """A stored profile, checked to have one row for every (batch, size class); NOT_PROFILED if there is none."""
+    spec = repository.program(program_hash)
+    path = repository.profile_path(program_hash, kind)
+    value = repository.read_profile(program_hash, kind)
+    if value is None:
+        raise RepositoryError(f"program {program_hash.hex()} has no profile for {kind}: run cwd model profile",
+                              code=Code.NOT_PROFILED)
+    rows = value.get("exec") if isinstance(value, dict) else None
+    if not isinstance(rows, list) or not isinstance(value.get("load_ns_per_page"), int):
+        raise RepositoryError(f"{path}: wanted the fields 'exec' and 'load_ns_per_page'")
+    found = set()
+    for row in rows:
+        if not (isinstance(row, dict) and all(isinstance(row.get(key), int) and row[key] > 0 for key in _STATISTICS)):
+            raise RepositoryError(f"{path}: row {row!r:.80}: wanted integers {', '.join(_STATISTICS)} over 0")
+        found.add((row.get("batch"), row.get("size_class")))
+    missing = set(pairs(spec)) - found
+    if missing:
+        raise RepositoryError(f"{path}: no row for (batch, size class) {min(missing)}", code=Code.NOT_PROFILED)
+    return value
+
+
+def pairs(spec: ProgramSpec) -> list[tuple[int, int]]:
+    """Every (batch size, index of size class) of a program, small ones first."""
+    return [(batch, index) for index in range(len(spec.size_classes)) for batch in spec.batch_sizes]
+
+
+def exec_ns(value: dict[str, Any], batch: int, size_class: int) -> int:
+    """The median of one row of a profile that `read` has returned."""
+    return next(row["median_ns"] for row in value["exec"] if (row["batch"], row["size_class"]) == (batch, size_class))
+
+
+def measure_cpu(repository: Repository, entry: Entry, *, repeats: int = REPEATS, budget_ns: int = 20 * NS_PER_S,
+                page_bytes: int = PAGE_BYTES, progress: Progress | None = None) -> dict[str, Any]:
+    """Measure the entry's program on this CPU with one thread, store and return its profile.
+
+    `budget_ns` bounds the whole: what remains of it is shared out evenly, and it is exceeded only where 5 runs of each
+    need more.
+    """
+    import torch
+
+    from cwd.models.program import Program
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        program = Program.load(repository, entry.manifest.program_hash)
+        image = np.zeros(max(1, entry.manifest.image_bytes), np.uint8)
+        load_ns = _measure_load(repository, entry, image, page_bytes)
+        binding = program.bind(torch.from_numpy(image))
+        wanted = pairs(program.spec)
+        rows = []
+        end_ns = time.monotonic_ns() + budget_ns
+        for index, (batch, size_class) in enumerate(wanted):
+            if progress:
+                progress(index, len(wanted), f"{entry.manifest.name}: batch {batch}, class {size_class}")
+            share_ns = max(0, end_ns - time.monotonic_ns()) // (len(wanted) - index)
+            samples = _measure(program, binding, batch, size_class, repeats, share_ns)
+            rows.append({"batch": batch, "size_class": size_class, **statistics(samples), "repeats": len(samples)})
+        if progress:
+            progress(len(wanted), len(wanted), entry.manifest.name)
+    finally:
+        torch.set_num_threads(threads)
+    value = {"kind": "cpu", "device": cpu_name(), "torch": torch.__version__, "page_bytes": page_bytes,
+             "load_ns_per_page": load_ns, "exec": rows}
+    repository.write_profile(entry.manifest.program_hash, "cpu", value)
+    return value
+
+
+def write_table(repository: Repository, program_hash: bytes, kind: str, exec_table_ns: dict[tuple[int, int], int], *,
+                load_ns_per_page: int, device: str = "", page_bytes: int = PAGE_BYTES) -> dict[str, Any]:
+    """Store a given table, (batch, size class) -> ns, as the profile of a kind of device (`emulated`)."""
+    spec = repository.program(program_hash)
+    rows = []
+    for pair in pairs(spec):
+        if pair not in exec_table_ns:
+            raise RepositoryError(f"the table has no entry for (batch, size class) {pair}", code=Code.BAD_ARGUMENT)
+        ns = int(exec_table_ns[pair])
+        rows.append({"batch": pair[0], "size_class": pair[1], **dict.fromkeys(_STATISTICS, ns), "repeats": 0})
+    value = {"kind": kind, "device": device or kind, "torch": "", "page_bytes": page_bytes,
+             "load_ns_per_page": load_ns_per_page, "exec": rows}
+    repository.write_profile(program_hash, kind, value)
+    return read(repository, program_hash, kind)
+
+
+def statistics(samples_ns: list[int]) -> dict[str, int]:
+    """Median, 99th percentile and maximum of the samples, each one of them."""
+    ordered = sorted(samples_ns)
+    last = len(ordered) - 1
+    return {"median_ns": ordered[last // 2], "p99_ns": ordered[-(-last * 99 // 100)], "max_ns": ordered[last]}
+
+
+def cpu_name() -> str:
+    """The processor's name, for a person comparing profiles."""
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:
+            names = [line.partition(":")[2].strip() for line in file if line.startswith("model name")]
+    except OSError:
+        names = []
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def _measure(program: Any, binding: Any, batch: int, size_class: int, repeats: int, share_ns: int) -> list[int]:
+    """Durations of a full batch at the class's largest size, from requests in memory to results in memory."""
+    from cwd.models import fit
+    from cwd.models.probe import raw_bytes, sample_payload
+
+    sizes = program.spec.size_classes[size_class]
+    arrays = [raw_bytes(array) for array in sample_payload(program.spec, sizes, seed=0)]
+    payload = np.concatenate(arrays) if arrays else np.zeros(0, np.uint8)
+    requests = fit.requests_of([payload] * batch, [sizes] * batch)
+    results = [np.empty(program.spec.output_bytes(sizes), np.uint8) for _ in range(batch)]
+    targets = np.array([result.ctypes.data for result in results], np.int64)
+    samples: list[int] = []
+    began_ns = time.monotonic_ns()
+    for run in range(WARM_UPS + repeats):
+        start_ns = time.monotonic_ns()
+        code = program.execute(binding, batch, size_class, requests.addresses, requests.sizes, requests.dims, batch,
+                               targets)
+        end_ns = time.monotonic_ns()
+        if code != fit.OK:
+            raise RepositoryError("the program's own sizes do not fit", code=Code(code))
+        if run >= WARM_UPS:
+            samples.append(max(1, end_ns - start_ns))
+        if len(samples) >= REPEATS_MIN and end_ns - began_ns > share_ns:
+            break
+    return samples
+
+
+def _measure_load(repository: Repository, entry: Entry, image: np.ndarray, page_bytes: int) -> int:
+    """Build the image, and the median ns to copy one page into touched memory, which is most of what a LOAD does."""
+    repository.build_image(entry, image)
+    page, target = np.ones(page_bytes, np.uint8), np.zeros(page_bytes, np.uint8)
+    samples = []
+    for _ in range(9):
+        start_ns = time.monotonic_ns()
+        target[:] = page
+        samples.append(time.monotonic_ns() - start_ns)
+    return max(1, sorted(samples)[4])
