@@ -1,0 +1,287 @@
+"""One DEALER socket and its session, driven by whichever thread waits for an answer.
+
+A thread that waits *leads*: it polls the socket, and settles everybody's calls. Others that wait meanwhile sleep on an
+event of their own, and a leader that leaves wakes one of them to lead on. So a single thread sends and polls by itself,
+without handing anything to another thread, and several threads share a client safely. While nobody waits, a caretaker
+thread looks in from time to time: it answers heartbeats and notices a lost controller.
+
+`_lock` guards the session and the socket; the leader lets go of it only inside `zmq_poll`, and while it is there nobody
+else touches the socket: what others send goes to the session's outbox, and an eventfd calls the leader back.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import threading
+import time
+from collections import deque
+from collections.abc import Iterable
+from typing import Any
+
+import zmq
+
+from cwd.client.call import Call
+from cwd.client.clock import host_id
+from cwd.client.session import FOREVER_NS, Session, State
+from cwd.errors import ControllerLost
+from cwd.net.sockets import connect_dealer
+from cwd.units import NS_PER_MS, NS_PER_S
+from cwd.wire.messages import Role
+
+#: after a pause this long, what is in the socket may have come at any time since
+_PAUSE_NS = NS_PER_MS
+#: the caretaker looks in at least this often
+_LOOK_IN_NS = 250 * NS_PER_MS
+_BOOT = secrets.token_bytes(16)
+
+_now = time.monotonic_ns
+
+
+class Gate:
+    """Collects calls as they are settled; install it as their `on_done`. Done while there is one to take."""
+
+    def __init__(self) -> None:
+        self.ready: deque[Call] = deque()
+        self.event: threading.Event | None = None
+
+    @property
+    def done(self) -> bool:
+        return bool(self.ready)
+
+    def __call__(self, call: Call) -> None:
+        self.ready.append(call)
+        if self.event is not None:
+            self.event.set()
+
+
+class Connection:
+    """A session and its socket, shared by any number of threads. `Client` and `Admin` are made of it."""
+
+    def __init__(self, endpoint: str, name: str, role: Role, context: zmq.Context | None = None) -> None:
+        self.endpoint = endpoint
+        self._context = context or zmq.Context.instance()
+        self.session = Session(name=name, boot=_BOOT, host=host_id(), now_ns=_now(), role=role)
+        self._lock = threading.Lock()
+        self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._leading = False
+        self._followers: list[threading.Event] = []
+        self._looked_ns = _now()
+        self._closed = False
+        self._socket: zmq.Socket[bytes] | None = None
+        self._items: list[tuple[Any, int]] = []
+        self._generation = -1
+        try:
+            self._open()
+        except BaseException:
+            os.close(self._wake)
+            raise
+        self._enough = threading.Event()
+        self._caretaker = threading.Thread(target=self._take_care, name="cwd-client", daemon=True)
+        self._caretaker.start()
+
+    def close(self) -> None:
+        """Say goodbye and let go of the socket; calls in flight end with `ControllerLost`."""
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+            self.session.goodbye(_now())
+            if not self._leading:
+                self._shut()
+        self._enough.set()
+        os.eventfd_write(self._wake, 1)
+        self._wake_all()
+        if threading.current_thread() is not self._caretaker:
+            self._caretaker.join()
+
+    # calls
+
+    def start(self, method: Any, *args: Any) -> Call:
+        """Run `method(now, *args)` of the session, which makes a call, and send what it left in the outbox."""
+        with self._lock:
+            if self._closed:
+                raise ControllerLost("the client is closed")
+            call: Call = method(_now(), *args)
+            self._push()
+        return call
+
+    def do(self, method: Any, *args: Any) -> None:
+        """Run `method(now, *args)` of the session, and send what it left in the outbox."""
+        with self._lock:
+            if not self._closed:
+                method(_now(), *args)
+                self._push()
+
+    def look(self) -> None:
+        """Take what has come, without waiting."""
+        with self._lock:
+            if not self._closed and not self._leading:
+                self._lead(0)
+
+    def gate(self, calls: Iterable[Call]) -> Gate:
+        """A gate through which each of `calls` passes once, those that are settled already at once."""
+        gate = Gate()
+        with self._lock:
+            for call in calls:
+                if call.done:
+                    gate(call)
+                else:
+                    call.on_done = gate
+        return gate
+
+    def wait(self, target: Call | Gate | None, until_ns: int = FOREVER_NS) -> None:
+        """Return when `target` is done (None: when the session is READY or FAILED), or at `until_ns`."""
+        session, lock = self.session, self._lock
+        lock.acquire()
+        try:
+            while not (target.done if target is not None else session.state is not State.CONNECTING):
+                if self._closed:
+                    raise ControllerLost("the client is closed")
+                patience_ns = until_ns - _now()
+                if patience_ns <= 0:
+                    return
+                if self._leading:
+                    self._follow(target, patience_ns)
+                else:
+                    self._lead(until_ns)
+        finally:
+            if self._followers and not self._leading:
+                self._followers[0].set()
+            lock.release()
+
+    def ready(self, until_ns: int) -> None:
+        """Return once requests can be sent; raises `ControllerLost` if that takes past `until_ns`."""
+        if self.session.state is State.READY:
+            return
+        self.wait(None, until_ns)
+        if self.session.state is not State.READY:
+            with self._lock:
+                error = self.session.lost_error()
+            if isinstance(error, ControllerLost):
+                error = ControllerLost(f"{error} (at {self.endpoint})")
+            raise error
+
+    # leading and following; all with the lock held
+
+    def _follow(self, target: Call | Gate | None, patience_ns: int) -> None:
+        """Sleep until `target` is done, the leader leaves, or the connection's state changes."""
+        event = threading.Event()
+        if isinstance(target, Gate):
+            target.event = event
+        elif target is not None:
+            target.on_done = lambda _call: event.set()
+        self._followers.append(event)
+        self._lock.release()
+        try:
+            event.wait(min(patience_ns / NS_PER_S, threading.TIMEOUT_MAX))
+        finally:
+            self._lock.acquire()
+            self._followers.remove(event)
+
+    def _lead(self, until_ns: int) -> None:
+        """One turn: send, wait for messages, take them all, let time pass."""
+        session = self.session
+        self._push()
+        state, began, since = session.state, _now(), self._looked_ns
+        timer = session.next_timer()
+        patience_ns = (timer if timer < until_ns else until_ns) - began
+        if began - since > _PAUSE_NS:
+            patience_ns = 0
+        items = self._items
+        if session.outbox:
+            items = [(self._socket, zmq.POLLIN | zmq.POLLOUT), items[1]]
+        self._leading = True
+        self._lock.release()
+        try:
+            woken = zmq.zmq_poll(items, 0 if patience_ns <= 0 else min(patience_ns // NS_PER_MS + 1, 10_000))
+        finally:
+            self._lock.acquire()
+            self._leading = False
+            if self._closed:
+                self._shut()
+        if self._closed:
+            return
+        now = _now()
+        if woken:
+            if len(woken) > 1 or woken[0][0] is not self._socket:
+                _drain(self._wake)
+            self._take(now, since if patience_ns <= 0 else now)
+        self._looked_ns = now
+        if now >= session.next_timer():
+            session.tick(now)
+        self._push()
+        if session.state is not state:
+            self._wake_all()
+
+    def _take(self, now_ns: int, since_ns: int) -> None:
+        """Receive until the socket is empty; what is there came at `since_ns` at the earliest."""
+        receive, session, generation = self._socket.recv, self.session, self._generation  # type: ignore[union-attr]
+        try:
+            while session.generation == generation:
+                frames: list[Any] = [receive(zmq.DONTWAIT)]
+                while self._socket.getsockopt(zmq.RCVMORE):  # type: ignore[union-attr]
+                    frames.append(receive(zmq.DONTWAIT, copy=False).buffer)
+                session.receive(frames, now_ns, since_ns)
+        except zmq.Again:
+            pass
+
+    def _push(self) -> None:
+        """Send the outbox, unless a leader is at the socket: then call it back to do so."""
+        session = self.session
+        if self._leading:
+            os.eventfd_write(self._wake, 1)
+            return
+        if session.generation != self._generation:
+            self._open()
+        outbox, send = session.outbox, self._socket.send  # type: ignore[union-attr]
+        try:
+            while outbox:
+                frames = outbox[0]
+                if len(frames) == 1:
+                    send(frames[0], zmq.DONTWAIT)
+                else:
+                    send(frames[0], zmq.DONTWAIT | zmq.SNDMORE)
+                    send(frames[1], zmq.DONTWAIT)
+                outbox.popleft()
+        except zmq.Again:
+            # Nobody is connected. While CONNECTING that is why we wait; else it is news, and a new socket is due.
+            if session.state is State.READY:
+                session.disconnected(_now())
+                self._open()
+
+    def _open(self) -> None:
+        if self._socket is not None:
+            self._socket.close(0)
+        self._socket = connect_dealer(self._context, self.endpoint)
+        self._items = [(self._socket, zmq.POLLIN), (self._wake, zmq.POLLIN)]
+        self._generation = self.session.generation
+
+    def _shut(self) -> None:
+        if self._socket is not None:
+            if self._generation == self.session.generation:
+                self._push()
+            self._socket.close()
+            self._socket = None
+
+    def _wake_all(self) -> None:
+        for event in self._followers:
+            event.set()
+
+    def _take_care(self) -> None:
+        """The caretaker thread: one turn without waiting, whenever a timer is due and nobody leads."""
+        pause_ns = 0
+        while not self._enough.wait(pause_ns / NS_PER_S):
+            with self._lock:
+                if self._closed:
+                    return
+                if not self._leading:
+                    self._lead(0)
+                pause_ns = min(max(self.session.next_timer() - _now(), NS_PER_MS), _LOOK_IN_NS)
+
+
+def _drain(fd: int) -> None:
+    try:
+        os.eventfd_read(fd)
+    except BlockingIOError:
+        pass

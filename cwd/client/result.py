@@ -1,0 +1,58 @@
+"""What a request came back with: its outputs, and where its time went."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from cwd.client.call import Call
+from cwd.units import format_duration
+
+
+class Result:
+    """One answer in time. `outputs` maps names to arrays; `result["name"]` is short for `result.outputs["name"]`."""
+
+    __slots__ = ("model", "outputs", "queued_ns", "load_ns", "exec_ns", "total_ns", "round_trip_ns", "batch", "worker",
+                 "cold")
+
+    def __init__(self, call: Call) -> None:
+        """From an answered INFER. Raises `RemoteProtocolError` if the payload has not the model's size."""
+        reply = call.answer
+        #: the name of the model
+        self.model = call.what
+        #: arrays over the received message's memory; they are the caller's to write to
+        self.outputs: dict[str, np.ndarray] = call.model.unpack(call.payload, call.dims)  # type: ignore[union-attr]
+        #: arrival at the controller to the start of the execution
+        self.queued_ns: int = reply.queued_ns
+        #: of it, waiting for the weights
+        self.load_ns: int = reply.load_ns
+        self.exec_ns: int = reply.exec_ns
+        #: arrival at the controller to its reply
+        self.total_ns: int = reply.total_ns
+        #: sending to receiving, here
+        self.round_trip_ns: int = call.done_ns - call.sent_ns
+        #: how many requests ran together
+        self.batch: int = reply.batch
+        #: number of the worker that ran it
+        self.worker: int = reply.worker
+        #: the weights were on no device when the request arrived
+        self.cold: bool = bool(reply.cold)
+
+    @property
+    def output(self) -> np.ndarray:
+        """The output of a model that has one; raises `ValueError` for others."""
+        (array,) = self.outputs.values()
+        return array
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        return self.outputs[name]
+
+    def timing(self) -> dict[str, Any]:
+        """Everything but the outputs, as plain data."""
+        return {name: getattr(self, name) for name in self.__slots__ if name not in ("outputs", "model")}
+
+    def __repr__(self) -> str:
+        outputs = ", ".join(f"{name}: {array.dtype}{list(array.shape)}" for name, array in self.outputs.items())
+        return (f"<{self.model} ({outputs}) in {format_duration(self.total_ns)}: queued {format_duration(self.queued_ns)}, "
+                f"executed {format_duration(self.exec_ns)}, batch {self.batch}{', cold' if self.cold else ''}>")
