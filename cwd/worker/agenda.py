@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 
 from cwd.errors import Code
-from cwd.jit import kernel
+from cwd.jit import lean_kernel
 
 #: Verdicts of `agenda_next`.
 EMPTY = 0
@@ -94,7 +94,7 @@ def make_action(**fields: int) -> np.ndarray:
     return action
 
 
-@kernel
+@lean_kernel
 def copy_action(source, target):
     """Copy one ACTION record over another."""
     target["action"] = source["action"]
@@ -118,13 +118,13 @@ def copy_action(source, target):
     target["rows_at"] = source["rows_at"]
 
 
-@kernel
+@lean_kernel
 def agenda_session(agenda, lane, session):
     """From now on only actions of `session` may start in `lane`; what runs is not touched."""
     agenda.lanes[lane]["session"] = session
 
 
-@kernel
+@lean_kernel
 def agenda_push(agenda, lane, action):
     """Append a copy of the record `action`; OK, LANE_FULL, or ABANDONED for an action of another session."""
     state = agenda.lanes[lane]
@@ -138,7 +138,7 @@ def agenda_push(agenda, lane, action):
     return OK
 
 
-@kernel
+@lean_kernel
 def agenda_next(agenda, lane, now_ns, out):
     """What `lane` does at `now_ns`: (verdict, until_ns).
 
@@ -169,19 +169,19 @@ def agenda_next(agenda, lane, now_ns, out):
     return START, NEVER
 
 
-@kernel
+@lean_kernel
 def agenda_done(agenda, lane):
     """What `lane` started has ended; the next may start."""
     agenda.lanes[lane]["running"] = -1
 
 
-@kernel
+@lean_kernel
 def agenda_waiting(agenda, lane):
     """How many actions wait in `lane`, the running one not counted."""
     return agenda.lanes[lane]["count"]
 
 
-@kernel
+@lean_kernel
 def agenda_uses(agenda, lane, model):
     """True while `lane` runs an action of `model`: its pages must stay."""
     state = agenda.lanes[lane]

@@ -16,9 +16,9 @@ import os
 import numpy as np
 
 from cwd.errors import Code, CwdError
-from cwd.jit import kernel
+from cwd.jit import lean_kernel
 from cwd.net.native import I4, I8, copy_bytes, external, stack_words, store_i8
-from cwd.worker.clock import monotonic_ns
+from cwd.net.clock import monotonic_ns
 
 _PROT_NONE, _PROT_RW = 0, mmap.PROT_READ | mmap.PROT_WRITE
 _SHARED_FIXED = mmap.MAP_SHARED | 0x10 | 0x8000  # MAP_FIXED, MAP_POPULATE: no page fault in an execution
@@ -80,22 +80,22 @@ class PagePool:
             self._fd = -1
 
 
-@kernel
+@lean_kernel
 def _map_pool(fd, size):
     return _mmap(0, size, _PROT_RW, _SHARED_POOL, fd, 0)
 
 
-@kernel
+@lean_kernel
 def _reserve(size):
     return _mmap(0, size, _PROT_NONE, _RESERVED, -1, 0)
 
 
-@kernel
+@lean_kernel
 def _munmap_range(address, size):
     return _munmap(address, size)
 
 
-@kernel
+@lean_kernel
 def _copy_pages(pool, page_bytes, pages, source, size, bytes_per_s):
     """Copy `size` bytes from address `source` into the pages, in order; chunk by chunk at the given rate."""
     begin_ns = monotonic_ns()
@@ -114,7 +114,7 @@ def _copy_pages(pool, page_bytes, pages, source, size, bytes_per_s):
                 _nanosleep(words, 0)
 
 
-@kernel
+@lean_kernel
 def _map_window(fd, page_bytes, window, pages):
     """Map the pool's pages at `window`, runs of neighbours in one call; False if the kernel refuses."""
     at = 0
@@ -130,6 +130,6 @@ def _map_window(fd, page_bytes, window, pages):
     return True
 
 
-@kernel
+@lean_kernel
 def _clear_window(window, size):
     return _mmap(window, size, _PROT_NONE, _RESERVED_FIXED, -1, 0)

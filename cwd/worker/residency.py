@@ -19,7 +19,7 @@ from typing import NamedTuple
 import numpy as np
 
 from cwd.errors import Code, InvariantError
-from cwd.jit import kernel
+from cwd.jit import lean_kernel
 
 ALREADY_RESIDENT = int(Code.ALREADY_RESIDENT)
 NO_PAGES = int(Code.NO_PAGES)
@@ -89,13 +89,13 @@ def make_residency(devices: int, pages: int) -> Residency:
     return residency
 
 
-@kernel
+@lean_kernel
 def _bucket(residency, device, model):
     mixed = (model ^ (model >> 29)) * 0x9E3779B97F4A7C1
     return (mixed >> 17) & (residency.heads.shape[1] - 1)
 
 
-@kernel
+@lean_kernel
 def resident_find(residency, device, model):
     """Index of the resident with handle `model`, in whatever state, or -1."""
     index = np.int64(residency.heads[device, _bucket(residency, device, model)])
@@ -107,7 +107,7 @@ def resident_find(residency, device, model):
     return np.int64(-1)
 
 
-@kernel
+@lean_kernel
 def resident_take(residency, device, model, image_low, image_high, pages):
     """Give `model` that many free pages and the state LOADING: its index, or minus ALREADY_RESIDENT or NO_PAGES.
 
@@ -138,7 +138,7 @@ def resident_take(residency, device, model, image_low, image_high, pages):
     return index
 
 
-@kernel
+@lean_kernel
 def resident_adopt(residency, device, model, image_low, image_high, pages):
     """Index of an orphan of that image, which is `model` and READY from now on; -1 if there is none."""
     counts = residency.devices[device]
@@ -156,7 +156,7 @@ def resident_adopt(residency, device, model, image_low, image_high, pages):
     return np.int64(-1)
 
 
-@kernel
+@lean_kernel
 def resident_ready(residency, device, index):
     """Its load has ended: READY, or ORPHAN if the session changed meanwhile."""
     row = residency.residents[device][index]
@@ -167,7 +167,7 @@ def resident_ready(residency, device, index):
         counts["pages_orphaned"] += row["pages"]
 
 
-@kernel
+@lean_kernel
 def resident_drain(residency, device, index):
     """It is about to leave: not executed any more, but its pages are not free before `resident_give`."""
     row = residency.residents[device][index]
@@ -176,7 +176,7 @@ def resident_drain(residency, device, index):
     row["state"] = DRAINING
 
 
-@kernel
+@lean_kernel
 def resident_give(residency, device, index):
     """The resident is gone: its pages are free from now on. The last use of them must have completed."""
     row = residency.residents[device][index]
@@ -201,7 +201,7 @@ def resident_give(residency, device, index):
     counts["resident_free"] = index
 
 
-@kernel
+@lean_kernel
 def residency_session(residency, device, session):
     """A new session begins: every READY resident is an orphan now; what loads or drains ends as it will."""
     counts = residency.devices[device]
@@ -216,7 +216,7 @@ def residency_session(residency, device, session):
             counts["pages_orphaned"] += row["pages"]
 
 
-@kernel
+@lean_kernel
 def resident_orphan_any(residency, device):
     """Index of an orphan, -1 if there is none."""
     if residency.devices[device]["pages_orphaned"] > 0:
@@ -227,7 +227,7 @@ def resident_orphan_any(residency, device):
     return np.int64(-1)
 
 
-@kernel
+@lean_kernel
 def _chain(residency, device, index, model):
     """Make a resident findable by its handle, in the present session."""
     row = residency.residents[device][index]
@@ -238,7 +238,7 @@ def _chain(residency, device, index, model):
     residency.heads[device, bucket] = index
 
 
-@kernel
+@lean_kernel
 def _unchain(residency, device, index):
     """Take a resident out of the chain of its bucket."""
     row = residency.residents[device][index]
@@ -254,7 +254,7 @@ def _unchain(residency, device, index):
             before["next"] = row["next"]
 
 
-@kernel
+@lean_kernel
 def resident_pages(residency, device, index, out):
     """Write the resident's pages, in order, into out i4[pages]; how many they are."""
     page = np.int64(residency.residents[device][index]["first"])
@@ -266,7 +266,7 @@ def resident_pages(residency, device, index, out):
     return count
 
 
-@kernel
+@lean_kernel
 def pages_free(residency, device):
     """Pages that LOADs may still take: free ones, and those of orphans."""
     counts = residency.devices[device]

@@ -1,0 +1,110 @@
+"""The cpu backend: real torch on one core. Weights are views of a window of addresses, bound once for ever.
+
+It must not know pages, messages or time windows. Everything that could disturb an execution is switched off where it
+can be: torch's thread pools, denormals, gradients; garbage collection is the daemon's to stop.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import logging
+import os
+import time
+
+import numpy as np
+
+from cwd.errors import Code, CwdError, RepositoryError
+from cwd.models import fit
+from cwd.models.repository import Repository
+
+try:
+    import torch
+except ImportError:
+    raise CwdError("the cpu backend needs torch: pip install 'cwd[server]'") from None
+
+from cwd.models.program import Binding, Program
+
+LOG = logging.getLogger("cwd.worker")
+
+#: A program's warm-up runs its shapes, the small ones first, for about so long; a rare big one warms up when it is used.
+WARM_NS = 1_000_000_000
+
+
+class CpuBackend:
+    """Backend (see base.py) on this machine's processor."""
+
+    kind = "cpu"
+
+    def __init__(self, repository: Repository, *, warm_ns: int = WARM_NS) -> None:
+        self.device = f"{os.uname().machine}, torch {torch.__version__.partition('+')[0]}"
+        self.repository, self.warm_ns = repository, warm_ns
+        self._programs: dict[bytes, Program] = {}
+        torch.set_num_threads(1)
+
+    def enter_thread(self) -> None:
+        torch.set_num_threads(1)
+        torch.set_flush_denormal(True)
+
+    def programs(self) -> list[bytes]:
+        return list(self._programs)
+
+    def prepare(self, program: bytes) -> None:
+        if program in self._programs:
+            return
+        built = Program.load(self.repository, program)
+        self._warm(built)
+        self._programs[program] = built
+        gc.freeze()
+
+    def image_bytes(self, program: bytes) -> int:
+        return self._programs[program].layout.image_bytes
+
+    def bind(self, program: bytes, address: int) -> Binding:
+        built = self._programs[program]
+        return built.bind(_tensor_at(address, built.layout.image_bytes))
+
+    def output_bytes(self, program: bytes, dims: np.ndarray, sizes: np.ndarray) -> None:
+        outputs = self._programs[program].plan.outputs
+        for row in range(len(sizes)):
+            sizes[row] = fit.row_bytes(outputs, dims[row])
+
+    def execute(self, program: bytes, bound: Binding, batch: int, size_class: int, payloads: np.ndarray,
+                sizes: np.ndarray, dims: np.ndarray, results: np.ndarray) -> int:
+        built = self._programs[program]
+        if batch not in built.spec.batch_sizes or size_class >= len(built.spec.size_classes):
+            return int(Code.BAD_BATCH)
+        return built.execute(bound, batch, size_class, payloads, sizes, dims, len(payloads), results)
+
+    def profile(self, program: bytes, bound: Binding, batch: int, size_class: int, repeats: int) -> list[int]:
+        built = self._programs[program]
+        if batch not in built.spec.batch_sizes or size_class >= len(built.spec.size_classes):
+            raise RepositoryError(f"the program has no batch size {batch} or size class {size_class}",
+                                  code=Code.BAD_BATCH)
+        found = []
+        for _ in range(repeats):
+            begin_ns = time.monotonic_ns()
+            built.run(bound, batch, size_class)
+            found.append(time.monotonic_ns() - begin_ns)
+        return found
+
+    def _warm(self, built: Program) -> None:
+        """Run every shape once, as far as the time allows, with weights of zeros."""
+        zeros = torch.zeros(max(built.layout.image_bytes, 1), dtype=torch.uint8)
+        bound = built.bind(zeros)
+        begin_ns = time.monotonic_ns()
+        shapes = [(batch, size_class) for batch in sorted(built.spec.batch_sizes)
+                  for size_class in range(len(built.spec.size_classes))]
+        for done, (batch, size_class) in enumerate(shapes):
+            built.run(bound, batch, size_class)
+            if time.monotonic_ns() - begin_ns > self.warm_ns and done + 1 < len(shapes):
+                LOG.info("warmed %d of %d shapes; the others warm up in their first execution", done + 1, len(shapes))
+                break
+
+
+def _tensor_at(address: int, size: int) -> torch.Tensor:
+    """u8[size] over that memory, which need not be accessible yet and must outlive the tensor."""
+    if size == 0:
+        return torch.zeros(0, dtype=torch.uint8)
+    memory = (ctypes.c_uint8 * size).from_address(address)
+    return torch.frombuffer(memory, dtype=torch.uint8)

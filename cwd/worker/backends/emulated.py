@@ -1,0 +1,357 @@
+"""Hundreds of emulated GPUs in one nopython loop: the agenda, the pages and the wire are real, the work is waiting.
+
+An EXEC takes what the program's stored profile says for its batch and size class, else what the controller expects; a
+LOAD takes what the emulated bus needs, else what the controller expects; either with seeded noise. Outputs are frames
+of zeros. The Python half, which makes connections and reads profiles, is emulated_host.py.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from cwd.errors import Code
+from cwd.jit import lean_kernel
+from cwd.net.clock import monotonic_ns
+from cwd.net.wake import timerfd_arm, timerfd_clear
+from cwd.net.zmq import DONTWAIT, SNDMORE, message_table, send_bytes, zmq_poll
+from cwd.wire.kernel import TYPE_EXEC, TYPE_LOAD, TYPE_PREPARE, TYPE_PROFILE, TYPE_UNLOAD
+from cwd.wire.memory import array_address
+from cwd.worker import agenda as ag
+from cwd.worker import link as ln
+from cwd.worker import residency as rs
+
+OK = int(Code.OK)
+TOO_LATE = int(Code.TOO_LATE)
+ABANDONED = int(Code.ABANDONED)
+NOT_RESIDENT = int(Code.NOT_RESIDENT)
+BAD_BATCH = int(Code.BAD_BATCH)
+IN_USE = int(Code.IN_USE)
+EXEC_LANE, LOAD_LANE = 0, 1
+
+#: What `emulated_run` returns for: Python must look at the message, greet, reconnect, or stop.
+RARE, GREET, LOST, WAKE = 1, 2, 3, 4
+
+PROGRAMS_MAX, BATCHES_MAX, CLASSES_MAX = 4096, 16, 16
+#: Messages taken from one connection before the others get their turn.
+_TURN_MESSAGES = 32
+
+COUNTS = np.dtype([("random", "i8"), ("noise_ppm", "i8"), ("load_bytes_per_s", "i8"), ("page_bytes", "i8"),
+                   ("out_bytes", "i8"), ("rows_max", "i8"), ("turn", "i8"), ("timer_ns", "i8"), ("turn_ns", "i8")],
+                  align=True)
+
+
+class Emulated(NamedTuple):
+    """All state of n devices; lane 2g executes, lane 2g + 1 loads for device g."""
+
+    links: np.ndarray  # LINK [n]
+    scratch: ln.Scratch
+    message: np.ndarray  # one message: payloads are not looked at
+    action: np.ndarray  # ACTION [1], the one that was just read
+    taken: np.ndarray  # ACTION [1], the one that just left the agenda
+    agenda: ag.Agenda  # 2n lanes
+    residency: rs.Residency  # n devices
+    running: np.ndarray  # ACTION [2n]
+    begin_ns: np.ndarray  # i8 [2n]
+    finish_ns: np.ndarray  # i8 [2n]: when what runs ends, NEVER where nothing runs
+    look_ns: np.ndarray  # i8 [2n]: when the lane must be looked at
+    status: np.ndarray  # i8 [2n]: what the running action will answer
+    resident: np.ndarray  # i8 [2n]: of the running action, -1 none
+    numbers: np.ndarray  # i4 [n, PROGRAMS_MAX]: the controller's program_index -> row of the tables below, -1 unknown
+    durations_ns: np.ndarray  # i8 [PROGRAMS_MAX, BATCHES_MAX, CLASSES_MAX]: 0 unknown
+    batches: np.ndarray  # i4 [PROGRAMS_MAX, BATCHES_MAX]
+    out_bytes: np.ndarray  # i8 [PROGRAMS_MAX, CLASSES_MAX]: -1 unknown
+    output: np.ndarray  # u1: zeros, as long as the longest frame
+    items: np.ndarray  # POLL_ITEM [n + 2]: sockets, wake-up, timer
+    counts: np.ndarray  # COUNTS [1]
+
+
+def make_emulated(n: int, pages: int, agenda_max: int, items: np.ndarray) -> Emulated:
+    """State of n devices of `pages` pages each, without connections. `items` has n + 2 rows, the last two set."""
+    lanes = 2 * n
+    state = Emulated(
+        np.zeros(n, ln.LINK), ln.make_scratch(), message_table(1), np.zeros(1, ag.ACTION), np.zeros(1, ag.ACTION),
+        ag.make_agenda(lanes, agenda_max), rs.make_residency(n, pages), np.zeros(lanes, ag.ACTION), np.zeros(lanes, np.int64),
+        np.full(lanes, ag.NEVER, np.int64), np.full(lanes, ag.NEVER, np.int64), np.zeros(lanes, np.int64),
+        np.full(lanes, -1, np.int64), np.full((n, PROGRAMS_MAX), -1, np.int32),
+        np.zeros((PROGRAMS_MAX, BATCHES_MAX, CLASSES_MAX), np.int64),
+        np.zeros((PROGRAMS_MAX, BATCHES_MAX), np.int32), np.full((PROGRAMS_MAX, CLASSES_MAX), -1, np.int64),
+        np.zeros(1, np.uint8), items, np.zeros(1, COUNTS))
+    state.counts["timer_ns"] = ag.NEVER
+    state.counts["random"] = 1
+    return state
+
+
+@lean_kernel
+def emulated_run(state, timer_fd):
+    """Serve all devices until Python is needed: (what, device). RARE leaves the message in `state.message`."""
+    n = len(state.links)
+    counts = state.counts[0]
+    while True:
+        _arm(state, timer_fd)
+        if zmq_poll(array_address(state.items), n + 2, -1) < 0:
+            return WAKE, 0  # a signal, or the context is closing
+        now_ns = monotonic_ns()
+        if state.items[n + 1]["revents"] != 0:
+            timerfd_clear(timer_fd)
+            counts["timer_ns"] = ag.NEVER
+        if state.items[n]["revents"] != 0:
+            return WAKE, 0
+        for _ in range(n):  # begin with another device each time, so that a RARE return starves nobody
+            counts["turn"] = (counts["turn"] + 1) % n
+            device = counts["turn"]
+            if state.items[device]["revents"] != 0:
+                what = _read(state, device, now_ns)
+                if what != 0:
+                    return what, device
+            what = _device_due(state, device, now_ns)
+            if what != 0:
+                return what, device
+        _note_turn(state, now_ns)
+
+
+@lean_kernel
+def _note_turn(state, began_ns):
+    """Remember the longest turn, which heartbeats report."""
+    turn_ns = monotonic_ns() - began_ns
+    for device in range(len(state.links)):
+        link = state.links[device]
+        link["loop_max_ns"] = max(link["loop_max_ns"], turn_ns)
+
+
+@lean_kernel
+def _arm(state, timer_fd):
+    """Set the timer to the earliest thing to do."""
+    when_ns = np.int64(ag.NEVER)
+    for lane in range(len(state.look_ns)):
+        when_ns = min(when_ns, state.look_ns[lane])
+    for device in range(len(state.links)):
+        when_ns = min(when_ns, ln.link_timer(state.links[device]))
+    if when_ns != state.counts[0]["timer_ns"]:  # (an armed timer need not be set again)
+        state.counts[0]["timer_ns"] = when_ns
+        timerfd_arm(timer_fd, max(when_ns, 1))
+
+
+@lean_kernel
+def _device_due(state, device, now_ns):
+    """Do what time asks of one device; what Python must do, or 0."""
+    for lane in (2 * device, 2 * device + 1):
+        if state.look_ns[lane] <= now_ns:
+            _step(state, device, lane, now_ns)
+    link = state.links[device]
+    if ln.link_timer(link) <= now_ns:
+        what = ln.link_due(link, state.scratch, now_ns)
+        if what == ln.RARE:
+            return GREET
+        if what == ln.LOST:
+            return LOST
+    return 0
+
+
+@lean_kernel
+def _read(state, device, now_ns):
+    """Take messages from one connection; what Python must do, or 0."""
+    link = state.links[device]
+    action = state.action[0]
+    for _ in range(_TURN_MESSAGES):
+        what, frames = ln.link_read(link, state.scratch, state.message, 0, 1, now_ns, action)
+        if what == ln.NOTHING:
+            return 0
+        if what == ln.LOST:
+            return LOST
+        if what == ln.RARE:
+            return RARE
+        if what == ln.ACTION:
+            emulated_accept(state, device, action, now_ns)
+    return 0
+
+
+@lean_kernel
+def emulated_accept(state, device, action, now_ns):
+    """Queue an action that was received, or answer it at once."""
+    link = state.links[device]
+    if action["epoch"] != link["epoch"]:
+        ln.link_refuse(link, state.scratch, action, ABANDONED, rs.pages_free(state.residency, device))
+        return
+    load = action["kind"] == TYPE_LOAD or action["kind"] == TYPE_UNLOAD
+    lane = 2 * device + (LOAD_LANE if load else EXEC_LANE)
+    code = ag.agenda_push(state.agenda, lane, action)
+    if code != OK:
+        ln.link_refuse(link, state.scratch, action, code, rs.pages_free(state.residency, device))
+        return
+    link["queued"] += 1
+    _step(state, device, lane, now_ns)
+
+
+@lean_kernel
+def _step(state, device, lane, now_ns):
+    """End what is over and start what may start, in one lane; and say when to look again."""
+    link, taken = state.links[device], state.taken[0]
+    while True:
+        if state.finish_ns[lane] <= now_ns:
+            _finish(state, device, lane)
+        verdict, until_ns = ag.agenda_next(state.agenda, lane, now_ns, taken)
+        if verdict == ag.START:
+            link["queued"] -= 1
+            ag.copy_action(taken, state.running[lane])
+            _begin(state, device, lane, now_ns)
+            if state.finish_ns[lane] > now_ns:
+                break
+        elif verdict == ag.REFUSE or verdict == ag.DROP:
+            link["queued"] -= 1
+            if verdict == ag.REFUSE:
+                ln.link_refuse(link, state.scratch, taken, TOO_LATE, rs.pages_free(state.residency, device))
+        else:
+            break
+    state.look_ns[lane] = min(state.finish_ns[lane], until_ns)
+
+
+@lean_kernel
+def _begin(state, device, lane, now_ns):
+    """The running action begins: what will it answer, and when?"""
+    action = state.running[lane]
+    kind = action["kind"]
+    state.begin_ns[lane] = now_ns
+    state.resident[lane] = -1
+    status, duration_ns = OK, np.int64(0)
+    if kind == TYPE_LOAD:
+        status, duration_ns = _begin_load(state, device, lane, action)
+    elif kind == TYPE_UNLOAD:
+        status, duration_ns = _begin_unload(state, device, lane, action, now_ns)
+    elif kind == TYPE_EXEC or kind == TYPE_PROFILE:
+        status, duration_ns = _begin_exec(state, device, action)
+    else:
+        duration_ns = np.int64(0)  # a PREPARE: every program counts as built
+    state.status[lane] = status
+    if status == OK and kind != TYPE_UNLOAD:
+        duration_ns = _noisy(state, duration_ns)
+    state.finish_ns[lane] = now_ns + duration_ns
+
+
+@lean_kernel
+def _begin_load(state, device, lane, action):
+    """Take pages, or adopt an orphan of the same image: (status, duration)."""
+    counts, residency = state.counts[0], state.residency
+    low, high, pages = action["image_low"], action["image_high"], action["pages"]
+    if rs.resident_adopt(residency, device, action["model"], low, high, pages) >= 0:
+        return OK, np.int64(0)
+    index = rs.resident_take(residency, device, action["model"], low, high, pages)
+    while index == -rs.NO_PAGES:
+        orphan = rs.resident_orphan_any(residency, device)
+        if orphan < 0:
+            break
+        rs.resident_give(residency, device, orphan)
+        index = rs.resident_take(residency, device, action["model"], low, high, pages)
+    if index < 0:
+        return -index, np.int64(0)
+    program = action["program"]
+    known = 0 <= program < PROGRAMS_MAX
+    residency.residents[device][index]["program"] = state.numbers[device, program] if known else -1
+    state.resident[lane] = index
+    if counts["load_bytes_per_s"] > 0:
+        return OK, np.int64(pages * counts["page_bytes"] * 1000 // max(counts["load_bytes_per_s"] // 1_000_000, 1))
+    return OK, np.int64(action["expected_ns"])
+
+
+@lean_kernel
+def _begin_unload(state, device, lane, action, now_ns):
+    """Nobody may use it from now on; its pages are free when its last use is over: (status, duration)."""
+    index = rs.resident_find(state.residency, device, action["model"])
+    if index < 0:
+        return NOT_RESIDENT, np.int64(0)
+    duration_ns = np.int64(0)
+    if ag.agenda_uses(state.agenda, 2 * device + EXEC_LANE, action["model"]):
+        duration_ns = max(state.finish_ns[2 * device + EXEC_LANE] - now_ns, np.int64(0))
+        if now_ns + duration_ns > action["latest_ns"]:
+            return IN_USE, np.int64(0)
+    rs.resident_drain(state.residency, device, index)
+    state.resident[lane] = index
+    return OK, duration_ns
+
+
+@lean_kernel
+def _begin_exec(state, device, action):
+    """(status, duration) of an EXEC, or of a PROFILE, which is `repeats` of them."""
+    index = rs.resident_find(state.residency, device, action["model"])
+    if index < 0 or state.residency.residents[device][index]["state"] != rs.READY:
+        return NOT_RESIDENT, np.int64(0)
+    rows = action["rows"]
+    profiling = action["kind"] == TYPE_PROFILE
+    if action["batch"] < 1 or (not profiling and (rows < 1 or rows > action["batch"])):
+        return BAD_BATCH, np.int64(0)
+    if rows > state.counts[0]["rows_max"]:
+        return BAD_BATCH, np.int64(0)
+    program = np.int64(state.residency.residents[device][index]["program"])
+    action["program"] = program
+    once_ns = _profiled(state, program, action["batch"], action["size_class"])
+    if once_ns == 0:
+        return OK, np.int64(action["expected_ns"])
+    return OK, once_ns * max(np.int64(action["repeats"]), 1) if profiling else once_ns
+
+
+@lean_kernel
+def _profiled(state, program, batch, size_class):
+    """What the stored profile says of an execution, 0 if it says nothing."""
+    if 0 <= program < PROGRAMS_MAX and 0 <= size_class < CLASSES_MAX:
+        for k in range(BATCHES_MAX):
+            if state.batches[program, k] == batch:
+                return state.durations_ns[program, k, size_class]
+    return np.int64(0)
+
+
+@lean_kernel
+def _noisy(state, duration_ns):
+    """The duration times 1 + u, u uniform in +- noise_ppm millionths: seeded, so that a run can be repeated."""
+    counts = state.counts[0]
+    if counts["noise_ppm"] == 0 or duration_ns == 0:
+        return duration_ns
+    x = np.int64(counts["random"])
+    x ^= (x << 13)
+    x ^= (x >> 7) & 0x1FFFFFFFFFFFFFF
+    x ^= (x << 17)
+    counts["random"] = x
+    ppm = ((x >> 20) & 0xFFFFFF) % (2 * counts["noise_ppm"] + 1) - counts["noise_ppm"]
+    return max(duration_ns + duration_ns * ppm // 1_000_000, np.int64(0))
+
+
+@lean_kernel
+def _finish(state, device, lane):
+    """The running action is over: settle its pages and send its result, unless its session is over too."""
+    action, link = state.running[lane], state.links[device]
+    status, index = state.status[lane], state.resident[lane]
+    begin_ns, end_ns = state.begin_ns[lane], state.finish_ns[lane]
+    if status == OK and index >= 0:
+        if action["kind"] == TYPE_LOAD:
+            rs.resident_ready(state.residency, device, index)
+        elif action["kind"] == TYPE_UNLOAD:
+            rs.resident_give(state.residency, device, index)
+    ag.agenda_done(state.agenda, lane)
+    state.finish_ns[lane] = ag.NEVER
+    if action["session"] != link["session"] or link["state"] != ln.OPEN:
+        return
+    device_ns = end_ns - begin_ns if status == OK else 0
+    if action["kind"] == TYPE_EXEC:
+        _send_outputs(state, link, action, status, begin_ns, end_ns, device_ns)
+    else:
+        ln.link_result(link, state.scratch, action, status, begin_ns, end_ns, device_ns,
+                       rs.pages_free(state.residency, device))
+
+
+@lean_kernel
+def _send_outputs(state, link, action, status, begin_ns, end_ns, device_ns):
+    rows = np.int64(action["rows"]) if status == OK else np.int64(0)
+    if not ln.link_exec_result(link, state.scratch, action, status, begin_ns, end_ns, device_ns, rows):
+        return
+    size = np.int64(-1)
+    program, size_class = np.int64(action["program"]), np.int64(action["size_class"])
+    if 0 <= program < PROGRAMS_MAX and 0 <= size_class < CLASSES_MAX:
+        size = state.out_bytes[program, size_class]
+    if size < 0:
+        size = np.int64(state.counts[0]["out_bytes"])
+    address = array_address(state.output)
+    for row in range(rows):
+        flags = DONTWAIT | SNDMORE if row + 1 < rows else DONTWAIT
+        if send_bytes(link["socket"], address, size, flags) < 0:
+            link["broken"] = 1
+            return

@@ -1,0 +1,165 @@
+"""A process of emulated GPUs, the Python half: connections, HELLOs, profiles from the repository, signals.
+
+Everything frequent is in backends/emulated.py, which this calls again and again.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import os
+from typing import Any
+
+import numpy as np
+import zmq
+
+from cwd.errors import RepositoryError
+from cwd.models import profile as profiles
+from cwd.models.repository import Repository
+from cwd.net.clock import monotonic_ns
+from cwd.net.sockets import make_context
+from cwd.net.wake import make_timerfd
+from cwd.net.zmq import message_data, message_size, messages_close, poll_items
+from cwd.wire.memory import array_address
+from cwd.wire.messages import Type
+from cwd.worker import agenda as ag
+from cwd.worker import link as ln
+from cwd.worker import residency as rs
+from cwd.worker.backends import emulated as em
+from cwd.worker.hello import HASH_BYTES, caps_of, images_resident
+from cwd.worker.options import WorkerOptions
+from cwd.worker.session import Session
+
+LOG = logging.getLogger("cwd.worker")
+
+
+class EmulatedWorker:
+    """N emulated GPUs, each with a connection of its own, in the calling thread. `wake_fd` readable interrupts it."""
+
+    def __init__(self, options: WorkerOptions, wake_fd: int) -> None:
+        self.options = options
+        n = options.gpus
+        self.context = make_context(sockets_max=n + 64)
+        self.timer_fd = make_timerfd()
+        items = poll_items([], [0] * n + [wake_fd, self.timer_fd])
+        self.state = em.make_emulated(n, options.pages, options.agenda_max, items)
+        counts = self.state.counts
+        counts["noise_ppm"], counts["load_bytes_per_s"] = options.noise_ppm, options.load_bytes_per_s
+        counts["page_bytes"], counts["out_bytes"] = options.page_bytes, options.out_bytes
+        counts["rows_max"] = options.rows_max
+        counts["random"] = (options.seed * 2 + 1) * 0x2545F4914F6CDD1D % 2**62 + 1
+        self._reserve_output(options.out_bytes)
+        self.repository = Repository(options.repo) if options.repo else None
+        #: program hashes; a program's number is its place here
+        self.programs: list[bytes] = []
+        self.sessions = [
+            Session(self.context, options.endpoint, f"{options.name}/{g}" if n > 1 else options.name,
+                    self.state.links[g:g + 1], lambda g=g: self._caps(g))
+            for g in range(n)]
+        for g in range(n):
+            self._connect(g)
+
+    @property
+    def open_count(self) -> int:
+        """How many GPUs the controller has welcomed."""
+        return int((self.state.links["state"] == ln.OPEN).sum())
+
+    def step(self) -> bool:
+        """Serve until something rare has happened, and deal with it; False if woken by `wake_fd` or a signal."""
+        what, device = em.emulated_run(self.state, self.timer_fd)
+        if what == em.RARE:
+            self._rare(device)
+        elif what == em.GREET:
+            self.sessions[device].say_hello()
+        elif what == em.LOST:
+            self.sessions[device].reconnect("the controller is silent or gone")
+            self._polled(device)
+        return bool(what != em.WAKE)
+
+    def close(self, text: str = "the worker was told to stop") -> None:
+        """Say goodbye for every GPU and give everything back."""
+        for session in self.sessions:
+            session.goodbye(text)
+            session.close(linger_ms=200)
+        messages_close(self.state.message)
+        self.context.destroy(200)
+        os.close(self.timer_fd)
+
+    def _connect(self, device: int) -> None:
+        self.sessions[device].connect()
+        self._polled(device)
+
+    def _polled(self, device: int) -> None:
+        """The poll set must have the device's present socket."""
+        item = self.state.items[device]
+        item["socket"], item["fd"], item["events"] = self.state.links[device]["socket"], 0, zmq.POLLIN
+
+    def _rare(self, device: int) -> None:
+        session, message = self.sessions[device], array_address(self.state.message)
+        socket = session.socket
+        frame = ctypes.string_at(message_data(message), message_size(message))
+        fields = session.welcome(frame)
+        if session.socket is not socket:
+            self._polled(device)
+        if fields is None:
+            return
+        if fields["type"] == Type.WELCOME:
+            for lane in (2 * device, 2 * device + 1):
+                ag.agenda_session(self.state.agenda, lane, int(session.link["session"][0]))
+            rs.residency_session(self.state.residency, device, int(session.link["session"][0]))
+            self.state.numbers[device] = -1
+            LOG.debug("%s: welcomed, epoch %x", session.name, fields["epoch"])
+        elif session.open:
+            self._prepare(device, fields)
+
+    def _prepare(self, device: int, fields: dict[str, Any]) -> None:
+        """Note which program the index means, then let the agenda answer in its turn."""
+        index = fields["program_index"]
+        if index < em.PROGRAMS_MAX:
+            self.state.numbers[device, index] = self._program(fields["program"])
+        action = ag.make_action(kind=int(Type.PREPARE), program=index, received_ns=monotonic_ns(),
+                                session=int(self.state.links["session"][device]))
+        for name in ("action", "epoch"):
+            action[name] = np.uint64(fields[name]).astype(np.int64)
+        for name in ("earliest_ns", "latest_ns", "expected_ns"):
+            action[name] = fields[name]
+        em.emulated_accept(self.state, device, action[0], monotonic_ns())
+
+    def _program(self, program: bytes) -> int:
+        """The program's number; a new one's profile is read from the repository."""
+        if program in self.programs:
+            return self.programs.index(program)
+        if len(self.programs) == em.PROGRAMS_MAX:
+            return -1
+        self.programs.append(program)
+        number = len(self.programs) - 1
+        if self.repository is not None:
+            try:
+                self._read_profile(number, program)
+            except RepositoryError as error:
+                LOG.warning("program %s: no profile, so it takes what the controller expects: %s", program.hex(), error)
+        return number
+
+    def _read_profile(self, number: int, program: bytes) -> None:
+        spec, kind = self.repository.program(program), self.options.profile_kind
+        for size_class in range(min(len(spec.size_classes), em.CLASSES_MAX)):
+            out_bytes = spec.output_bytes(spec.class_dims(size_class))
+            self.state.out_bytes[number, size_class] = out_bytes
+            self._reserve_output(out_bytes)
+        profile = profiles.read(self.repository, program, kind)
+        for row, batch in enumerate(spec.batch_sizes[:em.BATCHES_MAX]):
+            self.state.batches[number, row] = batch
+            for size_class in range(min(len(spec.size_classes), em.CLASSES_MAX)):
+                self.state.durations_ns[number, row, size_class] = profiles.exec_ns(profile, batch, size_class)
+
+    def _reserve_output(self, size_bytes: int) -> None:
+        """The zeros that outputs are sent from must be as long as the longest."""
+        if size_bytes > self.state.output.size:
+            self.state = self.state._replace(output=np.zeros(size_bytes, np.uint8))
+
+    def _caps(self, device: int) -> dict[str, Any]:
+        resident = [(image, self.programs[number] if number >= 0 else bytes(HASH_BYTES))
+                    for image, number in images_resident(self.state.residency, device)]
+        return caps_of(kind="emulated", device=f"emulated:{device}", pages=self.options.pages,
+                       page_bytes=self.options.page_bytes, agenda_max=self.options.agenda_max, prepares=False,
+                       programs=self.programs, images=True, resident=resident)

@@ -1,0 +1,69 @@
+"""What `cwd worker` can be told: one plain record, checked here, so that every later module may trust it."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass, field
+
+from cwd.errors import CwdError
+
+GPUS_MAX = 4096
+
+
+@dataclass(frozen=True)
+class WorkerOptions:
+    """See the comments; sizes in bytes, times in nanoseconds."""
+
+    #: "cpu", or "emulated:N" for N emulated GPUs in this one process
+    device: str = "cpu"
+    #: the controller's socket for workers
+    endpoint: str = "ipc:///run/cwd/workers.sock"
+    name: str = field(default_factory=lambda: f"{os.uname().nodename}-{os.getpid()}")
+    #: folder of the model repository; "" for none (emulated only)
+    repo: str = ""
+    pages: int = 64
+    page_bytes: int = 16 << 20
+    #: how much memory the page images of the host store may take (cpu)
+    host_bytes: int = 8 << 30
+    #: slow LOADs down to this many bytes per second, to imitate a bus; 0 for none. Emulated LOADs take exactly this
+    load_bytes_per_s: int = 0
+    #: pin the exec thread (emulated: the process) to this core; -1 for no pinning
+    pin_core: int = -1
+    #: actions that may wait in one lane
+    agenda_max: int = 256
+    #: largest batch that an EXEC may have
+    rows_max: int = 64
+    #: the exec thread spins for the last part of a wait, and so long for the next action before it sleeps
+    spin_ns: int = 50_000
+    #: stage the whole repository and build its programs before READY (else at PREPARE)
+    preload: bool = True
+    #: emulated: bytes of every output frame where the repository does not say; jitter of durations in ppm; its seed
+    out_bytes: int = 0
+    noise_ppm: int = 0
+    seed: int = 0
+    #: the kind of device whose profile emulated GPUs imitate
+    profile_kind: str = "emulated"
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"cpu|emulated(:[0-9]+)?", self.device):
+            raise CwdError(f"device {self.device!r} is not cpu or emulated:N")
+        if self.kind == "emulated" and not 1 <= self.gpus <= GPUS_MAX:
+            raise CwdError(f"{self.gpus} emulated GPUs: 1 to {GPUS_MAX} are possible")
+        if self.kind == "cpu" and not self.repo:
+            raise CwdError("the cpu backend needs a repository (--repo)")
+        for name, low in (("pages", 1), ("page_bytes", 1), ("agenda_max", 1), ("rows_max", 1), ("host_bytes", 0),
+                          ("load_bytes_per_s", 0), ("spin_ns", 0), ("out_bytes", 0), ("noise_ppm", 0)):
+            if getattr(self, name) < low:
+                raise CwdError(f"{name} is {getattr(self, name)}, wanted at least {low}")
+        if self.noise_ppm > 1_000_000:
+            raise CwdError(f"noise_ppm is {self.noise_ppm}, wanted at most 1000000")
+
+    @property
+    def kind(self) -> str:
+        return self.device.partition(":")[0]
+
+    @property
+    def gpus(self) -> int:
+        """How many devices this process stands for."""
+        return int(self.device.partition(":")[2] or 1)

@@ -1,0 +1,137 @@
+"""A device's connection to the controller, the rare half: sockets, HELLO, WELCOME, back-off. Python, a call now and then.
+
+The frequent half is link.py, with which this shares one LINK record. It must not know what a device does: whoever owns
+one gives a function that says what HELLO shall tell of it.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import zmq
+
+from cwd.errors import SENTENCES, Code, CwdError, RemoteProtocolError
+from cwd.net.clock import boot_id, monotonic_ns
+from cwd.net.sockets import connect_dealer
+from cwd.units import NS_PER_MS
+from cwd.wire import codec
+from cwd.wire.messages import VERSION_MINOR, Role, Type
+from cwd.worker import link as links
+
+LOG = logging.getLogger("cwd.worker")
+
+#: Between two tries to send HELLO while nobody answers at the endpoint.
+BACKOFF_MIN_NS = 50 * NS_PER_MS
+BACKOFF_MAX_NS = 500 * NS_PER_MS
+#: How long a HELLO may stay unanswered before another connection is made.
+WELCOME_NS = 3_000 * NS_PER_MS
+
+#: Random, made when this process started: tells a restarted worker from one that reconnects.
+BOOT = os.urandom(16)
+
+#: Answers after which this connection is useless and another HELLO is the cure.
+_START_AGAIN = {Code.NOT_INTRODUCED, Code.STALE_EPOCH, Code.BAD_IDENTITY, Code.PEERS_FULL, Code.DRAINING}
+
+
+class Session:
+    """One device's connection: `link` is its LINK record, a one-element view of the host's table."""
+
+    def __init__(self, context: zmq.Context, endpoint: str, name: str, link: np.ndarray,
+                 caps: Callable[[], dict[str, Any]]) -> None:
+        self.context, self.endpoint, self.name, self.link, self.caps = context, endpoint, name, link, caps
+        self.socket: zmq.Socket | None = None
+        self._backoff_ns = BACKOFF_MIN_NS
+
+    @property
+    def open(self) -> bool:
+        return bool(self.link["state"][0] == links.OPEN)
+
+    def connect(self, after_ns: int = 0) -> None:
+        """A new socket in place of the old one; HELLO is due `after_ns` from now. The poll set needs its handle."""
+        self.close()
+        self.socket = connect_dealer(self.context, self.endpoint)
+        self.link["socket"] = self.socket.underlying
+        self.link["state"] = links.GREETING
+        self.link["broken"] = 0
+        self.link["greet_ns"] = monotonic_ns() + after_ns
+
+    def reconnect(self, why: str) -> None:
+        """The controller is silent or gone, or asked for it: start again."""
+        if self.open:
+            LOG.warning("%s: %s; connecting again to %s", self.name, why, self.endpoint)
+            self._backoff_ns = BACKOFF_MIN_NS
+            self.connect()
+        else:
+            self.connect(self._later())
+
+    def say_hello(self) -> None:
+        """Send HELLO if the socket is connected, else try again later, from 50 ms growing to 500 ms."""
+        hello = codec.encode(
+            Type.HELLO, minor=VERSION_MINOR, role=int(Role.WORKER), name=self.name, boot=BOOT, host=boot_id(),
+            now_ns=monotonic_ns(), caps=self.caps())
+        try:
+            self.socket.send(hello, zmq.DONTWAIT)
+        except zmq.Again:
+            self.link["greet_ns"] = monotonic_ns() + self._later()
+            return
+        self.link["state"] = links.WAITING
+        self.link["greet_ns"] = monotonic_ns() + WELCOME_NS
+
+    def welcome(self, frame: bytes) -> dict[str, Any] | None:
+        """Take in a rare message. The decoded WELCOME or PREPARE to act upon, or None; may reconnect.
+
+        Raises `CwdError` where going on is useless: the controller speaks another version.
+        """
+        try:
+            kind, fields = codec.decode(frame)
+        except RemoteProtocolError as error:
+            self.link["faults"] += 1
+            LOG.warning("%s: the controller sent what does not decode: %s", self.name, error)
+            return None
+        if kind == Type.WELCOME:
+            self._backoff_ns = BACKOFF_MIN_NS
+            self.link["epoch"] = np.uint64(fields["epoch"]).astype(np.int64)
+            self.link["session"] += 1
+            self.link["heartbeat_ns"] = max(fields["heartbeat_ms"], 1) * NS_PER_MS
+            self.link["lost_ns"] = max(fields["lost_ms"], 1) * NS_PER_MS
+            self.link["heard_ns"] = self.link["asked_ns"] = monotonic_ns()
+            self.link["state"] = links.OPEN
+            return {"type": kind, **fields}
+        if kind == Type.PREPARE:
+            return {"type": kind, **fields}
+        if kind == Type.GOODBYE:
+            self.reconnect(f"the controller said goodbye ({fields['text'] or fields['code']})")
+        elif kind == Type.ERROR:
+            self._error(fields)
+        return None
+
+    def goodbye(self, text: str) -> None:
+        """Tell the controller that this device leaves; nothing happens if it does not listen."""
+        if self.open:
+            try:
+                self.socket.send(codec.encode(Type.GOODBYE, code=0, text=text), zmq.DONTWAIT)
+            except zmq.ZMQError:
+                LOG.info("%s: the controller did not take the goodbye", self.name)
+
+    def close(self, linger_ms: int = 0) -> None:
+        if self.socket is not None:
+            self.socket.close(linger_ms)
+            self.socket = None
+
+    def _later(self) -> int:
+        now_ns, self._backoff_ns = self._backoff_ns, min(2 * self._backoff_ns, BACKOFF_MAX_NS)
+        return now_ns
+
+    def _error(self, fields: dict[str, Any]) -> None:
+        code = fields["code"]
+        text = fields["text"] or SENTENCES.get(code, f"code {code}")
+        if code == Code.UNSUPPORTED_VERSION:
+            raise CwdError(f"the controller at {self.endpoint} refused this worker: {text}", code=Code(code))
+        if code in _START_AGAIN:
+            self.reconnect(text)
+        else:
+            LOG.warning("%s: the controller complains (%d): %s", self.name, code, text)
