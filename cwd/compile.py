@@ -1,0 +1,89 @@
+"""`cwd compile`: compile every kernel of the daemons once, before they start, so that they load in about a second.
+
+Each package of kernels offers `warm()`, which calls its entry points on worlds of a few rows; this module calls them
+all, one process at a time on a host (whoever comes second waits, and then finds everything in the cache). It knows
+their names and nothing else of them.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import importlib
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TextIO
+
+from cwd.errors import CwdError
+from cwd.jit import JIT, cache_dir
+
+#: Who has kernels: `module:function`, callees first, so that each line's seconds are its own.
+WARM = (
+    "cwd.wire.kernel:warm",
+    "cwd.net.warm:warm",
+    "cwd.models.fit:warm",
+)
+
+_STALE_S = 30 * 24 * 3600
+
+
+def compile_all(report: Callable[[str], None] | None = None, warm: tuple[str, ...] = WARM) -> dict[str, Any]:
+    """Call every warm-up under the host-wide lock; raises `CwdError` where the cache cannot be written.
+
+    Returns {"seconds", "cache_dir", "kernels": {name: seconds}}. `report` gets a line before each step and at the end;
+    by default they go to stderr.
+    """
+    say = report or _to_stderr
+    seconds: dict[str, float] = {}
+    begin = time.monotonic()
+    with _lock(say):
+        for name in warm if JIT else ():
+            say(f"compiling {name.split(':')[0]}")
+            step = time.monotonic()
+            module, function = name.split(":")
+            getattr(importlib.import_module(module), function)()
+            seconds[name] = round(time.monotonic() - step, 3)
+        _prune(time.time() - _STALE_S)
+    total = round(time.monotonic() - begin, 3)
+    say(f"compiled in {total:.1f} s")
+    return {"seconds": total, "cache_dir": str(cache_dir()), "kernels": seconds}
+
+
+@contextmanager
+def _lock(say: Callable[[str], None]) -> Iterator[TextIO]:
+    folder = cache_dir()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = open(folder / "compile.lock", "w")  # noqa: SIM115: the caller's block is inside its `with`
+    except OSError as error:
+        raise CwdError(f"cannot write the kernel cache {folder}: {error.strerror}") from None
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            say("another process is compiling: waiting for it")
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield lock
+
+
+def _prune(before_s: float) -> None:
+    """Remove the folders of other source versions that nobody has written to since `before_s` (seconds, time.time)."""
+    folders: dict[str, list[Path]] = {}
+    for folder in cache_dir().glob("*-*/"):
+        folders.setdefault(folder.name.rsplit("-", 1)[0], []).append(folder)
+    for versions in folders.values():
+        newest = max(versions, key=lambda folder: folder.stat().st_mtime)
+        for folder in versions:
+            if folder != newest and folder.stat().st_mtime < before_s:
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+def _to_stderr(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    compile_all()
