@@ -1,0 +1,199 @@
+"""Whether a request can be served in time by the best plan at hand, on which GPU, and if not, when it could have been.
+
+The plans looked at: each GPU that has the model or is loading it (a few of them in turn, if many), behind the queued
+work that is due earlier; and a LOAD on one of the GPUs whose load lanes come free first. Work ahead is counted at what
+it costs in the largest batch that half the request's slack allows: a lower bound, so that a refusal is certain as far
+as the estimates are. Nothing is changed here except the request's own row.
+"""
+
+from __future__ import annotations
+
+from cwd.core import residency
+from cwd.core.estimate import exec_ns, margin_ns
+from cwd.core.lanes import available_ns, wake
+from cwd.core.queues import COPIES_LOOK, enlist, load_need_ns
+from cwd.core.world import (
+    BATCHES_MAX, BUCKET_BITS, BUCKETS, COPY_LOADING, COPY_READY, COPY_UNKNOWN, COPY_UNLOADING, FOREVER_NS, GPU_UP, LANE_EXEC, LANE_LOAD,
+    MARGIN_OVER, MARGIN_RESULT, MARGIN_SEND, NONE,
+)
+from cwd.jit import lean_kernel
+
+
+@lean_kernel
+def end_margin_ns(world, now_ns, kind):
+    """From the predicted end of an execution until the result can be counted on."""
+    return margin_ns(world, now_ns, kind, MARGIN_OVER) + margin_ns(world, now_ns, kind, MARGIN_RESULT)
+
+
+@lean_kernel
+def need_ns(world, now_ns, kind, program, size_class):
+    """From issuing a request alone to an idle GPU that has its model until the result is here; 0: not profiled."""
+    alone_ns = exec_ns(world, now_ns, program, kind, 0, size_class)
+    if alone_ns == 0:
+        return 0
+    return alone_ns + end_margin_ns(world, now_ns, kind) + margin_ns(world, now_ns, kind, MARGIN_SEND)
+
+
+@lean_kernel
+def best_need_ns(world, now_ns, program, size_class):
+    """The least `need_ns` over all kinds of GPU; 0: profiled on none."""
+    best = 0
+    for kind in range(world.settings[0]["kinds_max"]):
+        need = need_ns(world, now_ns, kind, program, size_class)
+        if need > 0 and (best == 0 or need < best):
+            best = need
+    return best
+
+
+@lean_kernel
+def cost_ns(world, now_ns, kind, program, size_class, slack_ns):
+    """What one request takes of a GPU in the largest batch whose execution fits into half the slack."""
+    sizes = world.programs[program]
+    cost = exec_ns(world, now_ns, program, kind, 0, size_class)
+    for b in range(1, BATCHES_MAX):
+        if b >= sizes["n_batches"]:
+            break
+        batch_ns = exec_ns(world, now_ns, program, kind, b, size_class)
+        if batch_ns == 0 or 2 * batch_ns > slack_ns:
+            break
+        each_ns = batch_ns // sizes["batches"][b]
+        if each_ns < cost:
+            cost = each_ns
+    return cost
+
+
+@lean_kernel
+def backlog_before_ns(world, now_ns, gpu, due_ns):
+    """Work queued for a GPU that is due no later than `due_ns` (up to the width of a bucket)."""
+    first, last = now_ns >> BUCKET_BITS, due_ns >> BUCKET_BITS
+    if last - first >= BUCKETS:
+        return world.gpus[gpu]["backlog_ns"]
+    total = 0
+    for bucket in range(first, last + 1):
+        total += world.backlog[gpu, bucket & (BUCKETS - 1)]
+    return total
+
+
+@lean_kernel
+def _start_ns(world, now_ns, copy):
+    """When the GPU of a copy could start something now, behind its lane; FOREVER_NS if it cannot."""
+    row = world.copies[copy]
+    gpu = row["gpu"]
+    if world.gpus[gpu]["state"] != GPU_UP or (row["state"] != COPY_READY and row["state"] != COPY_LOADING):
+        return FOREVER_NS
+    start_ns = available_ns(world, now_ns, gpu, LANE_EXEC)
+    if row["state"] == COPY_LOADING:
+        kind = world.gpus[gpu]["kind"]
+        loaded_ns = (world.actions[row["action"]]["end_ns"] + margin_ns(world, now_ns, kind, MARGIN_RESULT)
+                     + margin_ns(world, now_ns, kind, MARGIN_SEND))
+        if loaded_ns > start_ns:
+            start_ns = loaded_ns
+    return start_ns
+
+
+@lean_kernel
+def _best_copy(world, now_ns, m, due_ns, exact):
+    """The model's GPU that would start first behind its backlog (`exact`: what is due earlier alone), and when."""
+    best, best_ns = NONE, FOREVER_NS
+    copy = world.models[m]["copies"]
+    last = copy
+    for _ in range(COPIES_LOOK):
+        if copy == NONE:
+            break
+        start_ns = _start_ns(world, now_ns, copy)
+        if start_ns < FOREVER_NS:
+            gpu = world.copies[copy]["gpu"]
+            if exact:
+                start_ns += backlog_before_ns(world, now_ns, gpu, due_ns)
+            else:
+                start_ns += world.gpus[gpu]["backlog_ns"]
+            if start_ns < best_ns:
+                best, best_ns = gpu, start_ns
+        copy = world.copies[copy]["next"]
+        if copy == last:
+            break
+    return best, best_ns
+
+
+@lean_kernel
+def best_load(world, now_ns, m):
+    """The GPU, of a few whose load lanes come free first, where a LOAD of the model would be done first, and when."""
+    best, best_ns = NONE, FOREVER_NS
+    program = world.models[m]["program"]
+    looks = world.counters[0]["loads_count"]
+    if looks > COPIES_LOOK:
+        looks = COPIES_LOOK
+    for i in range(looks):
+        gpu = world.load_lanes[i]["id"]
+        if world.prepared[gpu, program] == 0:
+            continue
+        copy = residency.find(world, m, gpu)
+        if copy != NONE and world.copies[copy]["state"] != COPY_UNLOADING and world.copies[copy]["state"] != COPY_UNKNOWN:
+            continue
+        if world.gpus[gpu]["pages_total"] < world.models[m]["pages"]:
+            continue
+        done_ns = available_ns(world, now_ns, gpu, LANE_LOAD) + load_need_ns(world, now_ns, gpu, program)
+        free_ns = available_ns(world, now_ns, gpu, LANE_EXEC) + world.gpus[gpu]["backlog_ns"]
+        if free_ns > done_ns:
+            done_ns = free_ns
+        if done_ns < best_ns:
+            best, best_ns = gpu, done_ns
+    return best, best_ns
+
+
+@lean_kernel
+def _settle(world, now_ns, r, gpu, home):
+    """Note what admission counted on; returns when the request's execution alone would be answered after it starts."""
+    request = world.requests[r]
+    kind = world.gpus[gpu]["kind"]
+    program = world.models[request["model"]]["program"]
+    request["home"] = home
+    request["need_ns"] = need_ns(world, now_ns, kind, program, request["size_class"])
+    request["cost_ns"] = cost_ns(
+        world, now_ns, kind, program, request["size_class"], request["due_ns"] - now_ns)
+    return request["need_ns"] - margin_ns(world, now_ns, kind, MARGIN_SEND)
+
+
+@lean_kernel
+def place(world, now_ns, r):
+    """Find request `r` a plan: sets home, need and cost; returns (answered at, of the best plan; busy: how long the
+    model's best GPU is busy, FOREVER_NS if it has none; load GPU: where the model should be loaded, -1 if nowhere).
+
+    The plan keeps the deadline if the first is not after due_ns. FOREVER_NS: there is no plan at all.
+    """
+    request = world.requests[r]
+    m = request["model"]
+    due_ns = request["due_ns"]
+    request["home"] = NONE
+    done_ns, busy_ns = FOREVER_NS, FOREVER_NS
+    gpu, start_ns = _best_copy(world, now_ns, m, due_ns, False)
+    if gpu != NONE:
+        busy_ns = start_ns - now_ns
+        done_ns = start_ns + _settle(world, now_ns, r, gpu, gpu)
+        if done_ns <= due_ns and busy_ns <= world.settings[0]["load_horizon_ns"]:
+            return done_ns, busy_ns, NONE
+        if done_ns > due_ns:
+            gpu, start_ns = _best_copy(world, now_ns, m, due_ns, True)
+            done_ns = start_ns + _settle(world, now_ns, r, gpu, gpu)
+    other, loaded_ns = best_load(world, now_ns, m)
+    if other != NONE and done_ns > due_ns:
+        kept = request["home"]
+        loaded_ns += _settle(world, now_ns, r, other, NONE)
+        if loaded_ns <= due_ns or loaded_ns < done_ns:
+            done_ns = loaded_ns
+        else:
+            _settle(world, now_ns, r, gpu, kept)
+    return done_ns, busy_ns, other
+
+
+@lean_kernel
+def want(world, now_ns, m):
+    """If a model has requests and no copy that could serve them: list it, and have the GPU look that could load it."""
+    model = world.models[m]
+    if model["queued"] == 0 or model["copies_ready"] > 0:
+        return
+    if model["wanted"] == 0:
+        enlist(world, m, model["work_ns"])
+    gpu, _ = best_load(world, now_ns, m)
+    if gpu != NONE:
+        wake(world, gpu)

@@ -1,0 +1,83 @@
+"""Which of a model's queued requests could run together on a GPU that is free at some time, and in what batch size.
+
+A batch has the size class of its first request and takes others, in queue order, of that class or a smaller one (they
+are padded up); a larger one waits until it is first. Policies choose among what this file finds.
+"""
+
+from __future__ import annotations
+
+from cwd.core import ordered, queues
+from cwd.core.admission import end_margin_ns
+from cwd.core.estimate import exec_ns
+from cwd.core.world import NONE
+from cwd.jit import lean_kernel
+
+DEADLINE_EXPIRED = queues.DEADLINE_EXPIRED
+#: most hopeless requests that one look passes over
+SKIPS_MAX = 64
+
+
+@lean_kernel
+def latest_end_ns(world, now_ns, gpu, r):
+    """When an execution of request `r` on the GPU must be predicted to end at the latest."""
+    return world.requests[r]["due_ns"] - end_margin_ns(world, now_ns, world.gpus[gpu]["kind"])
+
+
+@lean_kernel
+def first_in_time(world, now_ns, gpu, m, start_ns):
+    """The model's first request that would be in time, alone and started at `start_ns`; -1 if there is none.
+
+    One that would not is given up here if this GPU has the only copy; else it is passed over: another may save it.
+    """
+    model = world.models[m]
+    kind = world.gpus[gpu]["kind"]
+    r = model["queue_head"]
+    for _ in range(SKIPS_MAX):
+        if r == NONE:
+            break
+        alone_ns = exec_ns(world, now_ns, model["program"], kind, 0, world.requests[r]["size_class"])
+        if start_ns + alone_ns <= latest_end_ns(world, now_ns, gpu, r):
+            return r
+        after = ordered.successor(world.request_nodes, r)
+        if model["copies_count"] == 1:
+            queues.drop(world, now_ns, r, DEADLINE_EXPIRED)
+        r = after
+    return NONE
+
+
+@lean_kernel
+def count_rows(world, first, rows_max):
+    """How many requests from `first` on a batch of its size class could take, up to `rows_max`."""
+    size_class = world.requests[first]["size_class"]
+    rows, r = 0, first
+    for _ in range(2 * rows_max):
+        if r == NONE or rows >= rows_max:
+            break
+        if world.requests[r]["size_class"] <= size_class:
+            rows += 1
+        r = ordered.successor(world.request_nodes, r)
+    return rows
+
+
+@lean_kernel
+def densest(world, now_ns, gpu, m, first, start_ns):
+    """The batch index with the most requests per time that keeps the deadline of `first`, and the rows it takes.
+
+    Sizes above the requests at hand are looked at too (one more, padded); ties go to the larger. (-1, 0): none fits.
+    """
+    model = world.models[m]
+    program = world.programs[model["program"]]
+    kind = world.gpus[gpu]["kind"]
+    end_ns = latest_end_ns(world, now_ns, gpu, first)
+    size_class = world.requests[first]["size_class"]
+    at_hand = count_rows(world, first, program["batches"][program["n_batches"] - 1]) if model["queued"] > 1 else 1
+    best, best_rows, best_ns = NONE, 0, 1
+    for b in range(program["n_batches"]):
+        batch_ns = exec_ns(world, now_ns, model["program"], kind, b, size_class)
+        if batch_ns > 0 and start_ns + batch_ns <= end_ns:
+            rows = at_hand if at_hand < program["batches"][b] else program["batches"][b]
+            if best == NONE or rows * best_ns >= best_rows * batch_ns:
+                best, best_rows, best_ns = b, rows, batch_ns
+        if program["batches"][b] >= at_hand:
+            break
+    return best, best_rows

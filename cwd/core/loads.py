@@ -1,0 +1,102 @@
+"""What policies need to choose a LOAD: a model's unserved demand, whether a LOAD would come in time, making room."""
+
+from __future__ import annotations
+
+from cwd.core import actions, lanes, ordered, residency
+from cwd.core.queues import COPIES_LOOK, load_need_ns
+from cwd.core.world import (
+    COPY_LOADING, COPY_READY, FOREVER_NS, GPU_UP, LANE_EXEC, LANE_LOAD, MODEL_READY, NONE,
+)
+from cwd.jit import lean_kernel
+
+#: most requests of a queue that are asked whether a LOAD would save them
+SAVED_LOOK = 4
+
+
+@lean_kernel
+def horizon_ns(world, m):
+    """How long a model's GPUs may be busy before another copy is worth a LOAD: its head's SLO, or the configured one."""
+    horizon = world.settings[0]["load_horizon_ns"]
+    head = world.models[m]["queue_head"]
+    if head != NONE and world.requests[head]["slo_ns"] < horizon:
+        horizon = world.requests[head]["slo_ns"]
+    return horizon
+
+
+@lean_kernel
+def busy_ns(world, now_ns, m):
+    """How long the least busy GPU that has or loads the model is busy; FOREVER_NS if none has it."""
+    best_ns = FOREVER_NS
+    copy = world.models[m]["copies"]
+    last = copy
+    for _ in range(COPIES_LOOK):
+        if copy == NONE:
+            break
+        row = world.copies[copy]
+        gpu = row["gpu"]
+        if world.gpus[gpu]["state"] == GPU_UP and (row["state"] == COPY_READY or row["state"] == COPY_LOADING):
+            free_ns = lanes.available_ns(world, now_ns, gpu, LANE_EXEC) - now_ns + world.gpus[gpu]["backlog_ns"]
+            if free_ns < best_ns:
+                best_ns = free_ns
+        copy = row["next"]
+        if copy == last:
+            break
+    return best_ns
+
+
+@lean_kernel
+def demand_ns(world, now_ns, m):
+    """Queued work that the model's copies do not serve inside the horizon: all of it if there is no copy.
+
+    The paper's p = d - sum of d_g * capacity / load_g, for the least loaded of the model's GPUs. 0 or less: no LOAD.
+    """
+    model = world.models[m]
+    if model["state"] != MODEL_READY or model["queued"] == 0:
+        return 0
+    busy = busy_ns(world, now_ns, m)
+    if busy == FOREVER_NS:
+        return model["work_ns"] if model["work_ns"] > 0 else 1
+    horizon = horizon_ns(world, m)
+    if busy <= horizon:
+        return 0
+    # in microseconds, which a priority needs no finer, the product cannot overflow
+    return ((model["work_ns"] >> 10) * ((busy - horizon) >> 10) // ((busy >> 10) + 1) << 10) + 1
+
+
+@lean_kernel
+def worthwhile(world, now_ns, gpu, m):
+    """Whether the GPU can take the model, and one of its first requests would be in time after a LOAD there."""
+    model = world.models[m]
+    if world.prepared[gpu, model["program"]] == 0 or residency.find(world, m, gpu) != NONE:
+        return False
+    loaded_ns = lanes.available_ns(world, now_ns, gpu, LANE_LOAD) + load_need_ns(world, now_ns, gpu, model["program"])
+    r = model["queue_head"]
+    for _ in range(SAVED_LOOK):
+        if r == NONE:
+            break
+        if loaded_ns + world.requests[r]["need_ns"] <= world.requests[r]["due_ns"]:
+            return True
+        r = ordered.successor(world.request_nodes, r)
+    return False
+
+
+@lean_kernel
+def make_room_and_load(world, now_ns, gpu, m):
+    """Evict the least recently used idle copies until the model fits, and load it. Returns 1 if it was."""
+    model, place = world.models[m], world.gpus[gpu]
+    if world.prepared[gpu, model["program"]] == 0 or residency.find(world, m, gpu) != NONE:
+        return 0
+    if not residency.could_free(world, gpu, model["pages"]):
+        return 0
+    copy, steps = place["lru_first"], residency.VICTIMS_MAX
+    while place["pages_free"] - place["pages_hidden"] < model["pages"]:
+        copy = residency.next_victim(world, copy, steps)
+        if copy == NONE:
+            return 0
+        after = world.copies[copy]["lru_next"]
+        if actions.issue_unload(world, now_ns, copy) == 0:
+            return 0
+        copy = after
+    if model["copies_count"] > 0:
+        world.counters[0]["replicas"] += 1
+    return actions.issue_load(world, now_ns, gpu, m)

@@ -1,0 +1,307 @@
+"""Requests: their rows, their model's queue in order of due time, the backlog of their home GPU, their end.
+
+`due_ns` is the deadline less the reply's way to the client; `need_ns` is what issuing at the last moment takes: send,
+execute alone, margins, result. A request is given up at due - need, when nothing can save it any more, never at its
+deadline. Its *home* is the GPU that admission counted on; any GPU with a copy may take it. A model's timer goes off at
+its head's last moment at the latest; it may be early, then it is set again.
+"""
+
+from __future__ import annotations
+
+from cwd.core import hashmap, lanes, ordered, outbox, residency
+from cwd.core.estimate import load_ns, margin_ns
+from cwd.core.world import (
+    BUCKET_BITS, BUCKETS, COPY_LOADING, COPY_READY, FOREVER_NS, LANE_EXEC, MARGIN_RESULT, MARGIN_SEND, NONE,
+    POLICY_FIFO, REQUEST_FREE, REQUEST_QUEUED, REQUEST_RUNNING, Code,
+)
+from cwd.jit import lean_kernel
+
+DEADLINE_EXPIRED = int(Code.DEADLINE_EXPIRED)
+OK = int(Code.OK)
+
+#: most copies that one event looks at; a model with more of them takes turns
+COPIES_LOOK = 8
+#: probes for a (client, request id) whose hashes collide
+PROBES = 4
+
+
+@lean_kernel
+def map_key(client, request_id, probe):
+    return hashmap.mix(request_id) ^ hashmap.mix((client << 3) + probe + 1) ^ (request_id << 3)
+
+
+@lean_kernel
+def lookup(world, client, request_id):
+    """The live request of a client by its id, or -1."""
+    for probe in range(PROBES):
+        r = hashmap.get(world.request_map, map_key(client, request_id, probe))
+        if r == NONE:
+            return NONE
+        if world.requests[r]["client"] == client and world.requests[r]["request_id"] == request_id:
+            return r
+    return NONE
+
+
+@lean_kernel
+def create(world, client, request_id):
+    """A row for a new request, findable by its id and by its client; -1 if the table is full."""
+    counters = world.counters[0]
+    r = counters["free_request"]
+    if r == NONE:
+        return NONE
+    key = map_key(client, request_id, 0)
+    probe = 1
+    while hashmap.get(world.request_map, key) != NONE:
+        if probe == PROBES:
+            return NONE
+        key = map_key(client, request_id, probe)
+        probe += 1
+    request = world.requests[r]
+    counters["free_request"] = request["next"]
+    counters["requests_live"] += 1
+    hashmap.put(world.request_map, key, r)
+    request["key"] = key
+    request["client"] = client
+    request["request_id"] = request_id
+    owner = world.clients[client]
+    request["client_previous"] = NONE
+    request["client_next"] = owner["first"]
+    if owner["first"] != NONE:
+        world.requests[owner["first"]]["client_previous"] = r
+    owner["first"] = r
+    owner["count"] += 1
+    return r
+
+
+@lean_kernel
+def disown(world, r):
+    """Cut a request off its client: nobody can find it, and nobody is told how it ends."""
+    request = world.requests[r]
+    owner = world.clients[request["client"]]
+    if request["client_previous"] == NONE:
+        owner["first"] = request["client_next"]
+    else:
+        world.requests[request["client_previous"]]["client_next"] = request["client_next"]
+    if request["client_next"] != NONE:
+        world.requests[request["client_next"]]["client_previous"] = request["client_previous"]
+    owner["count"] -= 1
+    hashmap.remove(world.request_map, request["key"])
+    request["client"] = NONE
+
+
+@lean_kernel
+def finish(world, now_ns, r, status, served_ns):
+    """End request `r` (not queued any more): reply or release, and its row is free. Returns the record or -1."""
+    request = world.requests[r]
+    counters = world.counters[0]
+    record = NONE
+    if request["client"] == NONE:
+        outbox.release(world, request["payload"], NONE)
+    else:
+        record = outbox.reply(world, now_ns, r, status)
+        world.outbox[record]["served_ns"] = served_ns
+        disown(world, r)
+    if status == OK:
+        counters["answered"] += 1
+    elif status == DEADLINE_EXPIRED:
+        counters["dropped"] += 1
+    else:
+        counters["failed"] += 1
+    request["state"] = REQUEST_FREE
+    request["next"] = counters["free_request"]
+    counters["free_request"] = r
+    counters["requests_live"] -= 1
+    return record
+
+
+@lean_kernel
+def _charge(world, now_ns, r):
+    """Count the request's work at its home."""
+    request = world.requests[r]
+    home = request["home"]
+    if home == NONE:
+        return
+    request["home_epoch"] = world.gpus[home]["epoch"]
+    bucket = request["due_ns"] >> BUCKET_BITS
+    near = bucket - (now_ns >> BUCKET_BITS) < BUCKETS
+    request["bucket"] = bucket & (BUCKETS - 1) if near else BUCKETS
+    world.backlog[home, request["bucket"]] += request["cost_ns"]
+    world.gpus[home]["backlog_ns"] += request["cost_ns"]
+
+
+@lean_kernel
+def _uncharge(world, r):
+    request = world.requests[r]
+    home = request["home"]
+    if home != NONE and world.gpus[home]["epoch"] == request["home_epoch"]:
+        world.backlog[home, request["bucket"]] -= request["cost_ns"]
+        world.gpus[home]["backlog_ns"] -= request["cost_ns"]
+
+
+@lean_kernel
+def enqueue(world, now_ns, r):
+    """Queue request `r`, whose due, need, cost and home are set, and see that somebody looks at it."""
+    request = world.requests[r]
+    m = request["model"]
+    model = world.models[m]
+    counters = world.counters[0]
+    request["state"] = REQUEST_QUEUED
+    key = request["arrival_ns"] if world.settings[0]["policy"] == POLICY_FIFO else request["due_ns"]
+    counters["sequence"] += 1
+    model["queue_root"] = ordered.insert(world.request_nodes, model["queue_root"], r, key, counters["sequence"])
+    first = model["queue_head"] == NONE or ordered.before(world.request_nodes, r, model["queue_head"])
+    model["queued"] += 1
+    model["work_ns"] += request["cost_ns"]
+    _charge(world, now_ns, r)
+    if first:
+        model["queue_head"] = r
+        arm_model(world, now_ns, m)
+        activate_copies(world, now_ns, m)
+    if request["home"] != NONE:
+        copy = residency.find(world, m, request["home"])
+        if copy != NONE and world.copies[copy]["state"] == COPY_READY:
+            residency.activate(world, copy)
+            lanes.wake(world, request["home"])
+
+
+@lean_kernel
+def dequeue(world, r):
+    """Take request `r` out of its model's queue; its row stays."""
+    request = world.requests[r]
+    model = world.models[request["model"]]
+    if model["queue_head"] == r:
+        model["queue_head"] = ordered.successor(world.request_nodes, r)
+    model["queue_root"] = ordered.remove(world.request_nodes, model["queue_root"], r)
+    model["queued"] -= 1
+    model["work_ns"] -= request["cost_ns"]
+    _uncharge(world, r)
+    request["state"] = REQUEST_RUNNING
+    if model["queued"] < 0 or model["work_ns"] < 0:
+        outbox.broken(world, outbox.BROKEN_QUEUE)
+    if model["queued"] == 0:
+        unlist(world, request["model"])
+
+
+@lean_kernel
+def activate_copies(world, now_ns, m):
+    """A model's head is new: tell up to COPIES_LOOK of its GPUs, and have the soonest free one look at once."""
+    copy = world.models[m]["copies"]
+    if copy == NONE or world.models[m]["queue_head"] == NONE:
+        return
+    best, best_ns = NONE, FOREVER_NS
+    last = copy
+    for _ in range(COPIES_LOOK):
+        row = world.copies[copy]
+        if row["state"] == COPY_READY:
+            gpu = row["gpu"]
+            residency.activate(world, copy)
+            lane = world.lanes[2 * gpu + LANE_EXEC]
+            free_ns = (lane["available_ns"] if lane["count"] > 0 else 0) + world.gpus[gpu]["backlog_ns"]
+            if free_ns < best_ns:
+                best, best_ns = gpu, free_ns
+            timer = world.settings[0]["gpu_timer"] + gpu
+            if lane["count"] > 0 and world.timers[timer]["place"] == NONE:
+                lanes.arm(world, now_ns, gpu)
+        copy = row["next"]
+        if copy == last:
+            break
+    if world.models[m]["copies_count"] > COPIES_LOOK:
+        world.models[m]["copies"] = copy
+    if best != NONE:
+        lanes.wake(world, best)
+
+
+# -- giving up ---------------------------------------------------------------------------------------------------------
+
+
+@lean_kernel
+def load_need_ns(world, now_ns, gpu, program):
+    """From issuing a LOAD on a GPU with an idle lane until its result is here."""
+    kind = world.gpus[gpu]["kind"]
+    return (load_ns(world, now_ns, program, kind) + margin_ns(world, now_ns, kind, MARGIN_SEND)
+            + margin_ns(world, now_ns, kind, MARGIN_RESULT))
+
+
+@lean_kernel
+def last_moment_ns(world, now_ns, r):
+    """Until when request `r` can still be saved: due - need, and before a LOAD if no GPU has or loads its model."""
+    request = world.requests[r]
+    model = world.models[request["model"]]
+    last_ns = request["due_ns"] - request["need_ns"]
+    if model["copies_ready"] > 0:
+        return last_ns
+    copy, first = model["copies"], model["copies"]
+    for _ in range(COPIES_LOOK):
+        if copy == NONE:
+            break
+        if world.copies[copy]["state"] == COPY_LOADING:
+            return last_ns
+        copy = world.copies[copy]["next"]
+        if copy == first:
+            break
+    if world.counters[0]["loads_count"] == 0:
+        return last_ns
+    gpu = world.load_lanes[0]["id"]
+    return last_ns - load_need_ns(world, now_ns, gpu, model["program"])
+
+
+@lean_kernel
+def arm_model(world, now_ns, m):
+    """See that the model's timer goes off no later than its head's last moment."""
+    head = world.models[m]["queue_head"]
+    if head == NONE:
+        return
+    at_ns = last_moment_ns(world, now_ns, head) + 1
+    place = world.timers[m]["place"]
+    if place == NONE or world.timers[place]["key"] > at_ns:
+        lanes.set_timer(world, m, at_ns)
+
+
+@lean_kernel
+def drop(world, now_ns, r, status):
+    """Give a queued request up."""
+    dequeue(world, r)
+    finish(world, now_ns, r, status, 0)
+
+
+@lean_kernel
+def expire(world, now_ns, m):
+    """The model's timer went off: give up what cannot be saved, set the timer again, show the rest to the GPUs."""
+    lanes.set_timer(world, m, FOREVER_NS)
+    model = world.models[m]
+    dropped = 0
+    while model["queue_head"] != NONE and last_moment_ns(world, now_ns, model["queue_head"]) < now_ns:
+        drop(world, now_ns, model["queue_head"], DEADLINE_EXPIRED)
+        dropped += 1
+    arm_model(world, now_ns, m)
+    if dropped > 0:
+        activate_copies(world, now_ns, m)
+
+
+# -- models that want a LOAD -------------------------------------------------------------------------------------------
+
+
+@lean_kernel
+def enlist(world, m, demand_ns):
+    """List a model (with a queue) as wanting a LOAD, by demand; `fifo` lists by arrival. Updates one that is listed."""
+    unlist(world, m)
+    counters = world.counters[0]
+    head = world.models[m]["queue_head"]
+    key = world.requests[head]["arrival_ns"] if world.settings[0]["policy"] == POLICY_FIFO else -demand_ns
+    # of equal demands the older head goes first; sequence numbers are unique
+    counters["wanted_root"] = ordered.insert(
+        world.wanted_nodes, counters["wanted_root"], m, key, world.request_nodes[head]["tie"])
+    if counters["wanted_head"] == NONE or ordered.before(world.wanted_nodes, m, counters["wanted_head"]):
+        counters["wanted_head"] = m
+    world.models[m]["wanted"] = 1
+
+
+@lean_kernel
+def unlist(world, m):
+    if world.models[m]["wanted"] == 0:
+        return
+    counters = world.counters[0]
+    if counters["wanted_head"] == m:
+        counters["wanted_head"] = ordered.successor(world.wanted_nodes, m)
+    counters["wanted_root"] = ordered.remove(world.wanted_nodes, counters["wanted_root"], m)
+    world.models[m]["wanted"] = 0
