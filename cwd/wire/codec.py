@@ -260,7 +260,13 @@ def _encode_dims(value: Any, field: Field) -> bytes:
 
 def _encode_rows(value: Any, field: Field) -> bytes:
     try:
-        rows = np.ascontiguousarray(value, dtype="<u4").reshape(-1, DIMS) if len(value) else np.zeros((0, DIMS), "<u4")
+        rows = np.asarray(value)
+        if rows.size == 0:
+            rows = np.zeros((0, DIMS), "<u4")
+        if rows.dtype.kind not in "ui" or rows.ndim != 2 or rows.shape[1] != DIMS or rows.size and not (
+                rows.min() >= 0 and rows.max() < 1 << 32):
+            raise ValueError
+        rows = rows.astype("<u4")
     except (TypeError, ValueError, OverflowError):
         raise LocalProtocolError(f"{field.name} is not n x {DIMS} u32") from None
     if len(rows) > ROWS_MAX:
