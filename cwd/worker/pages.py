@@ -17,7 +17,9 @@ import numpy as np
 
 from cwd.errors import Code, CwdError
 from cwd.jit import lean_kernel
-from cwd.net.native import I4, I8, copy_bytes, external, stack_words, store_i8
+from cwd.net.native import I4, I8, copy_bytes, external
+from cwd.net.wake import wait_fd
+from cwd.units import format_size
 from cwd.net.clock import monotonic_ns
 
 _PROT_NONE, _PROT_RW = 0, mmap.PROT_READ | mmap.PROT_WRITE
@@ -32,7 +34,6 @@ _CHUNK_BYTES = 1 << 20
 
 _mmap = external("mmap", I8, I8, I8, I4, I4, I4, I8)
 _munmap = external("munmap", I4, I8, I8)
-_nanosleep = external("nanosleep", I4, I8, I8)
 
 
 class PagePool:
@@ -41,16 +42,21 @@ class PagePool:
     def __init__(self, pages: int, page_bytes: int) -> None:
         if pages < 1 or page_bytes < 1 or page_bytes % mmap.PAGESIZE:
             raise CwdError(f"a pool needs pages, of a multiple of {mmap.PAGESIZE} bytes; got {pages} of {page_bytes}")
+        total_bytes = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        if pages * page_bytes > total_bytes:  # asking the kernel would first eat all of it
+            raise CwdError(f"a pool of {format_size(pages * page_bytes)} does not fit the {format_size(total_bytes)} of "
+                           "memory of this machine", code=Code.NO_PAGES)
         self.pages, self.page_bytes = pages, page_bytes
         self._fd = os.memfd_create("cwd-pool", os.MFD_CLOEXEC)
         try:
             os.posix_fallocate(self._fd, 0, pages * page_bytes)
         except OSError as error:
-            raise CwdError(f"no memory for a pool of {pages} pages of {page_bytes} bytes: {error.strerror}",
+            os.close(self._fd)
+            raise CwdError(f"no memory for a pool of {format_size(pages * page_bytes)}: {error.strerror}",
                            code=Code.NO_PAGES) from None
         self.address = int(_map_pool(self._fd, pages * page_bytes))
         if self.address == _FAILED:
-            raise CwdError(f"cannot map a pool of {pages} pages of {page_bytes} bytes", code=Code.NO_PAGES)
+            raise CwdError(f"cannot map a pool of {format_size(pages * page_bytes)}", code=Code.NO_PAGES)
 
     def reserve(self, pages: int) -> int:
         """The address of a new window of `pages` pages, inaccessible until it is filled."""
@@ -108,10 +114,7 @@ def _copy_pages(pool, page_bytes, pages, source, size, bytes_per_s):
         if bytes_per_s > 0:
             ahead_ns = begin_ns + done * 1000 // max(bytes_per_s // 1_000_000, 1) - monotonic_ns()
             if ahead_ns > 0:
-                words = stack_words()
-                store_i8(words, ahead_ns // 1_000_000_000)
-                store_i8(words + 8, ahead_ns % 1_000_000_000)
-                _nanosleep(words, 0)
+                wait_fd(-1, ahead_ns)  # a descriptor that poll leaves out: this only sleeps
 
 
 @lean_kernel
