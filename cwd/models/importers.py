@@ -157,7 +157,7 @@ def _add(repository: Repository, names: list[str], version: int, module: Any, he
          options: dict[str, Any], instances: Iterator[tuple[dict[str, Any], int]], progress: Progress | None,
          exported: Path | None = None) -> list[Entry]:
     """Complete and try the program with the first instance, then store it and every instance."""
-    from cwd.models.probe import raw_bytes
+    from cwd.models import probe
 
     report = progress or (lambda done, total, text: None)
     report(0, len(names), "building the program")
@@ -167,7 +167,9 @@ def _add(repository: Repository, names: list[str], version: int, module: Any, he
         if program_hash is None:
             spec = complete(head, options, module, tensors)
             program_hash = repository.add_program(spec, exported)
-        raw: dict[str, np.ndarray] = {weight.name: raw_bytes(tensors[weight.name]) for weight in spec.weights}
+        if seed >= 0:
+            tensors = probe.calibrate(spec, module, tensors)
+        raw: dict[str, np.ndarray] = {weight.name: probe.raw_bytes(tensors[weight.name]) for weight in spec.weights}
         entries.append(repository.add(one, version, program_hash, raw, seed=seed))
         report(index + 1, len(names), one)
     return entries

@@ -68,8 +68,7 @@ class Program:
         self.plan = fit.make_plan(spec)
         self._dtypes = sorted({weight.dtype for weight in spec.weights})
         places = _match(places_of(module), spec)
-        self._strided = [(holder, key, *_strided(slot)) for name, slot in self.layout.slots.items()
-                         for holder, key in places[name]]
+        self._strided = [(places[name], *_strided(slot)) for name, slot in self.layout.slots.items()]
         self._buffers: dict[tuple[int, int], Buffers] = {}
         self._active: Binding | None = None
 
@@ -90,8 +89,11 @@ class Program:
         with torch.inference_mode():
             typed = {dtype: storage.view(DTYPES[dtype]) for dtype in self._dtypes}
             start = flat.storage_offset()
-            found = [(holder, key, torch.as_strided(typed[dtype], shape, strides, start // item_bytes + offset))
-                     for holder, key, dtype, shape, strides, offset, item_bytes in self._strided]
+            found = []
+            for places, dtype, shape, strides, offset, item_bytes in self._strided:
+                view = torch.as_strided(typed[dtype], shape, strides, start // item_bytes + offset)
+                # tied places get one tensor, so that the module still shows which they are
+                found += [(holder, key, view) for holder, key in places]
         return Binding(tuple(found), flat)
 
     def buffers(self, batch: int, size_class: int) -> Buffers:

@@ -87,9 +87,9 @@ def convnet5m(classes: int = 100) -> nn.Module:
 def make_weights(module: nn.Module, seed: int) -> dict[str, np.ndarray]:
     """Seeded random weights for a module on the meta device, by parameter name (tied ones once, under the first name).
 
-    Deterministic: the seed and the names' order decide, not torch. Scales keep activations of order one through deep
-    nets: He's for what feeds a rectifier or a gate, ones and zeros with a little noise for normalisations, and running
-    statistics as of standardised data.
+    Deterministic: the seed and the order of the tensors decide, not torch. Scales keep activations of order one: He's
+    for convolutions, 1/sqrt(fan-in) for linear layers, ones and zeros with a little noise for normalisations. Batch
+    norms still want `probe.calibrate`: residual sums grow with depth, and no formula knows how fast.
     """
     from torch import nn
 
@@ -113,7 +113,7 @@ def make_weights(module: nn.Module, seed: int) -> dict[str, np.ndarray]:
         elif any(id(holder) in embedding_holders for holder, _ in places):
             noise *= np.float32(0.05)
         elif len(shape) > 1:
-            noise *= np.float32((2 / np.prod(shape[1:])) ** 0.5)
+            noise *= np.float32(((2 if len(shape) > 2 else 1) / np.prod(shape[1:])) ** 0.5)
         else:
             noise *= np.float32(0.02)
         found[names[0]] = noise
