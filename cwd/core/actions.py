@@ -15,7 +15,7 @@ from cwd.core.world import (
     COPY_UNLOADING, FOREVER_NS, LANE_EXEC, LANE_LOAD, MARGIN_OVER, MARGIN_RESULT, MARGIN_SEND, MODEL_READY, NONE,
     SLOT_BITS, Code,
 )
-from cwd.jit import lean_kernel
+from cwd.jit import inner_kernel
 
 OK = int(Code.OK)
 DEADLINE_EXPIRED = int(Code.DEADLINE_EXPIRED)
@@ -35,7 +35,7 @@ CORRUPT = int(Code.CORRUPT)
 UNLOAD_NS = 50_000
 
 
-@lean_kernel
+@inner_kernel
 def create(world, now_ns, verb, gpu, lane, copy, expected_ns):
     """A new action at the end of its lane, its window open from now; -1 if the table is full."""
     counters = world.counters[0]
@@ -63,7 +63,7 @@ def create(world, now_ns, verb, gpu, lane, copy, expected_ns):
     return a
 
 
-@lean_kernel
+@inner_kernel
 def arm(world, a, grace_ns):
     """Set when the action counts as lost."""
     action = world.actions[a]
@@ -72,7 +72,7 @@ def arm(world, a, grace_ns):
     lanes.set_timer(world, world.settings[0]["action_timer"] + a, action["expire_ns"])
 
 
-@lean_kernel
+@inner_kernel
 def free(world, a):
     counters = world.counters[0]
     action = world.actions[a]
@@ -86,7 +86,7 @@ def free(world, a):
 # -- issuing -----------------------------------------------------------------------------------------------------------
 
 
-@lean_kernel
+@inner_kernel
 def issue_exec(world, now_ns, copy, batch_index, size_class, first, rows_max):
     """Run a batch: up to `rows_max` queued requests from `first` on in queue order, those that fit the size class.
 
@@ -118,7 +118,7 @@ def issue_exec(world, now_ns, copy, batch_index, size_class, first, rows_max):
     return action["rows"]
 
 
-@lean_kernel
+@inner_kernel
 def _take_rows(world, a, first, rows_max):
     """Move requests from their queue into the action; returns the earliest due time among them."""
     action = world.actions[a]
@@ -143,7 +143,7 @@ def _take_rows(world, a, first, rows_max):
     return due_ns
 
 
-@lean_kernel
+@inner_kernel
 def issue_load(world, now_ns, gpu, m):
     """Load a model for which there is room; returns 1, or 0 if a table is full."""
     copy = residency.create(world, m, gpu, COPY_LOADING)
@@ -162,7 +162,7 @@ def issue_load(world, now_ns, gpu, m):
     return 1
 
 
-@lean_kernel
+@inner_kernel
 def issue_unload(world, now_ns, copy):
     """Unload a copy on which nothing runs; its pages count as free from here on. Returns 1, or 0 if the table is full."""
     row = world.copies[copy]
@@ -185,7 +185,7 @@ def issue_unload(world, now_ns, copy):
 # -- ends --------------------------------------------------------------------------------------------------------------
 
 
-@lean_kernel
+@inner_kernel
 def measure(world, now_ns, a, begin_ns, end_ns):
     """Learn from an action that ran."""
     action = world.actions[a]
@@ -204,7 +204,7 @@ def measure(world, now_ns, a, begin_ns, end_ns):
         observe(world.estimates[load_row(world, action["program"], kind)], now_ns, took_ns)
 
 
-@lean_kernel
+@inner_kernel
 def end_exec(world, now_ns, a, status, begin_ns, end_ns, result):
     """An execution ended: answer its requests, or queue them again if there is time and it was not their fault."""
     action = world.actions[a]
@@ -224,7 +224,7 @@ def end_exec(world, now_ns, a, status, begin_ns, end_ns, result):
         doubt(world, now_ns, copy)
 
 
-@lean_kernel
+@inner_kernel
 def _answer(world, now_ns, r, a, begin_ns, end_ns, result, index):
     request, action = world.requests[r], world.actions[a]
     missed = now_ns > request["deadline_ns"]
@@ -249,7 +249,7 @@ def _answer(world, now_ns, r, a, begin_ns, end_ns, result, index):
         out["row"] = index
 
 
-@lean_kernel
+@inner_kernel
 def retry(world, now_ns, r, status):
     """A request's action came to nothing: queue it again while that can help, else answer it."""
     request = world.requests[r]
@@ -274,7 +274,7 @@ def retry(world, now_ns, r, status):
         want(world, now_ns, m)
 
 
-@lean_kernel
+@inner_kernel
 def doubt(world, now_ns, copy):
     """A copy's state is not known: an UNLOAD will tell."""
     residency.set_state(world, copy, COPY_UNKNOWN)
@@ -283,7 +283,7 @@ def doubt(world, now_ns, copy):
         outbox.broken(world, outbox.BROKEN_COPY)
 
 
-@lean_kernel
+@inner_kernel
 def end_load(world, now_ns, a, status):
     action = world.actions[a]
     copy, m = action["copy"], action["model"]
@@ -306,7 +306,7 @@ def end_load(world, now_ns, a, status):
         _load_failed(world, now_ns, m, status)
 
 
-@lean_kernel
+@inner_kernel
 def _load_failed(world, now_ns, m, status):
     """A LOAD was refused or failed: its model's requests wait for another one, unless that would fail as well."""
     model = world.models[m]
@@ -320,7 +320,7 @@ def _load_failed(world, now_ns, m, status):
     want(world, now_ns, m)
 
 
-@lean_kernel
+@inner_kernel
 def end_unload(world, now_ns, a, status):
     """Returns 1 if the action lives on, parked."""
     action = world.actions[a]
@@ -342,7 +342,7 @@ def end_unload(world, now_ns, a, status):
     return 1
 
 
-@lean_kernel
+@inner_kernel
 def end(world, now_ns, a, status, begin_ns, end_ns, result):
     """Settle action `a`, which is in its lane."""
     action = world.actions[a]
@@ -363,7 +363,7 @@ def end(world, now_ns, a, status, begin_ns, end_ns, result):
     lanes.wake(world, gpu)
 
 
-@lean_kernel
+@inner_kernel
 def discard(world, now_ns, a):
     """End a LOAD or UNLOAD of a GPU that is lost; its copy is for the caller to destroy."""
     world.copies[world.actions[a]["copy"]]["action"] = NONE
@@ -371,7 +371,7 @@ def discard(world, now_ns, a):
     free(world, a)
 
 
-@lean_kernel
+@inner_kernel
 def collect(world, now_ns, a, rest):
     """End an action in the exec lane of a lost GPU; returns its requests, linked in front of `rest`."""
     action = world.actions[a]
@@ -389,7 +389,7 @@ def collect(world, now_ns, a, rest):
     return first
 
 
-@lean_kernel
+@inner_kernel
 def expire(world, now_ns, a):
     """The action's timer went off: its result is lost, or it was parked and is tried again."""
     world.counters[0]["expired"] += 1

@@ -16,16 +16,16 @@ from cwd.core.world import (
     BATCHES_MAX, BUCKET_BITS, BUCKETS, COPY_LOADING, COPY_READY, COPY_UNKNOWN, COPY_UNLOADING, FOREVER_NS, GPU_UP, LANE_EXEC, LANE_LOAD,
     MARGIN_OVER, MARGIN_RESULT, MARGIN_SEND, NONE,
 )
-from cwd.jit import lean_kernel
+from cwd.jit import inner_kernel
 
 
-@lean_kernel
+@inner_kernel
 def end_margin_ns(world, now_ns, kind):
     """From the predicted end of an execution until the result can be counted on."""
     return margin_ns(world, now_ns, kind, MARGIN_OVER) + margin_ns(world, now_ns, kind, MARGIN_RESULT)
 
 
-@lean_kernel
+@inner_kernel
 def need_ns(world, now_ns, kind, program, size_class):
     """From issuing a request alone to an idle GPU that has its model until the result is here; 0: not profiled."""
     alone_ns = exec_ns(world, now_ns, program, kind, 0, size_class)
@@ -34,7 +34,7 @@ def need_ns(world, now_ns, kind, program, size_class):
     return alone_ns + end_margin_ns(world, now_ns, kind) + margin_ns(world, now_ns, kind, MARGIN_SEND)
 
 
-@lean_kernel
+@inner_kernel
 def best_need_ns(world, now_ns, program, size_class):
     """The least `need_ns` over all kinds of GPU; 0: profiled on none."""
     best = 0
@@ -45,7 +45,7 @@ def best_need_ns(world, now_ns, program, size_class):
     return best
 
 
-@lean_kernel
+@inner_kernel
 def cost_ns(world, now_ns, kind, program, size_class, slack_ns):
     """What one request takes of a GPU in the largest batch whose execution fits into half the slack."""
     sizes = world.programs[program]
@@ -62,7 +62,7 @@ def cost_ns(world, now_ns, kind, program, size_class, slack_ns):
     return cost
 
 
-@lean_kernel
+@inner_kernel
 def backlog_before_ns(world, now_ns, gpu, due_ns):
     """Work queued for a GPU that is due no later than `due_ns` (up to the width of a bucket)."""
     first, last = now_ns >> BUCKET_BITS, due_ns >> BUCKET_BITS
@@ -74,7 +74,7 @@ def backlog_before_ns(world, now_ns, gpu, due_ns):
     return total
 
 
-@lean_kernel
+@inner_kernel
 def _start_ns(world, now_ns, copy):
     """When the GPU of a copy could start something now, behind its lane; FOREVER_NS if it cannot."""
     row = world.copies[copy]
@@ -91,7 +91,7 @@ def _start_ns(world, now_ns, copy):
     return start_ns
 
 
-@lean_kernel
+@inner_kernel
 def _best_copy(world, now_ns, m, due_ns, exact):
     """The model's GPU that would start first behind its backlog (`exact`: what is due earlier alone), and when."""
     best, best_ns = NONE, FOREVER_NS
@@ -115,7 +115,7 @@ def _best_copy(world, now_ns, m, due_ns, exact):
     return best, best_ns
 
 
-@lean_kernel
+@inner_kernel
 def best_load(world, now_ns, m):
     """The GPU, of a few whose load lanes come free first, where a LOAD of the model would be done first, and when."""
     best, best_ns = NONE, FOREVER_NS
@@ -141,7 +141,7 @@ def best_load(world, now_ns, m):
     return best, best_ns
 
 
-@lean_kernel
+@inner_kernel
 def _settle(world, now_ns, r, gpu, home):
     """Note what admission counted on; returns when the request's execution alone would be answered after it starts."""
     request = world.requests[r]
@@ -154,7 +154,7 @@ def _settle(world, now_ns, r, gpu, home):
     return request["need_ns"] - margin_ns(world, now_ns, kind, MARGIN_SEND)
 
 
-@lean_kernel
+@inner_kernel
 def place(world, now_ns, r):
     """Find request `r` a plan: sets home, need and cost; returns (answered at, of the best plan; busy: how long the
     model's best GPU is busy, FOREVER_NS if it has none; load GPU: where the model should be loaded, -1 if nowhere).
@@ -186,7 +186,7 @@ def place(world, now_ns, r):
     return done_ns, busy_ns, other
 
 
-@lean_kernel
+@inner_kernel
 def want(world, now_ns, m):
     """If a model has requests and no copy that could serve them: list it, and have the GPU look that could load it."""
     model = world.models[m]

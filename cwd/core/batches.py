@@ -10,20 +10,20 @@ from cwd.core import ordered, queues
 from cwd.core.admission import end_margin_ns
 from cwd.core.estimate import exec_ns
 from cwd.core.world import NONE
-from cwd.jit import lean_kernel
+from cwd.jit import inner_kernel
 
 DEADLINE_EXPIRED = queues.DEADLINE_EXPIRED
 #: most hopeless requests that one look passes over
 SKIPS_MAX = 64
 
 
-@lean_kernel
+@inner_kernel
 def latest_end_ns(world, now_ns, gpu, r):
     """When an execution of request `r` on the GPU must be predicted to end at the latest."""
     return world.requests[r]["due_ns"] - end_margin_ns(world, now_ns, world.gpus[gpu]["kind"])
 
 
-@lean_kernel
+@inner_kernel
 def first_in_time(world, now_ns, gpu, m, start_ns):
     """The model's first request that would be in time, alone and started at `start_ns`; -1 if there is none.
 
@@ -45,7 +45,7 @@ def first_in_time(world, now_ns, gpu, m, start_ns):
     return NONE
 
 
-@lean_kernel
+@inner_kernel
 def count_rows(world, first, rows_max):
     """How many requests from `first` on a batch of its size class could take, up to `rows_max`."""
     size_class = world.requests[first]["size_class"]
@@ -59,7 +59,7 @@ def count_rows(world, first, rows_max):
     return rows
 
 
-@lean_kernel
+@inner_kernel
 def densest(world, now_ns, gpu, m, first, start_ns):
     """The batch index with the most requests per time that keeps the deadline of `first`, and the rows it takes.
 

@@ -23,7 +23,7 @@ from cwd.core.world import (
     ACTION_EXEC, ACTION_FREE, ACTION_RESERVED, FOREVER_NS, GPU_UP, LANE_EXEC, LANE_LOAD, MODEL_READY, NONE,
     REQUEST_QUEUED, SLOT_BITS, SLOT_MASK, Code,
 )
-from cwd.jit import lean_kernel
+from cwd.jit import inner_kernel, lean_kernel
 
 gpu_joined = members.gpu_joined
 gpu_resident = members.gpu_resident
@@ -54,7 +54,7 @@ UNKNOWN_MODEL = int(Code.UNKNOWN_MODEL)
 UNKNOWN_SIZE = int(Code.UNKNOWN_SIZE)
 
 
-@lean_kernel
+@inner_kernel
 def _fault(world, client, request_id, model, size_class, slo_ns):
     """What is wrong with a request, whatever the load: a code, or 0."""
     m = model & SLOT_MASK
@@ -110,7 +110,7 @@ def request_arrived(world, now_ns, client, request_id, model, size_class, deadli
     return _admit(world, now_ns, r)
 
 
-@lean_kernel
+@inner_kernel
 def _admit(world, now_ns, r):
     """Queue the request if a plan keeps its deadline; else refuse it and say after how long it could be answered."""
     request = world.requests[r]
@@ -127,7 +127,7 @@ def _admit(world, now_ns, r):
     return 0
 
 
-@lean_kernel
+@inner_kernel
 def _refuse(world, now_ns, r, done_ns):
     request = world.requests[r]
     program = world.models[request["model"]]["program"]
@@ -216,7 +216,7 @@ def set_draining(world, on):
     world.counters[0]["draining"] = on
 
 
-@lean_kernel
+@inner_kernel
 def _fire(world, now_ns, timer):
     """Timer `timer` is due; its owner arms it again or disarms it."""
     settings = world.settings[0]

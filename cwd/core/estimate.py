@@ -10,13 +10,13 @@ measured, the core tries again after a while: nothing is locked out for good.
 from __future__ import annotations
 
 from cwd.core.world import BATCHES_MAX, MARGINS, WINDOW
-from cwd.jit import lean_kernel
+from cwd.jit import inner_kernel
 
 #: 2**32 ns: the half-life of what a silent window says above its floor
 DECAY_BITS = 32
 
 
-@lean_kernel
+@inner_kernel
 def read(row, now_ns):
     """The estimate now, ns; 0 if there is neither a seed nor a sample."""
     floor = row["low_ns"] if row["low_ns"] < row["seed_ns"] else row["seed_ns"]
@@ -29,7 +29,7 @@ def read(row, now_ns):
     return floor + ((row["high_ns"] - floor) >> halvings)
 
 
-@lean_kernel
+@inner_kernel
 def seed(row, duration_ns):
     """Start the window anew, as if `duration_ns` had been measured WINDOW times."""
     for i in range(WINDOW):
@@ -38,7 +38,7 @@ def seed(row, duration_ns):
     row["position"] = row["count"] = 0
 
 
-@lean_kernel
+@inner_kernel
 def observe(row, now_ns, sample_ns):
     """Take in one measured duration."""
     if row["count"] == 0 and row["seed_ns"] == 0:
@@ -53,7 +53,7 @@ def observe(row, now_ns, sample_ns):
         _scan(row)
 
 
-@lean_kernel
+@inner_kernel
 def _scan(row):
     largest, second, least = -1, -1, row["samples"][0]
     for i in range(WINDOW):
@@ -69,7 +69,7 @@ def _scan(row):
     row["low_ns"] = least
 
 
-@lean_kernel
+@inner_kernel
 def exec_row(world, program, kind, batch_index, size_class):
     """Index of an execution's row in `estimates`."""
     settings = world.settings[0]
@@ -77,25 +77,25 @@ def exec_row(world, program, kind, batch_index, size_class):
     return (pair * BATCHES_MAX + batch_index) * settings["classes_max"] + size_class
 
 
-@lean_kernel
+@inner_kernel
 def exec_ns(world, now_ns, program, kind, batch_index, size_class):
     """Duration of an execution, ns; 0 if that combination is not profiled."""
     return read(world.estimates[exec_row(world, program, kind, batch_index, size_class)], now_ns)
 
 
-@lean_kernel
+@inner_kernel
 def load_row(world, program, kind):
     settings = world.settings[0]
     return settings["load_base"] + program * settings["kinds_max"] + kind
 
 
-@lean_kernel
+@inner_kernel
 def load_ns(world, now_ns, program, kind):
     """Duration of a LOAD of a model of the program, ns."""
     return read(world.estimates[load_row(world, program, kind)], now_ns)
 
 
-@lean_kernel
+@inner_kernel
 def margin_ns(world, now_ns, kind, which):
     """One of the measured margins of a kind of GPU, ns, capped so that one stall does not stop the service."""
     settings = world.settings[0]
@@ -103,7 +103,7 @@ def margin_ns(world, now_ns, kind, which):
     return margin if margin < settings["margin_max_ns"] else settings["margin_max_ns"]
 
 
-@lean_kernel
+@inner_kernel
 def observe_margin(world, now_ns, kind, which, sample_ns):
     row = world.estimates[world.settings[0]["margin_base"] + kind * MARGINS + which]
     observe(row, now_ns, sample_ns if sample_ns > 0 else 0)

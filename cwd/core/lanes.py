@@ -10,10 +10,10 @@ from cwd.core import heap
 from cwd.core.estimate import margin_ns
 from cwd.core.outbox import BROKEN_LANE, broken
 from cwd.core.world import FOREVER_NS, GPU_UP, LANE_EXEC, LANE_LOAD, MARGIN_SEND, NONE
-from cwd.jit import lean_kernel
+from cwd.jit import inner_kernel
 
 
-@lean_kernel
+@inner_kernel
 def available_ns(world, now_ns, gpu, lane):
     """When an action sent now could start."""
     soonest = now_ns + margin_ns(world, now_ns, world.gpus[gpu]["kind"], MARGIN_SEND)
@@ -21,7 +21,7 @@ def available_ns(world, now_ns, gpu, lane):
     return predicted if predicted > soonest else soonest
 
 
-@lean_kernel
+@inner_kernel
 def ahead_ns(world, now_ns, gpu, lane):
     """How long before a lane comes free the next action is sent: the look-ahead, and the way to the worker."""
     settings = world.settings[0]
@@ -29,7 +29,7 @@ def ahead_ns(world, now_ns, gpu, lane):
     return ahead + margin_ns(world, now_ns, world.gpus[gpu]["kind"], MARGIN_SEND)
 
 
-@lean_kernel
+@inner_kernel
 def opens_ns(world, now_ns, gpu, lane):
     """From when on the lane takes another action: <= now_ns if it is open, FOREVER_NS if only a result can open it."""
     row = world.lanes[2 * gpu + lane]
@@ -44,7 +44,7 @@ def opens_ns(world, now_ns, gpu, lane):
     return row["available_ns"] - ahead_ns(world, now_ns, gpu, lane)
 
 
-@lean_kernel
+@inner_kernel
 def append(world, now_ns, a):
     """Put action `a` at the end of its lane and predict its start and end."""
     action = world.actions[a]
@@ -66,7 +66,7 @@ def append(world, now_ns, a):
         rank_load_lane(world, gpu)
 
 
-@lean_kernel
+@inner_kernel
 def remove(world, a, end_ns):
     """Take action `a` out of its lane; what follows the head is predicted anew from `end_ns`."""
     action = world.actions[a]
@@ -96,7 +96,7 @@ def remove(world, a, end_ns):
         rank_load_lane(world, gpu)
 
 
-@lean_kernel
+@inner_kernel
 def rank_load_lane(world, gpu):
     """Keep the heap of load lanes in order; a GPU that takes no work is not in it."""
     counters = world.counters[0]
@@ -107,7 +107,7 @@ def rank_load_lane(world, gpu):
         counters["loads_count"] = heap.drop(world.load_lanes, counters["loads_count"], gpu)
 
 
-@lean_kernel
+@inner_kernel
 def set_timer(world, timer, at_ns):
     """Arm timer `timer` (FOREVER_NS: disarm it)."""
     counters = world.counters[0]
@@ -117,7 +117,7 @@ def set_timer(world, timer, at_ns):
         counters["timers_count"] = heap.put(world.timers, counters["timers_count"], timer, at_ns)
 
 
-@lean_kernel
+@inner_kernel
 def wake(world, gpu):
     """Have the next tick plan for this GPU."""
     row = world.gpus[gpu]
@@ -132,7 +132,7 @@ def wake(world, gpu):
         counters["dirty_last"] = gpu
 
 
-@lean_kernel
+@inner_kernel
 def next_dirty(world):
     """Take the next GPU to plan for off the list, or -1."""
     counters = world.counters[0]
@@ -146,7 +146,7 @@ def next_dirty(world):
     return gpu
 
 
-@lean_kernel
+@inner_kernel
 def arm(world, now_ns, gpu):
     """Set the GPU's timer to when a lane opens for which there may be work; an open lane has been looked at."""
     at_ns = FOREVER_NS

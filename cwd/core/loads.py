@@ -7,13 +7,13 @@ from cwd.core.queues import COPIES_LOOK, load_need_ns
 from cwd.core.world import (
     COPY_LOADING, COPY_READY, FOREVER_NS, GPU_UP, LANE_EXEC, LANE_LOAD, MODEL_READY, NONE,
 )
-from cwd.jit import lean_kernel
+from cwd.jit import inner_kernel
 
 #: most requests of a queue that are asked whether a LOAD would save them
 SAVED_LOOK = 4
 
 
-@lean_kernel
+@inner_kernel
 def horizon_ns(world, m):
     """How long a model's GPUs may be busy before another copy is worth a LOAD: its head's SLO, or the configured one."""
     horizon = world.settings[0]["load_horizon_ns"]
@@ -23,7 +23,7 @@ def horizon_ns(world, m):
     return horizon
 
 
-@lean_kernel
+@inner_kernel
 def busy_ns(world, now_ns, m):
     """How long the least busy GPU that has or loads the model is busy; FOREVER_NS if none has it."""
     best_ns = FOREVER_NS
@@ -44,7 +44,7 @@ def busy_ns(world, now_ns, m):
     return best_ns
 
 
-@lean_kernel
+@inner_kernel
 def demand_ns(world, now_ns, m):
     """Queued work that the model's copies do not serve inside the horizon: all of it if there is no copy.
 
@@ -63,7 +63,7 @@ def demand_ns(world, now_ns, m):
     return ((model["work_ns"] >> 10) * ((busy - horizon) >> 10) // ((busy >> 10) + 1) << 10) + 1
 
 
-@lean_kernel
+@inner_kernel
 def worthwhile(world, now_ns, gpu, m):
     """Whether the GPU can take the model, and one of its first requests would be in time after a LOAD there."""
     model = world.models[m]
@@ -80,7 +80,7 @@ def worthwhile(world, now_ns, gpu, m):
     return False
 
 
-@lean_kernel
+@inner_kernel
 def make_room_and_load(world, now_ns, gpu, m):
     """Evict the least recently used idle copies until the model fits, and load it. Returns 1 if it was."""
     model, place = world.models[m], world.gpus[gpu]

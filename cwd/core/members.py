@@ -7,7 +7,7 @@ from cwd.core.world import (
     ACTION_EXEC, BATCHES_MAX, BUCKETS, COPY_DRAINING, COPY_READY, FOREVER_NS, GPU_ABSENT, GPU_DRAINING, GPU_UP,
     LANE_EXEC, LANE_LOAD, MODEL_FREE, MODEL_READY, MODEL_REMOVING, NONE, SLOT_BITS, SLOT_MASK, Code,
 )
-from cwd.jit import lean_kernel
+from cwd.jit import inner_kernel, lean_kernel
 
 ALREADY_RESIDENT = int(Code.ALREADY_RESIDENT)
 BAD_ARGUMENT = int(Code.BAD_ARGUMENT)
@@ -92,7 +92,7 @@ def gpu_draining(world, now_ns, gpu):
         copy = world.copies[copy]["lru_next"]
 
 
-@lean_kernel
+@inner_kernel
 def _forget_programs(world, gpu):
     for program in range(len(world.programs)):
         world.programs[program]["prepared"] -= world.prepared[gpu, program]
@@ -219,7 +219,7 @@ def model_removed(world, now_ns, model):
     return 0
 
 
-@lean_kernel
+@inner_kernel
 def model_settle(world, now_ns, m):
     """Take a removed model a step further towards a free slot, if it is one: unload what is idle, look again later."""
     row = world.models[m]
@@ -243,7 +243,7 @@ def model_settle(world, now_ns, m):
     world.programs[row["program"]]["models"] -= 1
 
 
-@lean_kernel
+@inner_kernel
 def model_timer(world, now_ns, m):
     """A model's timer went off."""
     if world.models[m]["state"] == MODEL_REMOVING:

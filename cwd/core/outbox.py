@@ -7,20 +7,20 @@ marked broken instead of being overrun.
 from __future__ import annotations
 
 from cwd.core.world import NONE, OUT_ACTION, OUT_RELEASE, OUT_REPLY, SLOT_BITS
-from cwd.jit import lean_kernel
+from cwd.jit import inner_kernel
 
 #: values of counters["broken"] that are set as state changes; check.py has more (from 100)
 BROKEN_OUTBOX, BROKEN_PAGES, BROKEN_QUEUE, BROKEN_LANE, BROKEN_COPY = 1, 2, 3, 4, 5
 
 
-@lean_kernel
+@inner_kernel
 def broken(world, number):
     """Mark the world as broken; the first number stays."""
     if world.counters[0]["broken"] == 0:
         world.counters[0]["broken"] = number
 
 
-@lean_kernel
+@inner_kernel
 def _next_record(world, kind):
     """Index of a cleared record of `kind`."""
     counters = world.counters[0]
@@ -40,7 +40,7 @@ def _next_record(world, kind):
     return i
 
 
-@lean_kernel
+@inner_kernel
 def release(world, payload, result):
     """Let the host close a request's payload, or an EXEC_RESULT's."""
     if payload != NONE or result != NONE:
@@ -49,7 +49,7 @@ def release(world, payload, result):
         out["result"] = result
 
 
-@lean_kernel
+@inner_kernel
 def refusal(world, client, request_id, model, size_class, app, payload, status, served_ns):
     """Answer a request that never got a row of its own."""
     world.counters[0]["refused"] += 1
@@ -64,7 +64,7 @@ def refusal(world, client, request_id, model, size_class, app, payload, status, 
     out["served_ns"] = served_ns
 
 
-@lean_kernel
+@inner_kernel
 def reply(world, now_ns, r, status):
     """Answer request `r`; returns the record, for the caller to add what an execution adds."""
     request = world.requests[r]
@@ -83,7 +83,7 @@ def reply(world, now_ns, r, status):
     return i
 
 
-@lean_kernel
+@inner_kernel
 def action(world, a):
     """Leave action `a` to be sent."""
     row = world.actions[a]

@@ -14,7 +14,7 @@ from cwd.core.world import (
     BUCKET_BITS, BUCKETS, COPY_LOADING, COPY_READY, FOREVER_NS, LANE_EXEC, MARGIN_RESULT, MARGIN_SEND, NONE,
     POLICY_FIFO, REQUEST_FREE, REQUEST_QUEUED, REQUEST_RUNNING, Code,
 )
-from cwd.jit import lean_kernel
+from cwd.jit import inner_kernel
 
 DEADLINE_EXPIRED = int(Code.DEADLINE_EXPIRED)
 OK = int(Code.OK)
@@ -25,12 +25,12 @@ COPIES_LOOK = 8
 PROBES = 4
 
 
-@lean_kernel
+@inner_kernel
 def map_key(client, request_id, probe):
     return hashmap.mix(request_id) ^ hashmap.mix((client << 3) + probe + 1) ^ (request_id << 3)
 
 
-@lean_kernel
+@inner_kernel
 def lookup(world, client, request_id):
     """The live request of a client by its id, or -1."""
     for probe in range(PROBES):
@@ -42,7 +42,7 @@ def lookup(world, client, request_id):
     return NONE
 
 
-@lean_kernel
+@inner_kernel
 def create(world, client, request_id):
     """A row for a new request, findable by its id and by its client; -1 if the table is full."""
     counters = world.counters[0]
@@ -73,7 +73,7 @@ def create(world, client, request_id):
     return r
 
 
-@lean_kernel
+@inner_kernel
 def disown(world, r):
     """Cut a request off its client: nobody can find it, and nobody is told how it ends."""
     request = world.requests[r]
@@ -89,7 +89,7 @@ def disown(world, r):
     request["client"] = NONE
 
 
-@lean_kernel
+@inner_kernel
 def finish(world, now_ns, r, status, served_ns):
     """End request `r` (not queued any more): reply or release, and its row is free. Returns the record or -1."""
     request = world.requests[r]
@@ -114,7 +114,7 @@ def finish(world, now_ns, r, status, served_ns):
     return record
 
 
-@lean_kernel
+@inner_kernel
 def _charge(world, now_ns, r):
     """Count the request's work at its home."""
     request = world.requests[r]
@@ -129,7 +129,7 @@ def _charge(world, now_ns, r):
     world.gpus[home]["backlog_ns"] += request["cost_ns"]
 
 
-@lean_kernel
+@inner_kernel
 def _uncharge(world, r):
     request = world.requests[r]
     home = request["home"]
@@ -138,7 +138,7 @@ def _uncharge(world, r):
         world.gpus[home]["backlog_ns"] -= request["cost_ns"]
 
 
-@lean_kernel
+@inner_kernel
 def enqueue(world, now_ns, r):
     """Queue request `r`, whose due, need, cost and home are set, and see that somebody looks at it."""
     request = world.requests[r]
@@ -164,7 +164,7 @@ def enqueue(world, now_ns, r):
             lanes.wake(world, request["home"])
 
 
-@lean_kernel
+@inner_kernel
 def dequeue(world, r):
     """Take request `r` out of its model's queue; its row stays."""
     request = world.requests[r]
@@ -182,7 +182,7 @@ def dequeue(world, r):
         unlist(world, request["model"])
 
 
-@lean_kernel
+@inner_kernel
 def activate_copies(world, now_ns, m):
     """A model's head is new: tell up to COPIES_LOOK of its GPUs, and have the soonest free one look at once."""
     copy = world.models[m]["copies"]
@@ -214,7 +214,7 @@ def activate_copies(world, now_ns, m):
 # -- giving up ---------------------------------------------------------------------------------------------------------
 
 
-@lean_kernel
+@inner_kernel
 def load_need_ns(world, now_ns, gpu, program):
     """From issuing a LOAD on a GPU with an idle lane until its result is here."""
     kind = world.gpus[gpu]["kind"]
@@ -222,7 +222,7 @@ def load_need_ns(world, now_ns, gpu, program):
             + margin_ns(world, now_ns, kind, MARGIN_RESULT))
 
 
-@lean_kernel
+@inner_kernel
 def last_moment_ns(world, now_ns, r):
     """Until when request `r` can still be saved: due - need, and before a LOAD if no GPU has or loads its model."""
     request = world.requests[r]
@@ -245,7 +245,7 @@ def last_moment_ns(world, now_ns, r):
     return last_ns - load_need_ns(world, now_ns, gpu, model["program"])
 
 
-@lean_kernel
+@inner_kernel
 def arm_model(world, now_ns, m):
     """See that the model's timer goes off no later than its head's last moment."""
     head = world.models[m]["queue_head"]
@@ -257,14 +257,14 @@ def arm_model(world, now_ns, m):
         lanes.set_timer(world, m, at_ns)
 
 
-@lean_kernel
+@inner_kernel
 def drop(world, now_ns, r, status):
     """Give a queued request up."""
     dequeue(world, r)
     finish(world, now_ns, r, status, 0)
 
 
-@lean_kernel
+@inner_kernel
 def expire(world, now_ns, m):
     """The model's timer went off: give up what cannot be saved, set the timer again, show the rest to the GPUs."""
     lanes.set_timer(world, m, FOREVER_NS)
@@ -281,7 +281,7 @@ def expire(world, now_ns, m):
 # -- models that want a LOAD -------------------------------------------------------------------------------------------
 
 
-@lean_kernel
+@inner_kernel
 def enlist(world, m, demand_ns):
     """List a model (with a queue) as wanting a LOAD, by demand; `fifo` lists by arrival. Updates one that is listed."""
     unlist(world, m)
@@ -296,7 +296,7 @@ def enlist(world, m, demand_ns):
     world.models[m]["wanted"] = 1
 
 
-@lean_kernel
+@inner_kernel
 def unlist(world, m):
     if world.models[m]["wanted"] == 0:
         return

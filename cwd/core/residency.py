@@ -11,19 +11,19 @@ from __future__ import annotations
 from cwd.core import hashmap, ordered
 from cwd.core.outbox import BROKEN_COPY, BROKEN_PAGES, broken
 from cwd.core.world import COPY_FREE, COPY_READY, NONE, POLICY_FIFO
-from cwd.jit import lean_kernel
+from cwd.jit import inner_kernel
 
 #: most steps of a walk for victims
 VICTIMS_MAX = 64
 
 
-@lean_kernel
+@inner_kernel
 def find(world, model, gpu):
     """The copy of a model (slot) on a GPU, or -1."""
     return hashmap.get(world.copy_map, model * world.settings[0]["gpus_max"] + gpu)
 
 
-@lean_kernel
+@inner_kernel
 def create(world, model, gpu, state):
     """A new copy, its pages charged, most recently used; -1 if the table is full."""
     counters = world.counters[0]
@@ -58,7 +58,7 @@ def create(world, model, gpu, state):
     return copy
 
 
-@lean_kernel
+@inner_kernel
 def destroy(world, copy):
     """Forget a copy and give its pages back."""
     row = world.copies[copy]
@@ -84,7 +84,7 @@ def destroy(world, copy):
     counters["copies_live"] -= 1
 
 
-@lean_kernel
+@inner_kernel
 def set_state(world, copy, state):
     """Change a copy's state, keeping the count of the model's ready copies."""
     row = world.copies[copy]
@@ -93,14 +93,14 @@ def set_state(world, copy, state):
     row["state"] = state
 
 
-@lean_kernel
+@inner_kernel
 def uncharge(world, copy):
     row = world.copies[copy]
     world.gpus[row["gpu"]]["pages_free"] += row["pages"]
     row["pages"] = 0
 
 
-@lean_kernel
+@inner_kernel
 def recharge(world, copy):
     """Charge a copy whose UNLOAD failed; what is not free any more is charged when the LOAD that got it fails."""
     row = world.copies[copy]
@@ -111,7 +111,7 @@ def recharge(world, copy):
     place["pages_free"] -= pages
 
 
-@lean_kernel
+@inner_kernel
 def _lru_append(world, copy):
     row = world.copies[copy]
     place = world.gpus[row["gpu"]]
@@ -124,7 +124,7 @@ def _lru_append(world, copy):
     place["lru_last"] = copy
 
 
-@lean_kernel
+@inner_kernel
 def _lru_remove(world, copy):
     row = world.copies[copy]
     place = world.gpus[row["gpu"]]
@@ -138,7 +138,7 @@ def _lru_remove(world, copy):
         world.copies[row["lru_next"]]["lru_previous"] = row["lru_previous"]
 
 
-@lean_kernel
+@inner_kernel
 def touch(world, copy):
     """Make a copy the most recently used of its GPU."""
     if world.copies[copy]["lru_next"] != NONE:
@@ -146,14 +146,14 @@ def touch(world, copy):
         _lru_append(world, copy)
 
 
-@lean_kernel
+@inner_kernel
 def may_leave(world, copy):
     """Whether a copy may be evicted: idle, and nothing queued for its model."""
     row = world.copies[copy]
     return row["state"] == COPY_READY and row["running"] == 0 and world.models[row["model"]]["queued"] == 0
 
 
-@lean_kernel
+@inner_kernel
 def next_victim(world, copy, steps):
     """The first copy that may leave, from `copy` on towards the recently used, within `steps`; -1 if none."""
     while copy != NONE and steps > 0:
@@ -164,7 +164,7 @@ def next_victim(world, copy, steps):
     return NONE
 
 
-@lean_kernel
+@inner_kernel
 def could_free(world, gpu, pages):
     """Whether the GPU has or can make room for `pages` by evictions that are allowed, looking at VICTIMS_MAX copies."""
     free = world.gpus[gpu]["pages_free"] - world.gpus[gpu]["pages_hidden"]
@@ -178,7 +178,7 @@ def could_free(world, gpu, pages):
     return free >= pages
 
 
-@lean_kernel
+@inner_kernel
 def urgency(world, copy):
     """Key of a copy in its GPU's set: by its model's head, latest issue first (`fifo`: earliest arrival)."""
     head = world.models[world.copies[copy]["model"]]["queue_head"]
@@ -190,7 +190,7 @@ def urgency(world, copy):
     return request["due_ns"] - request["need_ns"]
 
 
-@lean_kernel
+@inner_kernel
 def activate(world, copy):
     """Put a copy into its GPU's set, or move it forward if its model has become more urgent."""
     row = world.copies[copy]
@@ -206,7 +206,7 @@ def activate(world, copy):
     row["active"] = 1
 
 
-@lean_kernel
+@inner_kernel
 def deactivate(world, copy):
     """Take a copy out of its GPU's set, if it is in."""
     row = world.copies[copy]

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from cwd.core.policies import clockwork, fifo
 from cwd.core.world import POLICY_FIFO
-from cwd.jit import lean_kernel
+from cwd.jit import inner_kernel
 
 
-@lean_kernel
+@inner_kernel
 def plan(world, gpu, now_ns):
     """Let the world's policy look at one GPU."""
     if world.settings[0]["policy"] == POLICY_FIFO:

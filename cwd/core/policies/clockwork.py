@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from cwd.core import actions, batches, lanes, loads, ordered, queues, residency
 from cwd.core.world import COPY_READY, LANE_EXEC, LANE_LOAD, NONE
-from cwd.jit import lean_kernel
+from cwd.jit import inner_kernel
 
 #: most steps of one look at one GPU
 STEPS_MAX = 64
@@ -18,7 +18,7 @@ STEPS_MAX = 64
 LOADS_LOOK = 16
 
 
-@lean_kernel
+@inner_kernel
 def plan_infer(world, gpu, now_ns):
     for _ in range(STEPS_MAX):
         copy = world.gpus[gpu]["ready_head"]
@@ -36,7 +36,7 @@ def plan_infer(world, gpu, now_ns):
             residency.deactivate(world, copy)
 
 
-@lean_kernel
+@inner_kernel
 def _run(world, gpu, copy, now_ns):
     """Issue the model's densest batch; returns the rows taken."""
     m = world.copies[copy]["model"]
@@ -50,7 +50,7 @@ def _run(world, gpu, copy, now_ns):
     return actions.issue_exec(world, now_ns, copy, b, world.requests[first]["size_class"], first, rows)
 
 
-@lean_kernel
+@inner_kernel
 def plan_load(world, gpu, now_ns):
     m = world.counters[0]["wanted_head"]
     for _ in range(LOADS_LOOK):

@@ -9,13 +9,13 @@ from __future__ import annotations
 from cwd.core import actions, batches, lanes, loads, ordered, queues, residency
 from cwd.core.estimate import exec_ns
 from cwd.core.world import COPY_READY, LANE_EXEC, LANE_LOAD, NONE
-from cwd.jit import lean_kernel
+from cwd.jit import inner_kernel
 
 STEPS_MAX = 64
 LOADS_LOOK = 16
 
 
-@lean_kernel
+@inner_kernel
 def plan_infer(world, gpu, now_ns):
     for _ in range(STEPS_MAX):
         copy = world.gpus[gpu]["ready_head"]
@@ -31,7 +31,7 @@ def plan_infer(world, gpu, now_ns):
             residency.deactivate(world, copy)
 
 
-@lean_kernel
+@inner_kernel
 def _run(world, gpu, copy, now_ns):
     """Issue the smallest batch that holds all that waits, or the largest that is in time; returns the rows taken."""
     m = world.copies[copy]["model"]
@@ -57,7 +57,7 @@ def _run(world, gpu, copy, now_ns):
     return actions.issue_exec(world, now_ns, copy, best, size_class, first, rows)
 
 
-@lean_kernel
+@inner_kernel
 def plan_load(world, gpu, now_ns):
     m = world.counters[0]["wanted_head"]
     for _ in range(LOADS_LOOK):
