@@ -17,13 +17,14 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 SOURCES = sorted((ROOT / "cwd").rglob("*.py"))
 SCRIPTS = sorted(path for folder in ("tests", "tools") for path in (ROOT / folder).rglob("*.py"))
 
-_BASE = ("cwd", "cwd.errors", "cwd.units")
+_BASE = ("cwd", "cwd.errors", "cwd.units", "cwd.config")
 _HOSTS = (*_BASE, "cwd.jit", "cwd.core", "cwd.wire", "cwd.net")
 #: module prefix -> prefixes that it may import (itself included implicitly); the longest matching prefix decides
 LAYERS: dict[str, tuple[str, ...]] = {
     "cwd.errors": (),
     "cwd.units": ("cwd.errors",),
-    "cwd.jit": _BASE,
+    "cwd.config": ("cwd.errors", "cwd.units"),
+    "cwd.jit": ("cwd.errors", "cwd.units"),
     "cwd.wire": (*_BASE, "cwd.jit"),
     "cwd.net": (*_BASE, "cwd.jit", "cwd.wire"),
     "cwd.config": _BASE,
@@ -52,11 +53,12 @@ CORE_BANNED_CALLS = {
 
 FILE_LINES_MAX = 500
 FUNCTION_LINES_MAX = 70
-LINE_LENGTH_MAX = 120
+#: aim at 120; a line past this has to go
+LINE_LENGTH_MAX = 132
 #: functions that were longer than the limit when it came, with the reason; never add one for convenience
 LONG_FUNCTIONS: dict[str, str] = {}
-#: modules that may print: their output is the product
-PRINTING = ("cwd.cli",)
+#: modules that may print to stdout: their output is the product
+PRINTING = ("cwd.cli", "cwd.bench")
 
 #: words that must not stand in the project; put together here so that this file does not hold them
 BANNED_WORDS = tuple(a + b for a, b in (
@@ -133,14 +135,19 @@ def habits_faults(tree: ast.AST, module: str) -> list[str]:
     for node in ast.walk(tree):
         if isinstance(node, ast.ExceptHandler) and node.type is None:
             faults.append(f"line {node.lineno}: bare except")
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "print" and not within(
-                module, PRINTING):
+        if prints(node) and not within(module, PRINTING):
             faults.append(f"line {node.lineno}: print")
         if module != "cwd.jit":
             name = node.attr if isinstance(node, ast.Attribute) else node.id if isinstance(node, ast.Name) else ""
             if name in ("njit", "jit", "vectorize", "guvectorize") and not is_cwd_jit(node):
                 faults.append(f"line {node.lineno}: {name} outside cwd.jit")
     return faults
+
+
+def prints(node: ast.AST) -> bool:
+    """Is this a `print` to stdout, which belongs to the command line alone?"""
+    return (isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "print"
+            and not any(word.arg == "file" for word in node.keywords))
 
 
 def is_cwd_jit(node: ast.AST) -> bool:
@@ -205,6 +212,15 @@ def test_lines_and_words() -> None:
                 faults.append(f"{where}: {len(line)} characters")
             faults += [f"{where}: {word}" for word in BANNED_WORDS if word in line]
     assert not faults, "\n".join(faults)
+
+
+def test_names_of_test_files_are_unique() -> None:
+    """pytest imports them, and they their helpers, by their bare names."""
+    places: dict[str, list[str]] = {}
+    for path in (ROOT / "tests").rglob("*.py"):
+        if path.name not in ("__init__.py", "conftest.py"):
+            places.setdefault(path.name, []).append(str(path.relative_to(ROOT)))
+    assert {name: paths for name, paths in places.items() if len(paths) > 1} == {}
 
 
 def test_every_module_says_what_it_is() -> None:
