@@ -152,7 +152,9 @@ def calibrate(spec: ProgramSpec, module: torch.nn.Module, tensors: dict[str, Any
     found = dict(tensors)
     for name, slot in program.layout.slots.items():
         if name.endswith(("running_mean", "running_var")):
-            found[name] = image[slot.offset:slot.offset + slot.nbytes].view(torch.float32).view(slot.shape).clone()
+            measured = image[slot.offset:slot.offset + slot.nbytes].view(torch.float32).view(slot.shape)
+            # a channel that the few samples hardly stirred would be blown up for those that do
+            found[name] = measured.clamp(min=measured.mean() / 2) if name.endswith("var") else measured.clone()
     return found
 
 
