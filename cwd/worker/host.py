@@ -1,0 +1,203 @@
+"""A worker with one real device: its threads, and the rare half of its connection.
+
+Threads: the io thread (io.py, nopython for ever, except for rare messages, which are dealt with here), the exec thread
+and the load thread (lanes.py). Whoever constructs this keeps its own thread to itself.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import os
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import zmq
+
+from cwd.errors import Code
+from cwd.net.clock import monotonic_ns
+from cwd.net.sockets import make_context
+from cwd.net.wake import drain, eventfd_signal, make_eventfd, make_timerfd, set_timer_slack
+from cwd.net.zmq import message, message_data, message_size, messages_close, poll_items
+from cwd.wire.messages import Type
+from cwd.worker import agenda as ag
+from cwd.worker import io as io_
+from cwd.worker import lanes as la
+from cwd.worker.backends.base import Backend
+from cwd.worker.device import Device, Done
+from cwd.worker.hello import caps_of
+from cwd.worker.host_store import HostStore
+from cwd.worker.options import WorkerOptions
+from cwd.worker.pages import PagePool
+from cwd.worker.session import Session
+
+LOG = logging.getLogger("cwd.worker")
+
+TYPE_EXEC, TYPE_PROFILE, TYPE_PREPARE = int(Type.EXEC), int(Type.PROFILE), int(Type.PREPARE)
+TYPE_LOAD = int(Type.LOAD)
+
+#: Sleeping threads wake this precisely, not within the kernel's 50 us.
+_TIMER_SLACK_NS = 1_000
+
+
+class DeviceWorker:
+    """One device behind one connection. Construct, `start`, and in the end `stop`."""
+
+    def __init__(self, options: WorkerOptions, backend: Backend, store: HostStore) -> None:
+        self.options, self.backend = options, backend
+        entries = la.make_entries(2 * options.agenda_max + 8, options.rows_max)
+        self._fds = [make_eventfd(), make_eventfd(), make_timerfd()]
+        results_fd, self._wake_fd, timer_fd = self._fds
+        self.exec_lane = la.make_lane(options.agenda_max, results_fd)
+        self.load_lane = la.make_lane(options.agenda_max, results_fd)
+        items = poll_items([], [0, results_fd, self._wake_fd, timer_fd])
+        self.io = io_.make_io(self.exec_lane, self.load_lane, entries, items, options.agenda_max, options.pages,
+                              options.spin_ns)
+        self.device = Device(backend, store, PagePool(options.pages, options.page_bytes), entries,
+                             rows_max=options.rows_max, bytes_per_s=options.load_bytes_per_s)
+        self.context = make_context()
+        self.session = Session(self.context, options.endpoint, options.name, self.io.link, self._caps)
+        #: PREPAREs that wait in the exec lane, by (session, action)
+        self._prepares: dict[tuple[int, int], dict[str, Any]] = {}
+        self._stopping = False
+        #: set when the controller has welcomed this worker for the first time, or when a thread has died
+        self.welcomed = threading.Event()
+        self.failure: BaseException | None = None
+        self.on_failure: Callable[[], None] = lambda: None
+        self._threads = [
+            threading.Thread(target=self._guarded, args=(run,), name=f"cwd-{run.__name__.strip('_')}", daemon=True)
+            for run in (self._io, self._exec, self._load)]
+
+    def start(self) -> None:
+        for thread in self._threads:
+            thread.start()
+
+    def stop(self, text: str = "the worker was told to stop") -> None:
+        """Say goodbye, finish what runs, end the threads, give everything back."""
+        self._stopping = True
+        for lane in (self.exec_lane, self.load_lane):
+            la.lane_stop(lane)
+        for thread in self._threads[1:]:
+            thread.join()
+        eventfd_signal(self._wake_fd)
+        self._threads[0].join()
+        self.session.goodbye(text)
+        self.session.close(linger_ms=200)
+        messages_close(self.io.entries.frames)
+        messages_close(self.io.entries.outputs)
+        self.context.destroy(200)
+        for fd in (*self._fds, int(self.exec_lane.fds[0]), int(self.load_lane.fds[0])):
+            os.close(fd)
+        self.device.pool.close()
+
+    def _guarded(self, run: Callable[[], None]) -> None:
+        """A thread that dies takes the worker with it: half a worker is worse than none."""
+        try:
+            run()
+        except BaseException as error:
+            self.failure = error
+            LOG.critical("%s ended: %s: %s", threading.current_thread().name, type(error).__name__, error)
+            self.welcomed.set()
+            self.on_failure()
+
+    # the exec and the load thread
+
+    def _exec(self) -> None:
+        if self.options.pin_core >= 0:
+            os.sched_setaffinity(0, {self.options.pin_core})
+        set_timer_slack(_TIMER_SLACK_NS)
+        self.backend.enter_thread()
+        self._work(self.exec_lane, self.options.spin_ns, self._exec_one)
+
+    def _load(self) -> None:
+        set_timer_slack(_TIMER_SLACK_NS)
+        self._work(self.load_lane, 0, self._load_one)
+
+    def _work(self, lane: la.Lane, spin_ns: int, one: Callable[[np.void], Done]) -> None:
+        action = lane.action[0]
+        while la.lane_wait(lane, spin_ns) == la.START:
+            done = one(action)
+            la.lane_done(lane, done.status, done.begin_ns, done.end_ns, done.device_ns, self.device.pages_free(),
+                         done.rows_done)
+
+    def _exec_one(self, action: np.void) -> Done:
+        kind = action["kind"]
+        if kind == TYPE_EXEC:
+            return self.device.execute(action)
+        if kind == TYPE_PROFILE:
+            return self.device.profile(action)
+        session = int(action["session"])
+        fields = self._prepares.pop((session, int(action["action"])), None)
+        return Done(int(Code.ABANDONED), 0, 0) if fields is None else self.device.prepare(session, fields)
+
+    def _load_one(self, action: np.void) -> Done:
+        return self.device.load(action) if action["kind"] == TYPE_LOAD else self.device.unload(action)
+
+    # the io thread
+
+    def _io(self) -> None:
+        set_timer_slack(_TIMER_SLACK_NS)
+        self._connect_again(self.session.connect)
+        while True:
+            what = io_.io_run(self.io)
+            if what == io_.RARE:
+                self._rare()
+            elif what == io_.GREET:
+                self.session.say_hello()
+            elif what == io_.LOST:
+                self._connect_again(lambda: self.session.reconnect("the controller is silent or gone"))
+            else:
+                drain(self._wake_fd)
+                if self._stopping:
+                    return
+
+    def _connect_again(self, connect: Callable[[], None]) -> None:
+        """Run something that may change the socket; the poll set follows."""
+        connect()
+        item = self.io.items[io_.SOCKET]
+        item["socket"], item["fd"], item["events"] = self.io.link["socket"][0], 0, zmq.POLLIN
+
+    def _rare(self) -> None:
+        entry, entries = int(self.io.entries.counts[1]), self.io.entries
+        first = message(entries.frames, entry * (1 + self.options.rows_max))
+        frame = ctypes.string_at(message_data(first), message_size(first))
+        fields: dict[str, Any] | None = None
+
+        def take_in() -> None:
+            nonlocal fields
+            fields = self.session.welcome(frame)
+
+        self._connect_again(take_in)
+        if fields is not None and fields["type"] == Type.PREPARE and self.session.open:
+            self._prepare(fields)
+            return
+        la.entry_close(entries, entry)
+        if fields is not None and fields["type"] == Type.WELCOME:
+            session = int(self.io.link["session"][0])
+            self.device.begin_session(session)
+            self._prepares = {key: value for key, value in self._prepares.items() if key[0] == session}
+            self.io.counts["pages_free"] = self.device.pages_free()
+            io_.io_welcome(self.io)
+            self.welcomed.set()
+
+    def _prepare(self, fields: dict[str, Any]) -> None:
+        """A PREPARE waits its turn in the exec lane like any other action."""
+        session = int(self.io.link["session"][0])
+        action = ag.make_action(kind=TYPE_PREPARE, received_ns=monotonic_ns(), session=session)
+        for name in ("action", "epoch"):
+            action[name] = np.uint64(fields[name]).astype(np.int64)
+        for name in ("earliest_ns", "latest_ns", "expected_ns"):
+            action[name] = fields[name]
+        while len(self._prepares) > 2 * self.options.agenda_max:  # more than can wait: the oldest were refused
+            self._prepares.pop(next(iter(self._prepares)), None)
+        self._prepares[session, int(action["action"][0])] = fields
+        io_.io_accept(self.io, action[0])
+
+    def _caps(self) -> dict[str, Any]:
+        options = self.options
+        return caps_of(kind=self.backend.kind, device=self.backend.device, pages=options.pages,
+                       page_bytes=options.page_bytes, agenda_max=options.agenda_max, prepares=True,
+                       programs=self.backend.programs(), images=list(self.device.store.images),
+                       resident=self.device.resident())
