@@ -45,7 +45,7 @@ def fields_of(vector: dict[str, Any]) -> dict[str, Any]:
 def decoded(frame: bytes) -> tuple[str, dict[str, Any]]:
     """codec.decode with dims and rows as lists, as the vectors have them."""
     kind, fields = codec.decode(frame)
-    plain = {name: value.tolist() if isinstance(value, np.ndarray) else list(value) if isinstance(value, tuple) else value
+    plain = {name: np.asarray(value).tolist() if isinstance(value, (np.ndarray, tuple)) else value
              for name, value in fields.items()}
     return kind.name, plain
 
@@ -156,7 +156,8 @@ def test_every_message_occurs() -> None:
 
 
 def test_the_files_are_what_the_generator_writes() -> None:
-    done = subprocess.run([sys.executable, ROOT / "tools" / "make_vectors.py", "--check"], capture_output=True, text=True)
+    command = [sys.executable, ROOT / "tools" / "make_vectors.py", "--check"]
+    done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
 

@@ -3,8 +3,8 @@
 Messages live in libzmq's own memory, so the wire's kernels work on addresses (int64) and never on Python objects. An
 address is trusted; offsets are not, and whoever calls a `load_*` has checked that it lies inside the message.
 Everything is int64: numba makes a float of uint64 + int64, so a 64-bit unsigned value is handed over as the int64 of
-the same bits. They are called from kernels (only `array_address` also from Python, where `ctypes.string_at` reads). Each
-has a ctypes twin for `NUMBA_DISABLE_JIT=1`. Knows nothing of messages.
+the same bits. They are called from kernels (only `array_address` also from Python, where `ctypes.string_at` reads).
+Each has a ctypes twin for `NUMBA_DISABLE_JIT=1`. Knows nothing of messages.
 
 ==================================  =================================================================================
 function                            does
