@@ -121,7 +121,8 @@ def _pickled(path: str | os.PathLike[str], name: str) -> RepositoryError:
 def untie(weights: dict[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], list[tuple[str, str]]]:
     """(weights with tied ones once, [(alias, stored name)]). Tied: the same memory under two names."""
     stored: dict[str, torch.Tensor] = {}
-    tied, first = [], {}
+    tied: list[tuple[str, str]] = []
+    first: dict[tuple[object, ...], str] = {}
     for name, tensor in weights.items():
         key = (tensor.data_ptr(), tuple(tensor.shape), tuple(tensor.stride()), tensor.dtype)
         known = first.setdefault(key, name) if tensor.numel() else name
