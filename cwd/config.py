@@ -1,6 +1,6 @@
 """Where a cwd on this machine is found, for every command and client alike: the run directory and its endpoints.
 
-Knows no daemon's own settings; those have their own modules, with the same precedence: flags over CWD_* over a TOML file.
+Knows no daemon's own settings; those have modules of their own, and the same precedence: flags over CWD_* over TOML.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The client: blocking and asyncio shells around one sans-IO session. Imports pyzmq, msgpack and numpy, nothing else."""
+"""The client: blocking and asyncio shells around one sans-IO session. Imports pyzmq, msgpack, numpy."""
 
 from cwd.client.aio import AsyncClient
 from cwd.client.blocking import Client, Pending, as_completed

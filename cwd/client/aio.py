@@ -1,6 +1,6 @@
 """The asyncio client: the same session, driven by the event loop's own readiness events.
 
-libzmq's file descriptor tells of changes only, not of states: whoever reads or writes the socket may use a change up. So
+libzmq's file descriptor tells of changes only, not of states: whoever reads or writes the socket may use one up. So
 after every wake-up and every send the socket is read until it is empty.
 """
 

@@ -1,4 +1,4 @@
-"""The blocking client: numpy in and out, one call or many in flight, a typed exception for each way to get no answer."""
+"""The blocking client: numpy in and out, one call or many in flight, a typed exception where there is no answer."""
 
 from __future__ import annotations
 
@@ -87,7 +87,8 @@ class Client:
 
         `model` is a name, or "name/version". `inputs` maps input names to arrays (without a batch axis); for a model
         with one input, the array itself. A connection lost on the way is made again and the request repeated, within
-        its SLO. Raises a `RequestError`: `Refused`, `DeadlineMissed`, `BadRequest`, `ExecutionFailed`, `ControllerLost`.
+        its SLO. Raises a `RequestError`: a `Refused`, `DeadlineMissed`, `BadRequest`, `ExecutionFailed` or
+        `ControllerLost`.
         """
         slo_ns = self._slo(slo)
         connection, session = self._connection, self._session
@@ -132,7 +133,7 @@ class Client:
 
     def submit(self, model: str, inputs: Inputs, slo: str | float | None = None, *, app: str | None = None,
                version: int = 0) -> Pending:
-        """Send a request and return at once; see `infer`, but for a lost connection, which ends it (`ControllerLost`)."""
+        """Send a request and return at once; see `infer`. A lost connection ends it (`ControllerLost`)."""
         slo_ns = self._slo(slo)
         key = split_name(model, version)
         found = self._session.models.get(key) or self._first_lookup(key, slo_ns)

@@ -20,7 +20,7 @@ def host_id() -> bytes:
 
 
 class ClockOffset:
-    """Offset of another clock against ours: `theirs = ours + offset_ns`, kept from the round trip with the best bound."""
+    """Offset of another clock against ours: `theirs = ours + offset_ns`, from the round trip with the best bound."""
 
     def __init__(self) -> None:
         self._offset_ns = 0

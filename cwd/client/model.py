@@ -85,7 +85,7 @@ class Model:
         return b"".join(memoryview(array).cast("B") if array.size else b"" for array in arrays), dims
 
     def unpack(self, payload: Any, dims: Dims) -> dict[str, np.ndarray]:
-        """The outputs in an answer's payload, as arrays over its memory. Raises `RemoteProtocolError` on a wrong size."""
+        """The outputs in an answer's payload, as arrays over its memory; `RemoteProtocolError` on a wrong size."""
         total, parts = self._fixed_outputs or self._layout(dims)
         view = memoryview(payload)
         if view.nbytes != total:

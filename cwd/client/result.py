@@ -54,5 +54,6 @@ class Result:
 
     def __repr__(self) -> str:
         outputs = ", ".join(f"{name}: {array.dtype}{list(array.shape)}" for name, array in self.outputs.items())
-        return (f"<{self.model} ({outputs}) in {format_duration(self.total_ns)}: queued {format_duration(self.queued_ns)}, "
-                f"executed {format_duration(self.exec_ns)}, batch {self.batch}{', cold' if self.cold else ''}>")
+        total, queued, executed = map(format_duration, (self.total_ns, self.queued_ns, self.exec_ns))
+        return (f"<{self.model} ({outputs}) in {total}: queued {queued}, executed {executed}, batch {self.batch}"
+                f"{', cold' if self.cold else ''}>")

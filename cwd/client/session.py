@@ -144,15 +144,16 @@ class Session:
         """Why nothing can be sent now."""
         if self.failure is not None:
             return self.failure
-        return ControllerLost("there is no connection to the controller" + (f": {self.trouble}" if self.trouble else ""))
+        why = f": {self.trouble}" if self.trouble else ""
+        return ControllerLost(f"there is no connection to the controller{why}")
 
     # what the shell feeds
 
     def receive(self, frames: Sequence[Any], now_ns: int, since_ns: int | None = None) -> None:
         """Take one multipart message: frame 0 as bytes, payloads as any buffers. Never raises for what a peer sent.
 
-        A shell that did not look for a while passes `since_ns`, the earliest time at which the message may have come: an
-        answer is late only if it must have been.
+        A shell that did not look for a while passes `since_ns`, the earliest time at which the message may have come:
+        an answer is late only if it must have been.
         """
         self._heard_ns = max(self._heard_ns, now_ns)
         self._asked_ns = 0
@@ -250,7 +251,7 @@ class Session:
             self.clock.same_host()
         else:
             self.clock.sample(now_ns, self._hello_ns, fields["now_ns"])
-        # Between two clocks the first estimate is a poor one, since HELLO may have waited for the connection: ask again.
+        # Between two clocks the first estimate is a poor one, since HELLO may have waited for the connection.
         self._beat_ns = now_ns + (self._heartbeat_ns if self.clock.bound_ns(now_ns) == 0 else 0)
         self._attempt_ns = self._attempt_first_ns
         self.trouble = ""

@@ -93,7 +93,8 @@ class FakeController:
             if self.hello_error:
                 return [(encode(Type.ERROR, code=self.hello_error, re_type=1, re_id=0, text="no"),)]
             self.known.add(peer)
-            return [(encode(Type.WELCOME, minor=0, epoch=self.epoch, host=self.host, now_ns=self.now(), **self.welcome),)]
+            return [(encode(Type.WELCOME, minor=0, epoch=self.epoch, host=self.host, now_ns=self.now(),
+                            **self.welcome),)]
         if peer not in self.known:
             return [(encode(Type.ERROR, code=int(Code.NOT_INTRODUCED), re_type=int(kind),
                             re_id=fields.get("request", 0), text=""),)]
@@ -105,7 +106,8 @@ class FakeController:
                 return [(encode(Type.ERROR, code=int(Code.UNKNOWN_MODEL), re_type=int(kind), re_id=fields["request"],
                                 text=f"no model named {fields['name']}"),)]
             handle, manifest = self.models[fields["name"]]
-            return [(encode(Type.MODEL, request=fields["request"], model=handle + (self.epoch << 32), manifest=manifest),)]
+            return [(encode(Type.MODEL, request=fields["request"], model=handle + (self.epoch << 32),
+                            manifest=manifest),)]
         if kind == Type.LIST:
             names = sorted(self.models)
             at = fields["after"]

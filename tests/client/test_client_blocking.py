@@ -36,7 +36,10 @@ def test_many_in_flight_on_one_connection(client, controller):
     for i, pending in enumerate(pendings):
         assert np.array_equal(pending.result().output, 2 * i * X)
     pendings = {client.submit("double", X * i, 5.0): i for i in range(60)}
-    seen = [pendings[pending] for pending in cwd.as_completed(pendings) if pending.result().output[0, 1] == 2 * pendings[pending]]
+    seen = []
+    for pending in cwd.as_completed(pendings):
+        assert pending.result().output[0, 1] == 2 * pendings[pending]
+        seen.append(pendings[pending])
     assert sorted(seen) == list(range(60))
     assert sum(kind == Type.HELLO for kind, _, _ in controller.seen) == 1
     assert sum(kind == Type.LOOKUP for kind, _, _ in controller.seen) == 1

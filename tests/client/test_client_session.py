@@ -1,4 +1,4 @@
-"""The client's state machine alone: frames and times in, frames and settled calls out; no socket, no clock, no thread."""
+"""The client's state machine alone: frames and times in, frames and settled calls out; no socket, no thread."""
 
 import numpy as np
 import pytest
@@ -146,8 +146,8 @@ def test_a_controller_that_answers_heartbeats_is_waited_for(session):
         for kind, fields, _ in sent(session):
             if kind == Type.HEARTBEAT:
                 asked += 1
-                session.receive([encode(Type.HEARTBEAT, seq=1, reply=1, sent_ns=now, echo_ns=fields["sent_ns"], hold_ns=0,
-                                        loop_max_ns=0, queued=0)], now)
+                session.receive([encode(Type.HEARTBEAT, seq=1, reply=1, sent_ns=now, echo_ns=fields["sent_ns"],
+                                        hold_ns=0, loop_max_ns=0, queued=0)], now)
         now = session.next_timer()
         session.tick(now)
     assert not call.done and session.state is State.READY and asked >= 25
@@ -206,7 +206,8 @@ def test_cancel_asks_and_waits_for_the_answer(session):
     call = ask(session)
     sent(session)
     session.cancel(T0 + 1, call)
-    assert [(kind, fields["request"]) for kind, fields, _ in sent(session)] == [(Type.CANCEL, call.id)] and not call.done
+    assert [(kind, fields["request"]) for kind, fields, _ in sent(session)] == [(Type.CANCEL, call.id)]
+    assert not call.done
     session.receive(reply(call, Code.CANCELLED), T0 + 2)
     assert isinstance(call.error, errors.Cancelled)
     session.cancel(T0 + 3, call)

@@ -1,0 +1,51 @@
+"""`cwd up`: a controller and the workers of this machine in one foreground command, over ipc sockets."""
+
+from __future__ import annotations
+
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+
+from cwd.cli.common import repository_option, say
+from cwd.config import run_dir
+
+
+@click.command()
+@repository_option
+@click.option("--device", envvar="CWD_DEVICE", default="cpu", show_default=True, help="cpu, or emulated:N for N "
+              "emulated GPUs.")
+@click.option("--workers", envvar="CWD_WORKERS", default=1, show_default=True, type=click.IntRange(1),
+              help="How many worker processes.")
+@click.option("--pool", envvar="CWD_POOL", default="1GiB", show_default=True, help="Memory for weights, per device.")
+@click.option("--page", envvar="CWD_PAGE", default="1MiB", show_default=True, help="Size of a page of it.")
+@click.option("--policy", envvar="CWD_POLICY", default="clockwork", show_default=True, help="The scheduler's policy.")
+@click.option("--run-dir", envvar="CWD_RUN_DIR", type=click.Path(path_type=Path), default=run_dir, help="Folder of the "
+              "sockets and logs.")
+def up(repository: str, device: str, workers: int, pool: str, page: str, policy: str, run_dir: Path) -> None:
+    """Bring up a controller and workers on this machine; Ctrl-C stops them.
+
+    Further settings of the daemons come from CWD_* variables.
+    """
+    from cwd.cluster import LocalCluster
+
+    cluster = LocalCluster(repository if Path(repository).is_dir() else "", workers=workers, device=device, pool=pool,
+                           page=page, policy=policy, folder=run_dir, controller={"state_dir": ""}, timeout=600,
+                           progress=say)
+    if not Path(repository).is_dir():
+        say(f"no folder {repository}: serving without models")
+
+    def end(number: int, frame: Any) -> None:
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, end)
+    try:
+        with cluster:
+            say(f"ready: clients connect to {cluster.endpoint()} (Ctrl-C stops)")
+            while True:
+                cluster.check()
+                time.sleep(0.5)
+    except KeyboardInterrupt:
+        say("stopped")
