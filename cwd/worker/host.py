@@ -62,10 +62,10 @@ class DeviceWorker:
         #: PREPAREs that wait in the exec lane, by (session, action)
         self._prepares: dict[tuple[int, int], dict[str, Any]] = {}
         self._stopping = False
-        #: set when the controller has welcomed this worker for the first time, or when a thread has died
-        self.welcomed = threading.Event()
+        #: whether the controller has welcomed this worker; what ended one of its threads. `events_fd` says: look
+        self.welcomed = False
         self.failure: BaseException | None = None
-        self.on_failure: Callable[[], None] = lambda: None
+        self.events_fd = make_eventfd()
         self._threads = [
             threading.Thread(target=self._guarded, args=(run,), name=f"cwd-{run.__name__.strip('_')}", daemon=True)
             for run in (self._io, self._exec, self._load)]
@@ -88,7 +88,7 @@ class DeviceWorker:
         messages_close(self.io.entries.frames)
         messages_close(self.io.entries.outputs)
         self.context.destroy(200)
-        for fd in (*self._fds, int(self.exec_lane.fds[0]), int(self.load_lane.fds[0])):
+        for fd in (*self._fds, self.events_fd, int(self.exec_lane.fds[0]), int(self.load_lane.fds[0])):
             os.close(fd)
         self.device.pool.close()
 
@@ -99,8 +99,7 @@ class DeviceWorker:
         except BaseException as error:
             self.failure = error
             LOG.critical("%s ended: %s: %s", threading.current_thread().name, type(error).__name__, error)
-            self.welcomed.set()
-            self.on_failure()
+            eventfd_signal(self.events_fd)
 
     # the exec and the load thread
 
@@ -151,6 +150,7 @@ class DeviceWorker:
             else:
                 drain(self._wake_fd)
                 if self._stopping:
+                    io_.io_flush(self.io)
                     return
 
     def _connect_again(self, connect: Callable[[], None]) -> None:
@@ -180,7 +180,8 @@ class DeviceWorker:
             self._prepares = {key: value for key, value in self._prepares.items() if key[0] == session}
             self.io.counts["pages_free"] = self.device.pages_free()
             io_.io_welcome(self.io)
-            self.welcomed.set()
+            self.welcomed = True
+            eventfd_signal(self.events_fd)
 
     def _prepare(self, fields: dict[str, Any]) -> None:
         """A PREPARE waits its turn in the exec lane like any other action."""

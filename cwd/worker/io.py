@@ -173,6 +173,13 @@ def io_welcome(io):
 
 
 @lean_kernel
+def io_flush(io):
+    """Send what the lanes have finished; for the end, when their threads are gone."""
+    _results(io, io.exec_lane)
+    _results(io, io.load_lane)
+
+
+@lean_kernel
 def _results(io, lane):
     """Send the results that a lane has pushed, and take their entries back."""
     index = ring_peek(lane.results)

@@ -1,0 +1,211 @@
+"""`cwd worker`: from options to a running worker, and back down again on a signal.
+
+READY is said when the kernels are compiled, the images staged, the programs warm, and the controller has said WELCOME.
+The first SIGTERM or SIGINT ends it in order: what runs is finished, GOODBYE is said, exit 0. The second ends it at once.
+"""
+
+from __future__ import annotations
+
+import gc
+import logging
+import os
+import resource
+import select
+import signal
+import sys
+import time
+from collections.abc import Callable
+
+from cwd.errors import CwdError, RepositoryError
+from cwd.models.repository import Entry, Repository
+from cwd.net.notify import notify
+from cwd.net.wake import drain, signal_pipe
+from cwd.units import format_duration, format_size
+from cwd.worker.options import WorkerOptions
+
+LOG = logging.getLogger("cwd.worker")
+
+#: Windows bound ahead for each program; more are bound by the LOADs that need them.
+_WINDOWS_AHEAD = 256
+#: After so long without a controller a line says what is being waited for.
+_PATIENCE_S = 2.0
+_FDS_PER_GPU = 4
+
+
+def main(options: WorkerOptions) -> int:
+    """Run a worker until a signal; the exit code. A fault that a user can cause is one line on stderr."""
+    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(name)s: %(message)s")
+    try:
+        return run_worker(options)
+    except CwdError as error:
+        sys.stderr.write(f"cwd worker: {error}\n")
+        return 1
+
+
+def run_worker(options: WorkerOptions) -> int:
+    """As `main`, but raises `CwdError`. To be called in the main thread."""
+    signals = _Signals()
+    try:
+        return _run_emulated(options, signals) if options.kind == "emulated" else _run_device(options, signals)
+    finally:
+        signals.restore()
+
+
+class _Signals:
+    """SIGTERM and SIGINT, counted; `fd` becomes readable."""
+
+    def __init__(self) -> None:
+        self.stop = False
+        self.fd = signal_pipe()
+        self._old = {number: signal.signal(number, self._on) for number in (signal.SIGTERM, signal.SIGINT)}
+
+    def _on(self, number: int, frame: object) -> None:
+        if self.stop:
+            os._exit(128 + number)
+        self.stop = True
+
+    def restore(self) -> None:
+        for number, handler in self._old.items():
+            signal.signal(number, handler)
+        signal.set_wakeup_fd(-1)
+        os.close(self.fd)
+
+
+def _run_emulated(options: WorkerOptions, signals: _Signals) -> int:
+    from cwd.worker.emulated_host import EmulatedWorker
+    from cwd.worker.warm import warm_emulated
+
+    _want_files(options.gpus * _FDS_PER_GPU + 64)
+    if options.pin_core >= 0:
+        _pin(options.pin_core)
+    _say(f"{options.gpus} emulated GPUs: loading kernels")
+    warm_emulated()
+    worker = EmulatedWorker(options, signals.fd)
+    _quiet()
+    ready, begin = False, time.monotonic()
+    try:
+        while not signals.stop:
+            if not worker.step():
+                drain(signals.fd)
+            if not ready and worker.open_count == options.gpus:
+                ready = True
+                notify(ready=True, status=f"serving {options.gpus} emulated GPUs")
+                _say(f"ready: {options.gpus} emulated GPUs at {options.endpoint}")
+            elif not ready and begin and time.monotonic() - begin > _PATIENCE_S:
+                begin = 0.0
+                _say(f"waiting for the controller at {options.endpoint}")
+    finally:
+        notify(stopping=True)
+        worker.close()
+    return 0
+
+
+def _run_device(options: WorkerOptions, signals: _Signals) -> int:
+    from cwd.worker.host import DeviceWorker
+    from cwd.worker.host_store import HostStore
+    from cwd.worker.warm import warm_device
+
+    begin = time.monotonic()
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    repository = Repository(options.repo)
+    _say("loading kernels and torch")
+    warm_device()
+    from cwd.worker.backends.cpu import CpuBackend
+
+    backend = CpuBackend(repository)
+    store = HostStore(repository, options.host_bytes)
+    worker = DeviceWorker(options, backend, store)
+    if options.preload:
+        _preload(worker, store)
+    _say(f"{format_size(store.bytes_used)} of {len(store.images)} models staged, {len(backend.programs())} programs built "
+         f"in {format_duration(int((time.monotonic() - begin) * 1e9))}; pool of {options.pages} pages of "
+         f"{format_size(options.page_bytes)}")
+    _quiet()
+    worker.start()
+    try:
+        _serve(worker, signals, options)
+    finally:
+        notify(stopping=True)
+        if worker.failure is None:
+            worker.stop()
+    if isinstance(worker.failure, CwdError):
+        raise worker.failure
+    return 0 if worker.failure is None else 1
+
+
+def _serve(worker, signals: _Signals, options: WorkerOptions) -> None:
+    """Say READY when the controller has said WELCOME; return when there is a signal, or a thread has died."""
+    ready, patience = False, _PATIENCE_S
+    while not signals.stop and worker.failure is None:
+        found, _, _ = select.select([signals.fd, worker.events_fd], [], [], None if ready else patience)
+        for fd in found:
+            drain(fd)
+        if worker.welcomed and not ready:
+            ready = True
+            notify(ready=True, status="serving")
+            _say(f"ready: {worker.backend.device} at {options.endpoint}")
+        elif not found and not ready:
+            patience = 3600.0
+            _say(f"waiting for the controller at {options.endpoint}")
+
+
+def _preload(worker, store) -> None:
+    """Build every program of the repository and stage every image that it can run, as far as there is room."""
+    built: dict[bytes, bool] = {}
+    worker.backend.enter_thread()
+
+    def usable(entry: Entry) -> bool:
+        program = entry.manifest.program_hash
+        if program not in built:
+            try:
+                worker.device.adopt_program(program)
+                built[program] = True
+            except RepositoryError as error:
+                _say(f"{entry.manifest.key}: {error}")
+                built[program] = False
+        return built[program]
+
+    for fault in store.stage_all(usable, _progress("staging")):
+        _say(fault)
+    worker.device.reserve_windows(_WINDOWS_AHEAD)
+
+
+def _progress(what: str) -> Callable[[int, int, str], None]:
+    """A line on stderr now and then: at most one a second, and none for what is done at once."""
+    shown = time.monotonic()
+
+    def show(done: int, total: int, name: str) -> None:
+        nonlocal shown
+        if time.monotonic() - shown >= 1:
+            shown = time.monotonic()
+            _say(f"{what} {done}/{total} {name}")
+
+    return show
+
+
+def _say(text: str) -> None:
+    sys.stderr.write(f"cwd worker: {text}\n")
+    sys.stderr.flush()
+
+
+def _quiet() -> None:
+    """What lives now lives for ever: no garbage collection may stop an execution."""
+    gc.collect()
+    gc.freeze()
+    gc.disable()
+
+
+def _pin(core: int) -> None:
+    try:
+        os.sched_setaffinity(0, {core})
+    except OSError as error:
+        raise CwdError(f"cannot pin to core {core}: {error.strerror}") from None
+
+
+def _want_files(count: int) -> None:
+    """Raise the soft limit of open files, or say in one line that it does not suffice."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft < count:
+        if hard != resource.RLIM_INFINITY and hard < count:
+            raise CwdError(f"{count} open files are needed, this user may have {hard} (ulimit -n)")
+        resource.setrlimit(resource.RLIMIT_NOFILE, (count, hard))

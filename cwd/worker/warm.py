@@ -1,0 +1,104 @@
+"""Compile, or load from the cache, every kernel of a worker: by calling each entry point on tiny tables, with real sockets."""
+
+from __future__ import annotations
+
+import mmap
+import os
+
+import numpy as np
+
+from cwd.models import fit
+from cwd.net.clock import monotonic_ns
+from cwd.net.sockets import connect_dealer, make_context
+from cwd.net.wake import eventfd_signal, make_eventfd, make_timerfd, set_timer_slack
+from cwd.net.zmq import message, message_data, message_size, messages_close, poll_items
+from cwd.wire.kernel import TYPE_PREPARE
+from cwd.worker import agenda as ag
+from cwd.worker import io as io_
+from cwd.worker import lanes as la
+from cwd.worker import link as ln
+from cwd.worker import residency as rs
+from cwd.worker.backends import emulated as em
+from cwd.worker.pages import PagePool
+
+
+def warm() -> None:
+    """Everything: both kinds of worker."""
+    warm_device()
+    warm_emulated()
+
+
+def warm_device() -> None:
+    """What a worker with a real device calls."""
+    wake, results, timer = make_eventfd(), make_eventfd(), make_timerfd()
+    context = make_context()
+    socket = connect_dealer(context, "inproc://cwd-warm")
+    exec_lane, load_lane = la.make_lane(2, results), la.make_lane(2, results)
+    entries = la.make_entries(8, 2)
+    items = poll_items([socket], [results, wake, timer])
+    io = io_.make_io(exec_lane, load_lane, entries, items, 2, 4, 0)
+    io.link["socket"], io.link["state"], io.link["session"] = socket.underlying, ln.OPEN, 1
+    io.link["heard_ns"] = io.link["asked_ns"] = monotonic_ns()
+    io.link["heartbeat_ns"] = io.link["lost_ns"] = 10**12
+    eventfd_signal(wake)
+    io_.io_run(io)
+    io_.io_welcome(io)
+    io_.io_accept(io, ag.make_action(session=1, rows=1, kind=TYPE_PREPARE)[0])
+    la.lane_wait(exec_lane, 0)
+    la.entry_payloads(entries, 0, 1, np.zeros(1, np.int64), np.zeros(1, np.int64))
+    la.entry_outputs(entries, 0, 1, np.zeros(1, np.int64), np.zeros(1, np.int64))
+    la.entry_drop_outputs(entries, 0, 1)
+    la.entry_close(entries, 1)
+    la.lane_done(exec_lane, 0, 0, 0, 0, 0, 0)
+    io_.io_flush(io)
+    la.lane_stop(load_lane)
+    la.lane_wait(load_lane, 0)
+    set_timer_slack(50_000)
+    message_data(message(entries.frames, 0))
+    message_size(message(entries.frames, 0))
+    messages_close(entries.frames)
+    messages_close(entries.outputs)
+    socket.close(0)
+    context.destroy(0)
+    for fd in (wake, results, timer, int(exec_lane.fds[0]), int(load_lane.fds[0])):
+        os.close(fd)
+    _warm_pages()
+    fit.warm()
+
+
+def _warm_pages() -> None:
+    pool, residency = PagePool(2, mmap.PAGESIZE), rs.make_residency(1, 2)
+    index = rs.resident_take(residency, 0, 1, 0, 0, 1)
+    pages = np.zeros(2, np.int32)
+    rs.resident_pages(residency, 0, index, pages)
+    window = pool.reserve(1)
+    pool.fill(window, pages[:1], np.zeros(1, np.uint8))
+    pool.clear(window, 1)
+    pool.close()
+    rs.resident_ready(residency, 0, index)
+    rs.residency_session(residency, 0, 1)
+    rs.resident_orphan_any(residency, 0)
+    rs.resident_adopt(residency, 0, 1, 0, 0, 1)
+    rs.resident_find(residency, 0, 1)
+    rs.pages_free(residency, 0)
+    rs.resident_drain(residency, 0, index)
+    rs.resident_give(residency, 0, index)
+
+
+def warm_emulated() -> None:
+    """What a process of emulated GPUs calls."""
+    wake, timer = make_eventfd(), make_timerfd()
+    items = poll_items([], [wake, wake, timer])
+    state = em.make_emulated(1, 2, 2, items)
+    state.links["greet_ns"] = 2**62
+    em.emulated_accept(state, 0, ag.make_action(kind=TYPE_PREPARE)[0], 0)
+    eventfd_signal(wake)
+    em.emulated_run(state, timer)
+    ag.agenda_session(state.agenda, 0, 1)
+    rs.residency_session(state.residency, 0, 1)
+    message_data(message(state.message, 0))
+    message_size(message(state.message, 0))
+    messages_close(state.message)
+    monotonic_ns()
+    os.close(wake)
+    os.close(timer)
