@@ -1,0 +1,105 @@
+"""The clock, the boot id, and the offset filter against its naive twin and against the truth."""
+
+import time
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cwd.net import clock
+
+
+def test_monotonic_is_pythons() -> None:
+    before = time.monotonic_ns()
+    now = clock.monotonic_ns()
+    assert before <= now <= time.monotonic_ns()
+
+
+def test_boot_id_is_16_constant_bytes() -> None:
+    assert len(clock.boot_id()) == 16
+    assert clock.boot_id() == clock.boot_id() != bytes(16)
+
+
+class Naive:
+    """All accepted samples kept, the bound worked out anew each time."""
+
+    def __init__(self) -> None:
+        self.best: tuple[int, int, int] | None = None  # offset, error, when
+
+    def error(self, now: int) -> int:
+        assert self.best is not None
+        return self.best[1] + (now - self.best[2]) * clock.DRIFT_PPM // 1_000_000
+
+    def update(self, sent: int, peer: int, hold: int, received: int) -> bool:
+        rtt = received - sent - hold
+        if rtt < 0 or hold < 0:
+            return False
+        error = rtt // 2 + rtt % 2
+        if self.best is not None and error > self.error(received):
+            return False
+        self.best = (peer - received + rtt // 2, error, received)
+        return True
+
+
+SAMPLES = st.lists(st.tuples(
+    st.integers(0, 10**9),  # pause before the heartbeat
+    st.integers(0, 10**7),  # way there
+    st.integers(0, 10**7),  # hold
+    st.integers(0, 10**7),  # way back
+), min_size=1, max_size=50)
+
+
+@given(SAMPLES, st.integers(-(10**15), 10**15), st.integers(-clock.DRIFT_PPM // 2, clock.DRIFT_PPM // 2))
+@settings(max_examples=100, deadline=None)
+def test_filter_agrees_with_its_twin_and_bounds_the_truth(
+    samples: list[tuple[int, int, int, int]], offset: int, drift_ppm: int,
+) -> None:
+    row, naive = np.zeros(1, clock.OFFSET)[0], Naive()
+    now = 10**12
+
+    def peer_clock(ours: int) -> int:
+        return ours + offset + (ours - 10**12) * drift_ppm // 1_000_000
+
+    for pause, there, hold, back in samples:
+        sent = now + pause
+        answered = sent + there + hold
+        received = answered + back
+        used = clock.offset_update(row, sent, peer_clock(answered), hold, received)
+        assert used == naive.update(sent, peer_clock(answered), hold, received)
+        assert naive.best is not None and row["offset_ns"] == naive.best[0]
+        now = received
+        for later in (0, 10**8, 10**10):
+            bound = clock.offset_error_ns(row, now + later)
+            assert bound == naive.error(now + later)
+            wrong = abs(clock.to_peer_ns(row, now + later) - peer_clock(now + later))
+            assert wrong <= bound + 4  # roundings of the simulated clock and of the halves
+    assert row["samples"] == len(samples)
+
+
+def test_a_short_round_trip_wins_and_ages() -> None:
+    row = np.zeros(1, clock.OFFSET)[0]
+    assert clock.offset_update(row, 0, 1_000_500, 0, 1_000) == 1
+    assert (row["offset_ns"], row["error_ns"]) == (1_000_000, 500)
+    assert clock.offset_update(row, 10_000, 1_099_000, 0, 110_000) == 0  # a worse bound
+    assert row["offset_ns"] == 1_000_000
+    assert clock.offset_update(row, 2_000_000_000, 2_001_050_000, 0, 2_000_100_000) == 1  # 2 s later it is the better
+    assert row["error_ns"] == 50_000
+
+
+@pytest.mark.parametrize(("sent", "hold", "received"), [(100, 0, 99), (100, -1, 200), (100, 200, 250)])
+def test_impossible_samples_change_nothing(sent: int, hold: int, received: int) -> None:
+    row = np.zeros(1, clock.OFFSET)[0]
+    assert clock.offset_update(row, sent, 5, hold, received) == 0
+    assert row["samples"] == 0
+
+
+def test_a_fixed_offset_stays() -> None:
+    row = np.zeros(1, clock.OFFSET)[0]
+    clock.offset_update(row, 0, 500, 0, 10)
+    clock.offset_fix(row, 20)
+    assert clock.offset_update(row, 30, 999, 0, 31) == 0
+    assert (clock.to_peer_ns(row, 77), clock.from_peer_ns(row, 77), clock.offset_error_ns(row, 10**18)) == (77, 77, 0)
+    clock.offset_reset(row)
+    assert clock.offset_update(row, 30, 999, 0, 32) == 1
+    assert clock.from_peer_ns(row, clock.to_peer_ns(row, 77)) == 77
