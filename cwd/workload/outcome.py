@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 
 from cwd.errors import Code
 from cwd.units import NS_PER_MS, NS_PER_S
-from cwd.wire.messages import Type
 
 Rows = NDArray[np.void]
 
@@ -24,6 +23,9 @@ OUTCOME = np.dtype([
     ("length", "<i4"), ("status", "<u2"), ("batch", "<u2"), ("worker", "<i4"), ("cold", "u1"), ("queued_ns", "<i8"),
     ("load_ns", "<i8"), ("exec_ns", "<i8"), ("total_ns", "<i8"), ("earliest_ns", "<i8"),
 ])
+
+#: What an action of the log is, as in `cwd.core.world`, which is not imported here because it brings numba.
+LOAD, UNLOAD, EXEC = 1, 2, 3
 
 #: A status that no reply has: the request has not been answered yet.
 PENDING = 0xFFFF
@@ -77,9 +79,9 @@ def count_codes(status: NDArray[np.uint16]) -> dict[str, int]:
 
 def resident_over_time(actions: Rows) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """(times, models resident after each): from the LOADs and UNLOADs that succeeded, all devices together."""
-    done = actions[(actions["status"] == Code.OK) & np.isin(actions["action_kind"], (Type.LOAD, Type.UNLOAD))]
+    done = actions[(actions["status"] == Code.OK) & np.isin(actions["action_kind"], (LOAD, UNLOAD))]
     done = done[np.argsort(done["end_ns"], kind="stable")]
-    step = np.where(done["action_kind"] == Type.LOAD, 1, -1)
+    step = np.where(done["action_kind"] == LOAD, 1, -1)
     return done["end_ns"], np.cumsum(step)
 
 
@@ -121,10 +123,10 @@ def summary(rows: Rows, actions: Rows | None = None) -> dict[str, Any]:
 def _of_actions(everything: Rows) -> dict[str, Any]:
     """Facts of the actions sent during the replay; what was resident is known from all of them."""
     actions = during(everything)
-    executions = actions[(actions["action_kind"] == Type.EXEC) & (actions["status"] == Code.OK)]
-    loads = actions[(actions["action_kind"] == Type.LOAD) & (actions["status"] == Code.OK)]
+    executions = actions[(actions["action_kind"] == EXEC) & (actions["status"] == Code.OK)]
+    loads = actions[(actions["action_kind"] == LOAD) & (actions["status"] == Code.OK)]
     errors: dict[str, float] = {}
-    for name, kind in (("infer", Type.EXEC), ("load", Type.LOAD)):
+    for name, kind in (("infer", EXEC), ("load", LOAD)):
         error_ms = prediction_error_ns(actions, kind) / NS_PER_MS
         errors[f"{name}_p99_over"] = quantiles(np.maximum(error_ms, 0), 99)["p99"]
         errors[f"{name}_p99_under"] = quantiles(np.maximum(-error_ms, 0), 99)["p99"]

@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 
 from cwd.errors import Code, CwdError
 from cwd.units import NS_PER_MS, NS_PER_S, format_duration
-from cwd.wire.messages import Type
 from cwd.workload.outcome import (
+    EXEC,
+    LOAD,
     Rows,
     Verdict,
     count_codes,
@@ -181,7 +182,7 @@ def _draw_outcomes(axes: Any, rows: Rows) -> None:
 def _draw_cold(axes: Any, rows: Rows, actions: Rows) -> None:
     edges = _edges_s(rows)
     cold = rows[(rows["cold"] == 1) & (rows["status"] == Code.OK)]
-    loads = actions[(actions["action_kind"] == Type.LOAD) & (actions["status"] == Code.OK)]
+    loads = actions[(actions["action_kind"] == LOAD) & (actions["status"] == Code.OK)]
     axes.stairs(np.histogram(cold["at_ns"] / NS_PER_S, edges)[0], edges, fill=True, color=SKY, alpha=0.8,
                 label="cold starts (requests)")
     axes.stairs(np.histogram(loads["end_ns"] / NS_PER_S, edges)[0], edges, color=VERMILION, linewidth=1.6, linestyle="--",
@@ -202,7 +203,7 @@ def _draw_cold(axes: Any, rows: Rows, actions: Rows) -> None:
 
 
 def _draw_batches(axes: Any, rows: Rows, actions: Rows) -> None:
-    done = actions[(actions["action_kind"] == Type.EXEC) & (actions["status"] == Code.OK)]
+    done = actions[(actions["action_kind"] == EXEC) & (actions["status"] == Code.OK)]
     sizes = np.arange(1, max(int(done["rows"].max()) if len(done) else 1, 2) + 1)
     ran = np.array([(done["rows"] == size).sum() for size in sizes])
     executions = 100 * ran / max(ran.sum(), 1)
@@ -217,7 +218,7 @@ def _draw_batches(axes: Any, rows: Rows, actions: Rows) -> None:
 
 def _draw_errors(axes: Any, rows: Rows, actions: Rows) -> None:
     smallest = 1e-3
-    for name, kind, color in (("execution", Type.EXEC, BLUE), ("load", Type.LOAD, ORANGE)):
+    for name, kind, color in (("execution", EXEC, BLUE), ("load", LOAD, ORANGE)):
         error_ms = prediction_error_ns(actions, kind) / NS_PER_MS
         for side, values, style in (("longer", error_ms, "-"), ("shorter", -error_ms, "--")):
             values = np.sort(np.maximum(values[values > 0], smallest))

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from cwd.controller.telemetry import ACTION_ROW, OPEN
+from cwd.core import world
 from cwd.errors import Code
 from cwd.units import NS_PER_MS
-from cwd.wire.messages import Type
-from cwd.workload.outcome import OUTCOME, PENDING, REFUSALS, Verdict, summary, verdicts
+from cwd.workload.outcome import EXEC, LOAD, OUTCOME, PENDING, REFUSALS, UNLOAD, Verdict, summary, verdicts
 
 SLO_MS = 100
 
@@ -61,10 +61,14 @@ def test_summary_adds_up() -> None:
     assert "mean_batch" not in facts
 
 
+def test_kinds_of_actions_are_the_core_s() -> None:
+    assert (LOAD, UNLOAD, EXEC) == (world.ACTION_LOAD, world.ACTION_UNLOAD, world.ACTION_EXEC)
+
+
 def test_summary_of_actions() -> None:
     found = summary(outcomes((Code.OK, 10)), actions(
-        (Type.LOAD, 0, -50, -40, 5, 6), (Type.LOAD, 0, 1, 9, 5, 8), (Type.UNLOAD, 0, 10, 11, 1, 1),
-        (Type.EXEC, 1, 2, 20, 10, 12), (Type.EXEC, 4, 3, 30, 10, 7), (Type.EXEC, 2, -5, -4, 10, 99)))
+        (LOAD, 0, -50, -40, 5, 6), (LOAD, 0, 1, 9, 5, 8), (UNLOAD, 0, 10, 11, 1, 1),
+        (EXEC, 1, 2, 20, 10, 12), (EXEC, 4, 3, 30, 10, 7), (EXEC, 2, -5, -4, 10, 99)))
     assert found["resident_max"] == 2
     assert found["loads"] == 1 and found["executions"] == 2
     assert found["mean_batch"] == 2.5
@@ -74,7 +78,7 @@ def test_summary_of_actions() -> None:
 
 
 def test_unfinished_actions_are_counted_apart() -> None:
-    rows = actions((Type.EXEC, 3, 1, 0, 10, -1), (Type.EXEC, 1, 2, 9, 10, 10))
+    rows = actions((EXEC, 3, 1, 0, 10, -1), (EXEC, 1, 2, 9, 10, 10))
     rows["status"][0] = OPEN
     found = summary(outcomes((Code.OK, 10)), rows)
     assert found["mean_batch"] == 1.0 and found["actions_not_done"] == {f"UNANSWERED_{OPEN}": 1}

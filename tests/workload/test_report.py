@@ -12,8 +12,7 @@ import pytest
 from cwd.controller.telemetry import ACTION_ROW
 from cwd.errors import Code, CwdError
 from cwd.units import NS_PER_MS, NS_PER_S
-from cwd.wire.messages import Type
-from cwd.workload.outcome import OUTCOME, PENDING, Rows
+from cwd.workload.outcome import EXEC, LOAD, OUTCOME, PENDING, Rows
 from cwd.workload.report import write_report
 
 
@@ -27,7 +26,7 @@ def made_up(count: int) -> tuple[Rows, Rows]:
     rows["status"] = rng.choice([Code.OK, Code.DEADLINE_EXPIRED, Code.DEADLINE_MISSED, PENDING], count,
                                 p=[0.9, 0.05, 0.04, 0.01])
     actions = np.zeros(count, ACTION_ROW)
-    actions["action_kind"] = rng.choice([Type.EXEC, Type.LOAD], count)
+    actions["action_kind"] = rng.choice([EXEC, LOAD], count)
     actions["sent_ns"] = actions["end_ns"] = rows["done_ns"] + 10**15
     actions["rows"] = rng.integers(1, 9, count)
     actions["predicted_ns"] = 5 * NS_PER_MS
