@@ -92,12 +92,13 @@ def offset_update(row, sent_ns, peer_ns, hold_ns, received_ns):
 
     `sent_ns`: our clock when our heartbeat left. `peer_ns`: the peer's clock when its answer left. `hold_ns`: how long
     it held ours before that. `received_ns`: our clock when the answer was here. The peer's clock read `peer_ns` at some
-    moment of [sent + hold, received] of ours, so that is the bound, and it holds under any asymmetry.
+    moment of [sent + hold, received] of ours, so half of that is the bound, and it holds under any asymmetry; the
+    drift during the sample comes on top.
     """
     rtt = received_ns - sent_ns - hold_ns
     if rtt < 0 or hold_ns < 0 or row["samples"] < 0:
         return 0
-    error = (rtt + 1) // 2
+    error = (rtt + 1) // 2 + _drift_ns(rtt + hold_ns)
     if row["samples"] > 0 and error > offset_error_ns(row, received_ns):
         row["samples"] += 1
         return 0
@@ -115,7 +116,13 @@ def offset_error_ns(row, now_ns):
     if row["samples"] < 0:
         return 0
     age = max(now_ns - row["measured_ns"], 0)
-    return row["error_ns"] + age // 1_000_000 * DRIFT_PPM + age % 1_000_000 * DRIFT_PPM // 1_000_000
+    return row["error_ns"] + _drift_ns(age)
+
+
+@lean_kernel
+def _drift_ns(duration_ns):
+    """By how much two clocks may part in that time; never too small by rounding."""
+    return duration_ns // 1_000_000 * DRIFT_PPM + (duration_ns % 1_000_000 * DRIFT_PPM + 999_999) // 1_000_000
 
 
 @lean_kernel
