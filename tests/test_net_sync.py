@@ -18,8 +18,15 @@ from cwd.errors import InvariantError
 from cwd.jit import JIT
 from cwd.net import sync, wake
 from cwd.net.clock import monotonic_ns
+from cwd.net.warm import warm
 
 RECORD = np.dtype([("a", "i8"), ("b", "u4"), ("c", "u1")], align=True)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled() -> None:
+    """What is timed below must not be compiled meanwhile."""
+    warm()
 
 
 def _stress() -> ModuleType:

@@ -20,6 +20,13 @@ from cwd.net import sockets
 from cwd.net import zmq as nopython
 from cwd.net.clock import monotonic_ns
 from cwd.net.wake import drain, make_timerfd, signal_pipe, timerfd_arm
+from cwd.net.warm import warm
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled() -> None:
+    """What is timed below must not be compiled meanwhile."""
+    warm()
 
 
 @pytest.fixture
