@@ -46,11 +46,15 @@ class Binding:
 
 @dataclass(frozen=True)
 class Buffers:
-    """The input arrays of one (batch, size class): tensors, their addresses i8[n], and how the module takes them.
+    """What one (batch, size class) needs: input arrays, their addresses i8[n], and how the module takes them.
 
-    `reordered` holds (filled array, the same in channels_last) pairs, to be copied over before a run.
+    `reordered` holds (filled array, the same in channels_last) pairs, to be copied over before a run; `outputs` the
+    (shape, dtype) to expect, `sources` i8[m] room for their addresses, `limits` the row of `plan.classes`.
     """
 
+    limits: np.ndarray
+    outputs: tuple[tuple[torch.Size, torch.dtype], ...]
+    sources: np.ndarray
     tensors: tuple[torch.Tensor, ...]
     addresses: np.ndarray
     reordered: tuple[tuple[torch.Tensor, torch.Tensor], ...]
@@ -69,6 +73,7 @@ class Program:
         self._dtypes = sorted({weight.dtype for weight in spec.weights})
         places = _match(places_of(module), spec)
         self._strided = [(places[name], *_strided(slot)) for name, slot in self.layout.slots.items()]
+        self._output_names = [tensor.name for tensor in spec.outputs]
         self._buffers: dict[tuple[int, int], Buffers] = {}
         self._active: Binding | None = None
 
@@ -108,32 +113,36 @@ class Program:
 
         They may be overwritten by the next run. Raises `RepositoryError` if the module gives something else.
         """
+        buffers = self.buffers(batch, size_class)
         with torch.inference_mode():
-            return self._outputs(self.call(binding, batch, size_class), batch, size_class)
+            return self._outputs(self._call(binding, buffers), buffers)
 
     def call(self, binding: Binding, batch: int, size_class: int) -> Any:
         """What the module itself returns for the filled buffers."""
-        buffers = self.buffers(batch, size_class)
         with torch.inference_mode():
-            if self._active is not binding:
-                for holder, key, view in binding.places:
-                    holder[key] = view
-                self._active = binding
-            for filled, reordered in buffers.reordered:
-                reordered.copy_(filled)
-            return self.module(*buffers.positional, **buffers.keywords)
+            return self._call(binding, self.buffers(batch, size_class))
+
+    def _call(self, binding: Binding, buffers: Buffers) -> Any:
+        if self._active is not binding:
+            for holder, key, view in binding.places:
+                holder[key] = view
+            self._active = binding
+        for filled, reordered in buffers.reordered:
+            reordered.copy_(filled)
+        return self.module(*buffers.positional, **buffers.keywords)
 
     def execute(self, binding: Binding, batch: int, size_class: int, payloads: np.ndarray, sizes: np.ndarray,
                 dims: np.ndarray, n: int, results: np.ndarray) -> int:
         """Fit n requests, run, and trim into `results` (see fit.py for the arrays); returns 0 or fit_inputs' code."""
-        limits = self.plan.classes[size_class]
-        code = fit.fit_inputs(self.plan.inputs, self.plan.patterns, limits, batch, payloads, sizes, dims, n,
-                              self.buffers(batch, size_class).addresses)
+        buffers = self.buffers(batch, size_class)
+        code = fit.fit_inputs(self.plan.inputs, self.plan.patterns, buffers.limits, batch, payloads, sizes, dims, n,
+                              buffers.addresses)
         if code != fit.OK:
             return code
         outputs = self.run(binding, batch, size_class)
-        sources = np.array([tensor.data_ptr() for tensor in outputs], np.int64)
-        return fit.fit_outputs(self.plan.outputs, limits, dims, n, sources, results)
+        for index, tensor in enumerate(outputs):
+            buffers.sources[index] = tensor.data_ptr()
+        return fit.fit_outputs(self.plan.outputs, buffers.limits, dims, n, buffers.sources, results)
 
     def infer(self, binding: Binding, payloads: list[bytes | np.ndarray], dims: list[tuple[int, ...]], *,
               batch: int = 0, size_class: int = -1) -> list[np.ndarray]:
@@ -164,21 +173,21 @@ class Program:
             given = tuple(torch.empty_like(tensor, memory_format=torch.channels_last) if tensor.ndim == 4 else tensor
                           for tensor in tensors)
             pairs = [pair for pair in zip(tensors, given, strict=True) if pair[0] is not pair[1]]
-        if self.spec.call == "positional":
-            return Buffers(tensors, addresses, tuple(pairs), given, {})
+        outputs = tuple((torch.Size((batch, *tensor.sizes(self.spec.axes, dims))), getattr(torch, tensor.dtype))
+                        for tensor in self.spec.outputs)
         names = [tensor.name for tensor in self.spec.inputs]
-        return Buffers(tensors, addresses, tuple(pairs), (), dict(zip(names, given, strict=True)))
+        positional = self.spec.call == "positional"
+        return Buffers(self.plan.classes[size_class], outputs, np.zeros(len(outputs), np.int64), tensors, addresses,
+                       tuple(pairs), given if positional else (),
+                       {} if positional else dict(zip(names, given, strict=True)))
 
-    def _outputs(self, found: Any, batch: int, size_class: int) -> list[torch.Tensor]:
-        dims = self.spec.class_dims(size_class)
-        outputs = []
-        for tensor, spec in zip(select_outputs(found, [spec.name for spec in self.spec.outputs]), self.spec.outputs,
-                                strict=True):
-            wanted = (batch, *spec.sizes(self.spec.axes, dims))
-            if tuple(tensor.shape) != wanted or tensor.dtype != getattr(torch, spec.dtype):
-                raise RepositoryError(f"output {spec.name!r}: the program gave {tensor.dtype} {list(tensor.shape)}, "
-                                      f"its description says {spec.dtype} {list(wanted)}")
-            outputs.append(tensor.contiguous())
+    def _outputs(self, found: Any, buffers: Buffers) -> list[torch.Tensor]:
+        outputs = select_outputs(found, self._output_names)
+        for index, (tensor, (shape, dtype)) in enumerate(zip(outputs, buffers.outputs, strict=True)):
+            if tensor.shape != shape or tensor.dtype != dtype:
+                raise RepositoryError(f"output {self._output_names[index]!r}: the program gave {tensor.dtype} "
+                                      f"{list(tensor.shape)}, its description says {dtype} {list(shape)}")
+            outputs[index] = tensor.contiguous()
         return outputs
 
 
@@ -275,7 +284,7 @@ def _strays(module: torch.nn.Module) -> list[tuple[dict[str, Any], str, str]]:
 
 
 def _strided(slot: Slot) -> tuple[str, tuple[int, ...], tuple[int, ...], int, int]:
-    """(dtype, shape, strides, offset in items, bytes per item) of a slot's view: one call for each is all bind costs."""
+    """(dtype, shape, strides, offset in items, bytes per item) of a slot's view: bind makes one call for each."""
     strides, step = [0] * len(slot.shape), 1
     for axis in (1, 3, 2, 0) if slot.channels_last else reversed(range(len(slot.shape))):
         strides[axis] = step

@@ -108,10 +108,14 @@ class Repository:
         program_hash = spec.hash()
         folder = self.program_folder(program_hash)
         if not (folder / PROGRAM_FILE).exists():
-            with self._new_folder(folder) as new:
-                if exported is not None:
-                    shutil.copyfile(exported, new / EXPORTED_FILE)
-                write_json(new / PROGRAM_FILE, spec.to_json())
+            try:
+                with self._new_folder(folder) as new:
+                    if exported is not None:
+                        shutil.copyfile(exported, new / EXPORTED_FILE)
+                    write_json(new / PROGRAM_FILE, spec.to_json())
+            except RepositoryError as error:
+                if error.code != Code.MODEL_EXISTS:  # someone else has just stored the same
+                    raise
             self.program(program_hash)
         return program_hash
 

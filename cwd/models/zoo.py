@@ -19,6 +19,11 @@ if TYPE_CHECKING:
 
 HERE = "cwd.models.zoo"
 
+_NOT_ARCHITECTURE = frozenset((
+    "architectures", "dtype", "torch_dtype", "transformers_version", "auto_map", "trust_remote_code",
+    "attn_implementation", "experts_implementation", "quantization_config", "use_pretrained_backbone", "use_kernels",
+))
+
 
 def transformers_model(architecture: str, config: dict[str, Any]) -> nn.Module:
     """A transformers model class by name, built from its configuration's fields; weights are not read."""
@@ -27,13 +32,17 @@ def transformers_model(architecture: str, config: dict[str, Any]) -> nn.Module:
     found = getattr(transformers, architecture, None)
     if not (isinstance(found, type) and issubclass(found, transformers.PreTrainedModel) and found.config_class):
         raise RepositoryError(f"transformers has no model class {architecture!r:.80}")
-    fields = {key: value for key, value in config.items() if key not in ("auto_map", "architectures", "dtype",
-                                                                        "torch_dtype", "transformers_version")}
-    settings = found.config_class(**fields)
+    settings = found.config_class(**_architecture_fields(config))
     settings.return_dict = True
     if hasattr(settings, "use_cache"):
         settings.use_cache = False
     return found(settings).eval()
+
+
+def _architecture_fields(config: dict[str, Any]) -> dict[str, Any]:
+    """The configuration without what is no architecture, or would make transformers fetch weights, kernels or code."""
+    return {key: _architecture_fields(value) if isinstance(value, dict) else value for key, value in config.items()
+            if not key.startswith("_") and key not in _NOT_ARCHITECTURE}
 
 
 def identity() -> nn.Module:
@@ -89,9 +98,9 @@ def make_weights(module: nn.Module, seed: int) -> dict[str, np.ndarray]:
 
     Deterministic: the seed and the order of the tensors decide, not torch. Scales keep activations of order one: He's
     for convolutions, 1/sqrt(fan-in) for linear layers, ones and zeros with a little noise for normalisations. Batch
-    norms still want `probe.calibrate`: residual sums grow with depth, and no formula knows how fast. Fifty random layers
-    enlarge rounding errors about a hundred times more than trained ones; so behind batch norms a linear layer, which is
-    the classifier, is scaled down to keep its outputs comparable to 1e-5.
+    norms still want `probe.calibrate`: residual sums grow with depth, and no formula knows how fast. Fifty random
+    layers also enlarge rounding errors (MobileNet's to 1e-5 of its outputs); so beside batch norms a linear layer,
+    which is the classifier, is scaled down to keep outputs comparable to 1e-5.
     """
     from torch import nn
 

@@ -185,7 +185,7 @@ def test_options_from_toml_and_json(tmp_path: Path) -> None:
 
 
 class Net(nn.Module):
-    """Tied weights, a non-persistent buffer, a constant, batch norm, and a sequence axis that a mask is not needed for."""
+    """Tied weights, a non-persistent buffer, a constant, batch norm, and a sequence axis that needs no mask."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -205,7 +205,8 @@ def pt2(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, nn.Module]:
     torch.manual_seed(3)
     module = Net().eval()
     batch, length = torch.export.Dim("batch", min=1, max=64), torch.export.Dim("length", min=2, max=64)
-    program = torch.export.export(module, (torch.zeros(2, 8, dtype=torch.int64),), dynamic_shapes=({0: batch, 1: length},))
+    example = torch.zeros(2, 8, dtype=torch.int64)
+    program = torch.export.export(module, (example,), dynamic_shapes=({0: batch, 1: length},))
     path = tmp_path_factory.mktemp("pt2") / "net.pt2"
     torch.export.save(program, path)
     return path, module

@@ -55,7 +55,8 @@ def test_a_given_table(tmp_path: Path, entry: Entry) -> None:
 
 
 @pytest.mark.parametrize(("change", "words"), [
-    ({"exec": []}, "no row for"), ({"exec": [{"batch": 1}]}, "wanted integers"), ({"load_ns_per_page": None}, "load_ns"),
+    ({"exec": []}, "no row for"), ({"exec": [{"batch": 1}]}, "wanted integers"),
+    ({"load_ns_per_page": None}, "load_ns"),
     ({"exec": [{"batch": 1, "size_class": 0, "median_ns": 0, "p99_ns": 1, "max_ns": 1}]}, "wanted integers"),
 ])
 def test_a_damaged_profile_is_named(tmp_path: Path, entry: Entry, change: dict[str, object], words: str) -> None:

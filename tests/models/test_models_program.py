@@ -24,7 +24,7 @@ BERT = {"vocab_size": 100, "hidden_size": 32, "num_hidden_layers": 2, "num_atten
 
 
 class Tied(nn.Module):
-    """Everything that a meta build gets wrong if nobody looks: ties, non-persistent buffers, plain tensor attributes."""
+    """Everything that a meta build gets wrong if nobody looks: ties, non-persistent buffers, plain attributes."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -229,6 +229,14 @@ def test_factories_that_fail_say_so_in_one_line() -> None:
         with pytest.raises(RepositoryError, match=words) as caught:
             build_module(factory, args, trusted=True)
         assert "\n" not in str(caught.value)
+
+
+def test_a_configuration_cannot_make_transformers_fetch_anything() -> None:
+    hostile = {"a": 1, "_attn_implementation": "x/y", "auto_map": {}, "nested": {"attn_implementation": "x/y", "b": 2}}
+    assert zoo._architecture_fields(hostile) == {"a": 1, "nested": {"b": 2}}
+    args = {**PROGRAMS["bert"]["args"], "config": {**BERT, "_attn_implementation": "someone/kernel"}}
+    module = build_module("cwd.models.zoo:transformers_model", args, trusted=False)
+    assert "/" not in module.config._attn_implementation
 
 
 def test_the_zoo_describes_its_programs_rightly(tmp_path: Path) -> None:
