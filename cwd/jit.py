@@ -73,7 +73,8 @@ def inner_kernel(function: Function) -> Function:
 
 def _compiled(function: Function, options: dict[str, Any]) -> Function:
     compiled = numba.njit(**_OPTIONS, **options)(function)
-    if JIT and os.path.isfile(function.__code__.co_filename):
+    # numba finds cached code's globals by its module's name: of a module that was never registered it finds none
+    if JIT and os.path.isfile(function.__code__.co_filename) and function.__module__ in sys.modules:
         compiled._cache = _KernelCache(function)
     return compiled
 

@@ -92,7 +92,7 @@ def _copy_of_cwd(tmp_path: Path, number: int) -> None:
 def _run(tmp_path: Path, **env: str) -> list[int]:
     variables = {key: value for key, value in os.environ.items() if key not in ("NUMBA_CACHE_DIR", "NUMBA_DISABLE_JIT")}
     variables |= {"CWD_CACHE_DIR": str(tmp_path / "cache"), "PYTHONDONTWRITEBYTECODE": "1", **env}
-    done = subprocess.run([sys.executable, "-m", "cwd.trunk"], cwd=tmp_path, env=variables, capture_output=True,
+    done = subprocess.run([sys.executable, "-m", "cwd.trunk"], cwd=tmp_path, env=variables, check=False, capture_output=True,
                           text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
@@ -111,3 +111,15 @@ def test_unwritable_cache_compiles_for_the_process_alone(tmp_path: Path) -> None
     _copy_of_cwd(tmp_path, 10)
     (tmp_path / "file").write_text("")
     assert _run(tmp_path, CWD_CACHE_DIR=str(tmp_path / "file")) == [22, 0]
+
+
+def test_unregistered_module_is_not_cached(tmp_path: Path) -> None:
+    """numba would store such a kernel, and fail when it loads it."""
+    (tmp_path / "loose.py").write_text("from cwd.jit import kernel\n\n@kernel\ndef f(x):\n    return x + 1\n")
+    script = tmp_path / "script.py"
+    script.write_text("import runpy\nprint(runpy.run_path('loose.py', run_name='loose')['f'](1))\n")
+    variables = os.environ | {"CWD_CACHE_DIR": str(tmp_path / "cache"), "PYTHONPATH": str(ROOT)}
+    for _ in range(2):
+        done = subprocess.run([sys.executable, str(script)], cwd=tmp_path, env=variables, capture_output=True, text=True,
+                              timeout=120, check=False)
+        assert done.stdout == "2\n", done.stderr

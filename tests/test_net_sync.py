@@ -1,9 +1,11 @@
 """Rings against a deque, between threads and between processes; what sleeps on descriptors, and how it wakes."""
 
 import collections
+import functools
 import importlib.util
 import os
 import signal
+import sys
 import threading
 import time
 from pathlib import Path
@@ -29,11 +31,13 @@ def compiled() -> None:
     warm()
 
 
+@functools.cache
 def _stress() -> ModuleType:
     path = Path(__file__).resolve().parent.parent / "tools" / "ring_stress.py"
     spec = importlib.util.spec_from_file_location("ring_stress", path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
+    sys.modules["ring_stress"] = module  # else its kernels are not cached
     spec.loader.exec_module(module)
     return module
 

@@ -1,0 +1,1 @@
+"""Benchmarks and what they compare with: each measures the real processes, and a bare twin beside them."""
