@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 
 from cwd.errors import Code
-from cwd.jit import lean_kernel
+from cwd.jit import inner_kernel, lean_kernel
 
 #: Verdicts of `agenda_next`.
 EMPTY = 0
@@ -94,7 +94,7 @@ def make_action(**fields: int) -> np.ndarray:
     return action
 
 
-@lean_kernel
+@inner_kernel
 def copy_action(source, target):
     """Copy one ACTION record over another."""
     target["action"] = source["action"]

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from cwd.errors import Code
-from cwd.jit import lean_kernel
+from cwd.jit import inner_kernel, lean_kernel
 from cwd.net.clock import monotonic_ns
 from cwd.net.sync import ring_advance, ring_arm, ring_disarm, ring_peek
 from cwd.net.wake import eventfd_clear, timerfd_arm, timerfd_clear
@@ -80,7 +80,7 @@ def io_run(io):
             return WAKE
 
 
-@lean_kernel
+@inner_kernel
 def _sleep(io):
     """Wait for a message, a result, the time of a heartbeat; False if Python wants the thread, or a signal came."""
     results, others = io.exec_lane.results, io.load_lane.results
@@ -107,7 +107,7 @@ def _sleep(io):
     return True
 
 
-@lean_kernel
+@inner_kernel
 def _read(io):
     """Take messages from the socket; RARE, LOST or 0."""
     link, entries, action = io.link[0], io.entries, io.action[0]
@@ -179,7 +179,7 @@ def io_flush(io):
     _results(io, io.load_lane)
 
 
-@lean_kernel
+@inner_kernel
 def _results(io, lane):
     """Send the results that a lane has pushed, and take their entries back."""
     index = ring_peek(lane.results)
@@ -189,7 +189,7 @@ def _results(io, lane):
         index = ring_peek(lane.results)
 
 
-@lean_kernel
+@inner_kernel
 def _result(io, row):
     """One result: out to the controller, unless its session is over."""
     link, counts, entry = io.link[0], io.counts[0], np.int64(row["entry"])
@@ -214,7 +214,7 @@ def _result(io, row):
     la.entry_give(io.entries, entry)
 
 
-@lean_kernel
+@inner_kernel
 def _count(counts, row):
     """Counters for people."""
     if row["begin_ns"] == 0:
@@ -227,7 +227,7 @@ def _count(counts, row):
         counts["loaded"] += 1
 
 
-@lean_kernel
+@inner_kernel
 def _send_outputs(io, entry, rows, go):
     """Send an entry's output messages, or close them if not `go`; a failed send breaks the session."""
     link = io.link[0]

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from cwd.errors import Code
-from cwd.jit import lean_kernel
+from cwd.jit import inner_kernel, lean_kernel
 from cwd.net.clock import monotonic_ns
 from cwd.net.native import load_acquire, load_i4, pause, store_release
 from cwd.net.sync import Ring, make_ring, ring_advance, ring_arm, ring_bell, ring_claim, ring_disarm, ring_peek, ring_publish
@@ -30,8 +30,8 @@ DEVICE_ERROR = int(Code.DEVICE_ERROR)
 START = 1
 STOP = 2
 
-#: Words of a lane's `control`: written by the io thread, by Python, by the lane.
-_SESSION, _STOP, _WAITING = 0, 8, 16
+#: Words of a lane's `control`: written by the io thread and by Python.
+_SESSION, _STOP = 0, 8
 
 RESULT = np.dtype(
     [
@@ -70,7 +70,7 @@ class Lane(NamedTuple):
     results: Ring  # RESULT
     agenda: ag.Agenda  # one lane; the lane's thread's own
     action: np.ndarray  # ACTION [1]: what runs; the lane's thread's own
-    control: np.ndarray  # i8 [24]: see _SESSION
+    control: np.ndarray  # i8 [16]: see _SESSION
     fds: np.ndarray  # i8 [2]: the lane's eventfd, the io thread's eventfd
 
 
@@ -86,10 +86,10 @@ def make_lane(agenda_max: int, io_fd: int) -> Lane:
     """A lane with its own eventfd, whose agenda holds `agenda_max` waiting actions."""
     capacity = 1 << (agenda_max + 2).bit_length()
     return Lane(make_ring(ag.ACTION, capacity), make_ring(RESULT, 2 * capacity), ag.make_agenda(1, capacity),
-                np.zeros(1, ag.ACTION), np.zeros(24, np.int64), np.array([make_eventfd(), io_fd], np.int64))
+                np.zeros(1, ag.ACTION), np.zeros(16, np.int64), np.array([make_eventfd(), io_fd], np.int64))
 
 
-@lean_kernel
+@inner_kernel
 def lane_queue(lane, action):
     """The io thread hands over an action; False if the ring is full (which counting prevents)."""
     index = ring_claim(lane.actions)
@@ -102,7 +102,7 @@ def lane_queue(lane, action):
     return True
 
 
-@lean_kernel
+@inner_kernel
 def lane_session(lane, session):
     """The io thread: what is older than `session` is to be dropped."""
     store_release(lane.control, _SESSION, session)
@@ -117,12 +117,6 @@ def lane_stop(lane):
 
 
 @lean_kernel
-def lane_waiting(lane):
-    """Any thread: about how many actions wait."""
-    return load_acquire(lane.control, _WAITING)
-
-
-@lean_kernel
 def lane_wait(lane, spin_ns):
     """The lane's thread: sleep until an action may start (START: it is in `lane.action[0]`) or the lane ends (STOP)."""
     while True:
@@ -132,7 +126,6 @@ def lane_wait(lane, spin_ns):
         now_ns = monotonic_ns()
         action = lane.action[0]
         verdict, until_ns = ag.agenda_next(lane.agenda, 0, now_ns, action)
-        store_release(lane.control, _WAITING, ag.agenda_waiting(lane.agenda, 0))
         if verdict == ag.START:
             return START
         if verdict == ag.REFUSE:
@@ -145,7 +138,7 @@ def lane_wait(lane, spin_ns):
             _sleep(lane, until_ns, spin_ns)
 
 
-@lean_kernel
+@inner_kernel
 def _take_in(lane):
     """Move what came from the ring into the agenda; the newest session that is known decides what is stale."""
     state = lane.agenda.lanes[0]
@@ -164,7 +157,7 @@ def _take_in(lane):
         ag.agenda_session(lane.agenda, 0, session)
 
 
-@lean_kernel
+@inner_kernel
 def _spun(lane, until_ns):
     """Watch the ring until a moment: True if something came. Cheaper than to sleep, if more comes soon."""
     while monotonic_ns() < until_ns:
@@ -175,7 +168,7 @@ def _spun(lane, until_ns):
     return False
 
 
-@lean_kernel
+@inner_kernel
 def _sleep(lane, until_ns, spin_ns):
     """Sleep until something comes, or shortly before `until_ns`."""
     if ring_arm(lane.actions) == 0:
@@ -195,7 +188,7 @@ def lane_done(lane, status, begin_ns, end_ns, device_ns, pages_free, rows_done):
     lane_result(lane, lane.action[0], status, begin_ns, end_ns, device_ns, pages_free, rows_done)
 
 
-@lean_kernel
+@inner_kernel
 def lane_result(lane, action, status, begin_ns, end_ns, device_ns, pages_free, rows_done):
     """Push a RESULT and wake the io thread. The ring has room: results are never more than entries."""
     index = ring_claim(lane.results)
@@ -220,7 +213,7 @@ def lane_result(lane, action, status, begin_ns, end_ns, device_ns, pages_free, r
         eventfd_signal(lane.fds[1])
 
 
-@lean_kernel
+@inner_kernel
 def entry_take(entries):
     """The io thread: keep the entry that was read into, and read into another from now on: its index, or -1: none left."""
     depth = entries.counts[0]
@@ -232,7 +225,7 @@ def entry_take(entries):
     return kept
 
 
-@lean_kernel
+@inner_kernel
 def entry_give(entries, entry):
     """The io thread: the entry's action is answered; its frames are released."""
     entry_close(entries, entry)
@@ -249,7 +242,7 @@ def entry_close(entries, entry):
     entries.used[entry] = 0
 
 
-@lean_kernel
+@inner_kernel
 def entry_dims(entries, entry, address, n):
     """Copy the dims of n rows, n x 16 bytes at `address` inside frame 0."""
     for row in range(n):

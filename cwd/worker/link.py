@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from cwd.errors import Code
-from cwd.jit import lean_kernel
+from cwd.jit import inner_kernel
 from cwd.net.clock import monotonic_ns
 from cwd.net.native import load_i8
 from cwd.net.zmq import DONTWAIT, EAGAIN, EINTR, SNDMORE, message, message_data, message_size, receive_frames, send_bytes
@@ -78,7 +78,7 @@ def make_scratch() -> Scratch:
     return Scratch(*(np.zeros(1, dtype) for dtype in dtypes), np.zeros(SCRATCH_BYTES, np.uint8))
 
 
-@lean_kernel
+@inner_kernel
 def link_read(link, scratch, table, first, frames_max, now_ns, action):
     """Receive one message into the messages first.. of `table` and deal with it: (what, frames or code).
 
@@ -109,7 +109,7 @@ def link_read(link, scratch, table, first, frames_max, now_ns, action):
     return ACTION, frames
 
 
-@lean_kernel
+@inner_kernel
 def decode_action(scratch, kind, address, size, action):
     """Fill the record `action` from the frame of an EXEC, LOAD, UNLOAD or PROFILE; OK or a code."""
     action["entry"] = -1
@@ -126,7 +126,7 @@ def decode_action(scratch, kind, address, size, action):
     return MALFORMED
 
 
-@lean_kernel
+@inner_kernel
 def _decode_exec(row, address, size, action):
     code = wire.decode_exec(address, size, row)
     if code == OK:
@@ -138,7 +138,7 @@ def _decode_exec(row, address, size, action):
     return code
 
 
-@lean_kernel
+@inner_kernel
 def _decode_load(row, address, size, action):
     code = wire.decode_load(address, size, row)
     if code == OK:
@@ -151,7 +151,7 @@ def _decode_load(row, address, size, action):
     return code
 
 
-@lean_kernel
+@inner_kernel
 def _decode_unload(row, address, size, action):
     code = wire.decode_unload(address, size, row)
     if code == OK:
@@ -159,7 +159,7 @@ def _decode_unload(row, address, size, action):
     return code
 
 
-@lean_kernel
+@inner_kernel
 def _decode_profile(row, address, size, action):
     code = wire.decode_profile(address, size, row)
     if code == OK:
@@ -171,7 +171,7 @@ def _decode_profile(row, address, size, action):
     return code
 
 
-@lean_kernel
+@inner_kernel
 def _common(row, action):
     """The fields that every action has."""
     action["action"] = row["action"]
@@ -182,7 +182,7 @@ def _common(row, action):
     action["model"] = row["model"]
 
 
-@lean_kernel
+@inner_kernel
 def _heartbeat(link, scratch, address, size, now_ns):
     """Answer a question in place; an answer has done its work by being heard."""
     row = scratch.heartbeat[0]
@@ -194,14 +194,14 @@ def _heartbeat(link, scratch, address, size, now_ns):
         _send_heartbeat(link, scratch, 1, sent_ns, now_ns)
 
 
-@lean_kernel
+@inner_kernel
 def link_ask(link, scratch, now_ns):
     """Ask the controller for a sign of life."""
     link["asked_ns"] = now_ns
     _send_heartbeat(link, scratch, 0, 0, now_ns)
 
 
-@lean_kernel
+@inner_kernel
 def _send_heartbeat(link, scratch, reply, echo_ns, heard_ns):
     row = scratch.heartbeat[0]
     link["seq"] += 1
@@ -218,7 +218,7 @@ def _send_heartbeat(link, scratch, reply, echo_ns, heard_ns):
     _send(link, buffer, wire.encode_heartbeat(buffer, SCRATCH_BYTES, row), DONTWAIT)
 
 
-@lean_kernel
+@inner_kernel
 def link_result(link, scratch, action, status, begin_ns, end_ns, device_ns, pages_free):
     """Send the RESULT of a LOAD, UNLOAD, PREPARE or PROFILE; True if the socket took it."""
     row = scratch.result[0]
@@ -235,7 +235,7 @@ def link_result(link, scratch, action, status, begin_ns, end_ns, device_ns, page
     return _send(link, buffer, wire.encode_result(buffer, SCRATCH_BYTES, row), DONTWAIT)
 
 
-@lean_kernel
+@inner_kernel
 def link_exec_result(link, scratch, action, status, begin_ns, end_ns, device_ns, rows_done):
     """Send the EXEC_RESULT of an EXEC; if True, the caller must send `rows_done` frames more, the last without SNDMORE."""
     row = scratch.exec_result[0]
@@ -253,7 +253,7 @@ def link_exec_result(link, scratch, action, status, begin_ns, end_ns, device_ns,
     return _send(link, buffer, wire.encode_exec_result(buffer, SCRATCH_BYTES, row), flags)
 
 
-@lean_kernel
+@inner_kernel
 def link_refuse(link, scratch, action, status, pages_free):
     """Answer an action that never began."""
     if action["kind"] == wire.TYPE_EXEC:
@@ -261,7 +261,7 @@ def link_refuse(link, scratch, action, status, pages_free):
     return link_result(link, scratch, action, status, 0, 0, 0, pages_free)
 
 
-@lean_kernel
+@inner_kernel
 def _send(link, buffer, size, flags):
     """Send encoded bytes. EAGAIN says that the connection is gone or the peer does not read: both end the session."""
     if link["state"] != OPEN or size < 0:
@@ -275,7 +275,7 @@ def _send(link, buffer, size, flags):
     return True
 
 
-@lean_kernel
+@inner_kernel
 def link_timer(link):
     """When `link_due` must be asked next."""
     if link["state"] != OPEN:
@@ -286,7 +286,7 @@ def link_timer(link):
     return np.int64(min(asked_ns + link["heartbeat_ns"], link["heard_ns"] + link["lost_ns"]))
 
 
-@lean_kernel
+@inner_kernel
 def link_due(link, scratch, now_ns):
     """What time asks for: HANDLED (nothing, or asked), RARE (Python must say HELLO) or LOST (Python must reconnect)."""
     if link["state"] == GREETING:

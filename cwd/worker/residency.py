@@ -19,7 +19,7 @@ from typing import NamedTuple
 import numpy as np
 
 from cwd.errors import Code, InvariantError
-from cwd.jit import lean_kernel
+from cwd.jit import inner_kernel, lean_kernel
 
 ALREADY_RESIDENT = int(Code.ALREADY_RESIDENT)
 NO_PAGES = int(Code.NO_PAGES)
@@ -89,7 +89,7 @@ def make_residency(devices: int, pages: int) -> Residency:
     return residency
 
 
-@lean_kernel
+@inner_kernel
 def _bucket(residency, device, model):
     mixed = (model ^ (model >> 29)) * 0x9E3779B97F4A7C1
     return (mixed >> 17) & (residency.heads.shape[1] - 1)
@@ -227,7 +227,7 @@ def resident_orphan_any(residency, device):
     return np.int64(-1)
 
 
-@lean_kernel
+@inner_kernel
 def _chain(residency, device, index, model):
     """Make a resident findable by its handle, in the present session."""
     row = residency.residents[device][index]
@@ -238,7 +238,7 @@ def _chain(residency, device, index, model):
     residency.heads[device, bucket] = index
 
 
-@lean_kernel
+@inner_kernel
 def _unchain(residency, device, index):
     """Take a resident out of the chain of its bucket."""
     row = residency.residents[device][index]

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from cwd.errors import Code
-from cwd.jit import lean_kernel
+from cwd.jit import inner_kernel, lean_kernel
 from cwd.net.clock import monotonic_ns
 from cwd.net.wake import timerfd_arm, timerfd_clear
 from cwd.net.zmq import DONTWAIT, SNDMORE, message_table, send_bytes, zmq_poll
@@ -111,7 +111,7 @@ def emulated_run(state, timer_fd):
         _note_turn(state, now_ns)
 
 
-@lean_kernel
+@inner_kernel
 def _note_turn(state, began_ns):
     """Remember the longest turn, which heartbeats report."""
     turn_ns = monotonic_ns() - began_ns
@@ -120,7 +120,7 @@ def _note_turn(state, began_ns):
         link["loop_max_ns"] = max(link["loop_max_ns"], turn_ns)
 
 
-@lean_kernel
+@inner_kernel
 def _arm(state, timer_fd):
     """Set the timer to the earliest thing to do."""
     when_ns = np.int64(ag.NEVER)
@@ -133,7 +133,7 @@ def _arm(state, timer_fd):
         timerfd_arm(timer_fd, max(when_ns, 1))
 
 
-@lean_kernel
+@inner_kernel
 def _device_due(state, device, now_ns):
     """Do what time asks of one device; what Python must do, or 0."""
     for lane in (2 * device, 2 * device + 1):
@@ -149,7 +149,7 @@ def _device_due(state, device, now_ns):
     return 0
 
 
-@lean_kernel
+@inner_kernel
 def _read(state, device, now_ns):
     """Take messages from one connection; what Python must do, or 0."""
     link = state.links[device]
@@ -184,7 +184,7 @@ def emulated_accept(state, device, action, now_ns):
     _step(state, device, lane, now_ns)
 
 
-@lean_kernel
+@inner_kernel
 def _step(state, device, lane, now_ns):
     """End what is over and start what may start, in one lane; and say when to look again."""
     link, taken = state.links[device], state.taken[0]
@@ -207,7 +207,7 @@ def _step(state, device, lane, now_ns):
     state.look_ns[lane] = min(state.finish_ns[lane], until_ns)
 
 
-@lean_kernel
+@inner_kernel
 def _begin(state, device, lane, now_ns):
     """The running action begins: what will it answer, and when?"""
     action = state.running[lane]
@@ -229,7 +229,7 @@ def _begin(state, device, lane, now_ns):
     state.finish_ns[lane] = now_ns + duration_ns
 
 
-@lean_kernel
+@inner_kernel
 def _begin_load(state, device, lane, action):
     """Take pages, or adopt an orphan of the same image: (status, duration)."""
     counts, residency = state.counts[0], state.residency
@@ -254,7 +254,7 @@ def _begin_load(state, device, lane, action):
     return OK, np.int64(action["expected_ns"])
 
 
-@lean_kernel
+@inner_kernel
 def _begin_unload(state, device, lane, action, now_ns):
     """Nobody may use it from now on; its pages are free when its last use is over: (status, duration)."""
     index = rs.resident_find(state.residency, device, action["model"])
@@ -270,7 +270,7 @@ def _begin_unload(state, device, lane, action, now_ns):
     return OK, duration_ns
 
 
-@lean_kernel
+@inner_kernel
 def _begin_exec(state, device, action):
     """(status, duration) of an EXEC, or of a PROFILE, which is `repeats` of them."""
     index = rs.resident_find(state.residency, device, action["model"])
@@ -290,7 +290,7 @@ def _begin_exec(state, device, action):
     return OK, once_ns * max(np.int64(action["repeats"]), 1) if profiling else once_ns
 
 
-@lean_kernel
+@inner_kernel
 def _profiled(state, program, batch, size_class):
     """What the stored profile says of an execution, 0 if it says nothing."""
     if 0 <= program < PROGRAMS_MAX and 0 <= size_class < CLASSES_MAX:
@@ -300,7 +300,7 @@ def _profiled(state, program, batch, size_class):
     return np.int64(0)
 
 
-@lean_kernel
+@inner_kernel
 def _noisy(state, duration_ns):
     """The duration times 1 + u, u uniform in +- noise_ppm millionths: seeded, so that a run can be repeated."""
     counts = state.counts[0]
@@ -315,7 +315,7 @@ def _noisy(state, duration_ns):
     return max(duration_ns + duration_ns * ppm // 1_000_000, np.int64(0))
 
 
-@lean_kernel
+@inner_kernel
 def _finish(state, device, lane):
     """The running action is over: settle its pages and send its result, unless its session is over too."""
     action, link = state.running[lane], state.links[device]
@@ -338,7 +338,7 @@ def _finish(state, device, lane):
                        rs.pages_free(state.residency, device))
 
 
-@lean_kernel
+@inner_kernel
 def _send_outputs(state, link, action, status, begin_ns, end_ns, device_ns):
     rows = np.int64(action["rows"]) if status == OK else np.int64(0)
     if not ln.link_exec_result(link, state.scratch, action, status, begin_ns, end_ns, device_ns, rows):
