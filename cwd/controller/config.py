@@ -1,0 +1,150 @@
+"""Every setting of the controller with its default, and where a value may come from: flags over CWD_* over a TOML file.
+
+Durations are `_ns` and sizes `_bytes` inside; outside they are texts (`100ms`, `16MiB`) under the same name without the
+unit: `slo_max`, `CWD_SLO_MAX`, `--slo-max`. This module must not know sockets, the core or any other daemon.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from cwd.errors import Code, CwdError
+from cwd.units import NS_PER_MS, NS_PER_S, parse_duration_ns, parse_size_bytes
+
+
+def default_run_dir() -> str:
+    """Where the sockets live: $CWD_RUN_DIR, $XDG_RUNTIME_DIR/cwd, /run/cwd if it is ours to write, else /tmp/cwd-UID."""
+    if given := os.environ.get("CWD_RUN_DIR"):
+        return given
+    if runtime := os.environ.get("XDG_RUNTIME_DIR"):
+        return str(Path(runtime) / "cwd")
+    if os.access("/run/cwd", os.W_OK):
+        return "/run/cwd"
+    return f"/tmp/cwd-{os.getuid()}"
+
+
+def default_state_dir() -> str:
+    """Where the log is kept: $CWD_STATE_DIR, $XDG_STATE_HOME/cwd, else ~/.local/state/cwd."""
+    if given := os.environ.get("CWD_STATE_DIR"):
+        return given
+    return str(Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "cwd")
+
+
+@dataclasses.dataclass(frozen=True)
+class ControllerConfig:
+    """Settings of one controller; immutable, and written into the header of its log."""
+
+    #: for people and logs
+    name: str = "controller"
+    #: folder of the ipc sockets clients.sock, workers.sock, admin.sock; "" means `default_run_dir()`
+    run_dir: str = ""
+    #: folder of the event log; "" means `default_state_dir()`
+    state_dir: str = ""
+    #: the model repository; "" serves no models until some are added
+    repository: str = ""
+    #: endpoints other than the three ipc sockets of `run_dir`; loopback tcp is what else is allowed by default
+    clients_bind: str = ""
+    workers_bind: str = ""
+    admin_bind: str = ""
+
+    policy: str = "clockwork"
+    models_max: int = 4096
+    programs_max: int = 64
+    requests_max: int = 16384
+    gpus_max: int = 64
+    copies_max: int = 32768
+    actions_max: int = 8192
+    #: size classes of a program
+    classes_max: int = 16
+    #: every worker must have pages of this size
+    page_bytes: int = 16 << 20
+    clients_max: int = 256
+    admins_max: int = 16
+    #: requests of one client in flight
+    credits: int = 1024
+    slo_max_ns: int = 60 * NS_PER_S
+    payload_max_bytes: int = 64 << 20
+    #: request payloads held at once, with what each pins; beyond it INFER is answered QUEUE_FULL
+    held_max_bytes: int = 1 << 30
+
+    heartbeat_ns: int = 250 * NS_PER_MS
+    lost_ns: int = 1500 * NS_PER_MS
+    #: longest slice of the compiled loop; Python's share comes after it
+    slice_ns: int = 5 * NS_PER_MS
+    #: Python's share between two slices; a rare task yields after it
+    chunk_ns: int = 150_000
+    #: how long PREPARE is expected to keep a worker's exec lane
+    prepare_ns: int = 10 * NS_PER_S
+    #: how long a drain waits for what is queued before the daemon ends anyway
+    drain_ns: int = 30 * NS_PER_S
+    #: log every event and outbox record (False: nothing is written, and nothing can be replayed)
+    log: bool = True
+    log_rotate_bytes: int = 1 << 30
+    #: slots of the shared-memory ring between the loop and the log writer
+    log_ring: int = 1 << 16
+    #: CPU that the loop's thread is pinned to; -1 leaves it to the kernel
+    cpu: int = -1
+
+    def endpoint(self, which: str) -> str:
+        """The endpoint of `clients`, `workers` or `admin`."""
+        given = str(getattr(self, f"{which}_bind"))
+        return given or f"ipc://{Path(self.run_dir or default_run_dir()) / (which + '.sock')}"
+
+
+_FIELDS = {field.name: field for field in dataclasses.fields(ControllerConfig)}
+_OUTSIDE = {name.removesuffix("_ns").removesuffix("_bytes"): name for name in _FIELDS}
+
+
+def _value(name: str, given: Any, origin: str) -> Any:
+    """`given` as the type of field `name`; raises `CwdError` (BAD_ARGUMENT) naming where the bad value came from."""
+    kind = type(_FIELDS[name].default)
+    try:
+        if isinstance(given, str) and name.endswith("_ns"):
+            return parse_duration_ns(given)
+        if isinstance(given, str) and name.endswith("_bytes"):
+            return parse_size_bytes(given)
+        if kind is bool and isinstance(given, str):
+            return {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}[given.lower()]
+        value = kind(given)
+    except (KeyError, TypeError, ValueError, CwdError) as error:
+        raise CwdError(f"{origin}: {given!r} is no value for {name}", code=Code.BAD_ARGUMENT) from error
+    if kind is int and not isinstance(value, bool) and value < 0 and name != "cpu":
+        raise CwdError(f"{origin}: {name} is negative", code=Code.BAD_ARGUMENT)
+    return value
+
+
+def load_config(
+    flags: Mapping[str, Any] | None = None,
+    environment: Mapping[str, str] | None = None,
+    file: str | Path | None = None,
+) -> ControllerConfig:
+    """The configuration from `flags` (None values do not count) over `CWD_*` over the `[controller]` table of `file`.
+
+    Names are the field names, with or without their unit. Raises `CwdError` (BAD_ARGUMENT) in one line for an unknown
+    name, a bad value or a file that does not read.
+    """
+    environment = os.environ if environment is None else environment
+    values: dict[str, Any] = {}
+    if file is not None:
+        try:
+            table = tomllib.loads(Path(file).read_text("utf-8"))
+        except (OSError, ValueError) as error:
+            raise CwdError(f"{file}: {error}", code=Code.BAD_ARGUMENT) from error
+        _merge(values, table.get("controller", {}), str(file))
+    known = {outside: environment[key] for outside in _OUTSIDE if (key := f"CWD_{outside.upper()}") in environment}
+    _merge(values, known, "environment")
+    _merge(values, {key: value for key, value in (flags or {}).items() if value is not None}, "flags")
+    return ControllerConfig(**values)
+
+
+def _merge(values: dict[str, Any], given: Mapping[str, Any], origin: str) -> None:
+    for key, value in given.items():
+        name = _OUTSIDE.get(key, key)
+        if name not in _FIELDS:
+            raise CwdError(f"{origin}: the controller has no setting {key!r}", code=Code.BAD_ARGUMENT)
+        values[name] = _value(name, value, origin)

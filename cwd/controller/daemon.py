@@ -1,0 +1,259 @@
+"""The controller's process: sets everything up, then turns between the compiled loop and Python's rare work.
+
+One thread. `serve` calls the loop for a slice; between two slices it runs rare messages and tasks for `chunk_ns` at
+most, which is measured (`python_max_ns`). SIGTERM drains and ends, a second one ends at once. Files, JSON and the log
+are other processes' (reader.py, writer.py).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import logging
+import os
+import signal
+import time
+from collections import deque
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cwd.controller import loop
+from cwd.controller.admin import Admin
+from cwd.controller.config import ControllerConfig, default_run_dir, default_state_dir
+from cwd.controller.host import ADMINS, CLIENTS, RARE_MESSAGE, SOCKETS, WORKERS, make_host
+from cwd.controller.outgoing import Outgoing
+from cwd.controller.rare import Rare
+from cwd.controller.reader import RepositoryReader
+from cwd.controller.registry import Registry
+from cwd.controller.workers import Workers
+from cwd.controller.writer import LogWriter, check_state_dir, new_epoch
+from cwd.core.world import Config, make_world
+from cwd.errors import CwdError, InvariantError
+from cwd.net import wake
+from cwd.net.clock import OFFSET, monotonic_ns
+from cwd.net.notify import notify
+from cwd.net.sockets import bind_router, make_context
+from cwd.net.zmq import message, message_close, message_data, message_size, messages_close, poll_items
+from cwd.units import NS_PER_MS, NS_PER_S
+from cwd.wire.messages import Type
+
+LOG = logging.getLogger("cwd.controller")
+
+#: a slice without anything rare to do: only the watchdog and the status line wait for it
+IDLE_SLICE_NS = 100 * NS_PER_MS
+STATUS_NS = 5 * NS_PER_S
+
+
+def core_config(config: ControllerConfig) -> Config:
+    """The core's capacities that follow from the controller's; also what a replay of its log must use."""
+    return Config(
+        policy=config.policy, models_max=config.models_max, programs_max=config.programs_max,
+        requests_max=config.requests_max, gpus_max=config.gpus_max, copies_max=config.copies_max,
+        actions_max=config.actions_max, clients_max=config.gpus_max + config.clients_max + config.admins_max,
+        classes_max=config.classes_max, slo_max_ns=config.slo_max_ns)
+
+
+class Controller:
+    """Everything of one controller; `serve` runs it to its end. Raises `CwdError` for what an operator can cause."""
+
+    def __init__(self, config: ControllerConfig) -> None:
+        self.config = config
+        run_dir, state_dir = Path(config.run_dir or default_run_dir()), Path(config.state_dir or default_state_dir())
+        check_state_dir(run_dir)
+        check_state_dir(state_dir)
+        self.epoch = new_epoch(state_dir, time.time_ns())
+        self._context = make_context()
+        self._sockets = []
+        try:
+            for name in ("clients", "workers", "admin"):
+                self._sockets.append(bind_router(
+                    self._context, config.endpoint(name), message_bytes_max=config.payload_max_bytes))
+        except CwdError:
+            self._context.destroy(0)
+            raise
+        assert (CLIENTS, WORKERS, ADMINS, SOCKETS) == (0, 1, 2, len(self._sockets))
+        self._timer_fd, self._wake_fd = wake.make_timerfd(), wake.signal_pipe()
+        core = core_config(config)
+        self.world = make_world(core)
+        self.log = LogWriter(config, core, state_dir, self.epoch)
+        peers_max = core.clients_max
+        self.host = make_host(config, self.epoch, poll_items(self._sockets, [self._timer_fd, self._wake_fd]),
+                              np.zeros(peers_max, OFFSET), self.log.ring)
+        outgoing = self._outgoing = Outgoing(self.host, self._sockets)
+        self.registry = Registry(self.host, self.world, core, config.page_bytes)
+        self.workers = Workers(self.host, self.world, self.registry, outgoing, config.prepare_ns)
+        self._reader = RepositoryReader(config.repository) if config.repository else None
+        #: exported: how long Python kept the loop waiting, and how often
+        self.python: dict[str, int] = {"slices": 0, "chunks": 0, "python_max_ns": 0, "python_ns": 0, "tasks": 0}
+        self.admin = Admin(self.host, self.world, self.registry, self.workers, outgoing, self._reader, self.log,
+                           self.python, self.stop)
+        self._rare = Rare(config, self.host, self.registry, self.workers, self.admin, outgoing, self.log)
+        self._tasks: deque[Iterator[None]] = deque()
+        self._rare_at = 0
+        self._stops = 0
+        self._scanned = self._reader is None
+        self._ready = False
+        self._drain_until_ns = 0
+        self._status_ns = 0
+
+    def stop(self, *_: Any) -> None:
+        """Drain and end; called again, end at once. Also the handler of SIGTERM and SIGINT."""
+        self._stops += 1
+
+    def serve(self) -> None:
+        """Serve until stopped. Raises `InvariantError` if the core finds itself broken."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self.stop)
+        if self.config.cpu >= 0:
+            os.sched_setaffinity(0, {self.config.cpu})
+        if self._reader is not None:
+            self.admin.waiting[self._reader.ask("scan")] = self._scan_answer
+        gc.collect()
+        gc.freeze()
+        gc.disable()
+        try:
+            while not self._ended():
+                self.step()
+        finally:
+            self._close()
+
+    def step(self) -> None:
+        """One slice of the loop and one chunk of Python."""
+        state = self.host.state[0]
+        now_ns = monotonic_ns()
+        busy = bool(self._tasks) or self._rare_at < state["rare_used"]
+        asking = self._reader is not None and self._reader.pending > 0
+        until_ns = now_ns if busy else now_ns + (self.config.slice_ns if asking or self._stops else IDLE_SLICE_NS)
+        why = loop.run(self.host, self.world, until_ns)
+        begin_ns = monotonic_ns()
+        if why == loop.CLOSED:
+            raise InvariantError("a socket or the poll set is closed")
+        if self.world.counters[0]["broken"] != 0:
+            raise InvariantError(f"the core is broken: {self.world.counters[0]['broken']}")
+        if why == loop.SIGNAL:
+            wake.drain(self._wake_fd)
+        worked = self._chunk(begin_ns + self.config.chunk_ns)
+        self._watch(begin_ns)
+        spent_ns = monotonic_ns() - begin_ns
+        python = self.python
+        python["slices"] += 1
+        python["python_ns"] += spent_ns
+        if worked:
+            state["fed"] = 1
+            python["chunks"] += 1
+        python["python_max_ns"] = max(python["python_max_ns"], spent_ns)
+
+    def _chunk(self, until_ns: int) -> bool:
+        """Rare work until `until_ns`, at least one piece of it if there is any: whether there was."""
+        worked = False
+        for _ in self._pieces():
+            worked = True
+            if monotonic_ns() >= until_ns:
+                break
+        return worked
+
+    def _pieces(self) -> Iterator[None]:
+        """Everything that waits for Python, a small piece at a time: news first, then tasks, then the repository."""
+        state = self.host.state[0]
+        while self._rare_at < state["rare_used"]:
+            self._take_rare()
+            yield
+        while self._tasks:
+            task = self._tasks.popleft()
+            self.python["tasks"] += 1
+            try:
+                next(task)
+            except StopIteration:
+                pass
+            else:
+                self._tasks.append(task)
+            yield
+        if self._reader is not None and self._reader.pending:
+            for told in self._reader.answers():
+                self.admin.answered(told)
+                yield
+
+    def _take_rare(self) -> None:
+        state = self.host.state[0]
+        at, self._rare_at = self._rare_at, self._rare_at + 1
+        row = self.host.rare[at]
+        task = None
+        if row["kind"] == RARE_MESSAGE:
+            held = message(self.host.rare_messages, at)
+            frame = ctypes.string_at(message_data(held), message_size(held))
+            message_close(held)
+            task = self._rare.message(row, frame)
+        else:
+            task = self._rare.news(row.copy())
+        if task is not None:
+            self._tasks.append(task)
+        if self._rare_at == state["rare_used"]:
+            self._rare_at = state["rare_used"] = 0
+
+    def _scan_answer(self, told: dict[str, Any]) -> None:
+        """One answer to the scan of the repository at the start."""
+        try:
+            if "program" in told:
+                self.registry.add_program(told["program"])
+            elif "model" in told:
+                self.admin.add_model(told["model"])
+            elif "bad" in told:
+                LOG.warning("skipped: %s", told["bad"])
+            elif "error" in told:
+                LOG.error("%s", told["error"])
+        except CwdError as error:
+            LOG.warning("skipped: %s", error.text)
+        if "end" in told or "error" in told:
+            self._scanned = True
+
+    def _watch(self, now_ns: int) -> None:
+        """READY once the repository has been read; the watchdog and the status line now and then."""
+        if self._scanned and not self._ready:
+            self._ready = True
+            notify(ready=True, status=self._summary())
+            LOG.info("serving %d models on %s", len(self.registry.models), self.config.endpoint("clients"))
+        elif now_ns >= self._status_ns and self._ready:
+            self._status_ns = now_ns + STATUS_NS
+            notify(watchdog=True, status=self._summary())
+
+    def _summary(self) -> str:
+        state = self.host.state[0]
+        return (f"{len(self.registry.models)} models, {len(self.workers.by_slot)} workers, "
+                f"{state['in_flight']} in flight, {state['infer']} requests")
+
+    def _ended(self) -> bool:
+        """Whether a stop has come to its end."""
+        if self._stops == 0:
+            return False
+        state = self.host.state[0]
+        if self._drain_until_ns == 0:
+            self._drain_until_ns = monotonic_ns() + self.config.drain_ns
+            state["draining"] = 1
+            notify(stopping=True, status="draining")
+            LOG.info("draining: %d requests in flight", state["in_flight"])
+        return bool(self._stops > 1 or state["in_flight"] == 0 or monotonic_ns() > self._drain_until_ns)
+
+    def _close(self) -> None:
+        """Say goodbye to everyone and give everything back."""
+        for slot in np.flatnonzero(self.host.peers["role"]):
+            self._outgoing.send(int(self.host.peers[slot]["key"]), Type.GOODBYE, code=0, text="the controller stops")
+        for table in (self.host.held_messages, self.host.frames, self.host.results, self.host.rare_messages):
+            messages_close(table)
+        for socket in self._sockets:
+            socket.close()
+        self._context.term()
+        self.log.close()
+        if self._reader is not None:
+            self._reader.close()
+        os.close(self._timer_fd)
+
+
+def serve(config: ControllerConfig) -> None:
+    """Run a controller in this process until it is told to stop."""
+    from cwd.controller.warm import warm
+
+    warm()
+    Controller(config).serve()

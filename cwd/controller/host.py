@@ -1,0 +1,162 @@
+"""The controller's tables besides the core's world: connections, payloads held, what the loop counts. Fixed capacity.
+
+`Host` is a NamedTuple of structured arrays that the compiled loop and the Python part share; both run in one thread, so
+nothing here is locked. A *key* names a connection: the routing id's u32, a mark, and the socket's index above them. A
+client is known to the core by `client_id`, its peer slot and that slot's generation, so that a late reply can never
+reach who took the slot over. This module must not know messages.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cwd.controller.config import ControllerConfig
+from cwd.controller.record import RECORD
+from cwd.controller.shapes import SHAPE
+from cwd.core.world import SLOT
+from cwd.net.zmq import message_table
+from cwd.wire import kernel as wire
+
+Table = NDArray[Any]
+
+CLIENTS, WORKERS, ADMINS = 0, 1, 2
+SOCKETS = 3
+
+ROLE_NONE, ROLE_WORKER, ROLE_CLIENT, ROLE_ADMIN = 0, 1, 2, 3
+
+#: frames of one message that is received whole: routing id, header, payload; more are counted and dropped
+FRAMES = 3
+#: payload frames of results that one turn can hold; a worker's message has at most as many frames as this
+RESULTS = 4096
+BATCH_MAX = 1024
+RARE_MAX = 64
+BUFFER_BYTES = 128 + 16 * BATCH_MAX
+
+PEER = np.dtype(
+    [
+        ("key", "i8"),  # 0: the slot is free
+        ("generation", "i8"),
+        ("role", "i8"),
+        ("index", "i8"),  # of the gpu; -1 for clients and admins
+        ("in_flight", "i8"),  # requests accepted and not yet answered
+        ("last_heard_ns", "i8"),
+        ("last_asked_ns", "i8"),
+        ("same_host", "i8"),
+        ("leaving", "i8"),  # it said GOODBYE, or a send said that it is gone: the loop settles it at the turn's end
+        ("errors_left", "i8"),  # ERRORs that it may still get until the next refill
+        ("beat_seq", "u4"),
+        ("queued", "u4"),  # as it said in its last heartbeat
+        ("loop_max_ns", "i8"),
+        ("messages", "i8"),
+        ("malformed", "i8"),
+        ("requests", "i8"),
+        ("answered", "i8"),
+    ],
+    align=True,
+)
+
+#: What the loop needs to know of a model, by the slot in its handle.
+MODEL = np.dtype(
+    [("handle", "i8"), ("program", "i8"), ("ready", "i8"), ("requests", "i8"), ("image", "u1", (16,))], align=True)
+
+GPU = np.dtype([("peer", "i8"), ("special", "i8"), ("actions", "i8")], align=True)
+
+#: A request's payload kept until its reply. `next` links the free ones.
+HELD = np.dtype([("next", "i8"), ("bytes", "i8"), ("used", "i8"), ("dims", "u4", (4,))], align=True)
+
+#: Something for Python: a message whole (kind MESSAGE, in `rare_messages`), or news.
+RARE = np.dtype(
+    [("kind", "i8"), ("socket", "i8"), ("type", "i8"), ("key", "i8"), ("peer", "i8"), ("generation", "i8"),
+     ("role", "i8"), ("index", "i8"), ("action", "i8"), ("status", "i8"), ("begin_ns", "i8"), ("end_ns", "i8"),
+     ("pages_free", "i8"), ("now_ns", "i8")], align=True)
+RARE_MESSAGE, RARE_GONE, RARE_RESULT = 1, 2, 3
+
+#: One row. First what the daemon sets, then the loop's own state, then what it counts (only ever growing, except *_max).
+STATE = np.dtype(
+    [(name, "i8") for name in (
+        "clients", "workers", "admins", "timer_fd", "wake_fd", "epoch", "credits", "slo_max_ns", "held_max_bytes",
+        "payload_max_bytes", "heartbeat_ns", "lost_ns", "draining", "log",
+        # the loop's own
+        "timer_ns", "beat_ns", "beat_phase", "peers_used", "peer_free", "held_free", "held_used",
+        "held_bytes", "results_used", "rare_used", "leaving", "errors_left", "in_flight", "log_gap", "grace_ns", "fed",
+        # counters
+        "turns", "polls", "busy_ns", "received", "sent", "infer", "replies", "replies_ok", "refused", "cancels",
+        "actions", "results", "results_stale", "stale_epoch", "malformed", "not_introduced", "bad_identity",
+        "errors_sent", "errors_withheld", "send_again", "send_unreachable", "send_failed", "peers_gone", "peers_lost",
+        "held_full", "rare", "log_lost", "turn_max_ns", "turn_window_max_ns", "slice_late_max_ns",
+    )], align=True)
+FIRST_COUNTER = "turns"
+
+
+class Host(NamedTuple):
+    """Everything the loop works on besides `World`; see the dtypes above."""
+
+    state: Table  #: STATE [1]
+    peers: Table  #: PEER; a client's slot is its number in the core
+    peer_next: Table  #: links the free slots
+    peer_map: Table  #: key -> slot
+    gpus: Table
+    models: Table
+    shapes: Table
+    held: Table
+    held_messages: Table
+    frames: Table
+    results: Table
+    buffer: Table
+    rare: Table
+    rare_messages: Table
+    items: Table  #: POLL_ITEM: clients, workers, admins, timer, wake
+    clocks: Table  #: of each peer
+    ring: Any
+    log: Table  #: RECORD [1], the one being filled
+    infer: Table  #: one record of each message that the loop reads or writes
+    reply: Table
+    cancel: Table
+    heartbeat: Table
+    result: Table
+    exec_result: Table
+    load: Table
+    unload: Table
+    exec: Table
+
+
+def make_host(config: ControllerConfig, epoch: int, items: Table, clocks: Table, ring: Any) -> Host:
+    """All tables, empty. `items` are the poll items in the order of `Host.items`."""
+    peers_max = config.gpus_max + config.clients_max + config.admins_max
+    held_max = config.requests_max
+    one = {name: np.zeros(1, getattr(wire, name.upper())) for name in (
+        "infer", "reply", "cancel", "heartbeat", "result", "exec_result", "load", "unload", "exec")}
+    host = Host(
+        state=np.zeros(1, STATE), peers=np.zeros(peers_max, PEER), peer_next=_links(peers_max),
+        peer_map=make_map(peers_max), gpus=np.zeros(config.gpus_max, GPU), models=np.zeros(config.models_max, MODEL),
+        shapes=np.zeros(config.programs_max, SHAPE), held=np.zeros(held_max, HELD),
+        held_messages=message_table(held_max), frames=message_table(FRAMES + 1), results=message_table(RESULTS + FRAMES),
+        buffer=np.zeros(BUFFER_BYTES, np.uint8), rare=np.zeros(RARE_MAX, RARE), rare_messages=message_table(RARE_MAX),
+        items=items, clocks=clocks, ring=ring, log=np.zeros(1, RECORD), **one)
+    host.gpus["peer"] = host.gpus["special"] = -1
+    host.models["handle"] = -1
+    host.held["next"] = _links(held_max)
+    state = host.state[0]
+    state["clients"], state["workers"], state["admins"] = (item["socket"] for item in items[:SOCKETS])
+    state["timer_fd"], state["wake_fd"] = items[SOCKETS]["fd"], items[SOCKETS + 1]["fd"]
+    state["epoch"], state["credits"], state["slo_max_ns"] = epoch, config.credits, config.slo_max_ns
+    state["held_max_bytes"], state["payload_max_bytes"] = config.held_max_bytes, config.payload_max_bytes
+    state["heartbeat_ns"], state["lost_ns"], state["log"] = config.heartbeat_ns, config.lost_ns, config.log
+    return host
+
+
+def make_map(entries: int) -> Table:
+    """An empty `hashmap` for that many keys, at most half full."""
+    table = np.zeros(1 << max(3, (2 * entries - 1).bit_length()), SLOT)
+    table["value"] = -1
+    return table
+
+
+def _links(n: int) -> Table:
+    """A free list over n rows, first to last."""
+    links = np.arange(1, n + 1)
+    links[-1] = -1
+    return links

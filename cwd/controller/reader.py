@@ -1,0 +1,207 @@
+"""The repository's reader: a process beside the controller that does its file reading, JSON and sha256.
+
+The controller's one Python thread may not spend more than 200 us at a time, and an entry alone can cost more. So it
+asks over a pipe and gets small, ready facts back, one msgpack map per line of work. Both ends are here: `RepositoryReader`
+for the daemon, `main` for the process. Neither knows the core or a socket.
+
+Questions: `{"id", "op": "scan" | "get" | "verify" | "add", "name", "version"}`; `add` is `verify` and then
+`get`. Answers carry the question's id and one of
+`"program"` (facts of a program, before its first model), `"model"`, `"bad"` (one line about an entry that is skipped),
+`"error"` with `"code"` (the question failed) or `"end"`.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import msgpack
+
+from cwd.errors import Code, CwdError
+
+LOG = logging.getLogger("cwd.controller")
+
+Answer = dict[str, Any]
+_CHUNK_BYTES = 16_384
+
+#: What a row of `shapes.SHAPE` has room for.
+TERMS_MAX = 8
+CLASSES_MAX = 32
+AXES = 4
+
+
+class RepositoryReader:
+    """The daemon's end: `ask` never waits, `answers` gives what has come."""
+
+    def __init__(self, repository: str) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "cwd.controller.reader", repository],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True)
+        assert self._process.stdin is not None and self._process.stdout is not None
+        self._asked, self._said = self._process.stdin.fileno(), self._process.stdout.fileno()
+        os.set_blocking(self._said, False)
+        os.set_blocking(self._asked, False)
+        self._unpacker = msgpack.Unpacker(raw=False)
+        self._questions = 0
+        self.pending = 0
+
+    def ask(self, op: str, name: str = "", version: int = 0) -> int:
+        """Send a question; its id. Raises `CwdError` if the process is gone or does not keep up."""
+        self._questions += 1
+        try:
+            os.write(self._asked, msgpack.packb(
+                {"id": self._questions, "op": op, "name": name, "version": version}))
+        except OSError as error:
+            raise CwdError(f"the repository's reader does not answer: {error.strerror}", code=Code.BAD_MODEL) from None
+        self.pending += 1
+        return self._questions
+
+    def answers(self) -> Iterator[Answer]:
+        """What has come so far, a small piece of the pipe at a time; ends when there is no more at the moment."""
+        for answer in self._unpacker:
+            yield self._counted(answer)
+        try:
+            data = os.read(self._said, _CHUNK_BYTES)
+        except BlockingIOError:
+            return
+        if not data:
+            if self.pending:
+                self.pending = 0
+                raise CwdError("the repository's reader ended", code=Code.BAD_MODEL)
+            return
+        self._unpacker.feed(data)
+        for answer in self._unpacker:
+            yield self._counted(answer)
+
+    def _counted(self, answer: Answer) -> Answer:
+        if "end" in answer or "error" in answer:
+            self.pending -= 1
+        return answer
+
+    def close(self) -> None:
+        """End the process; it holds no state."""
+        assert self._process.stdin is not None and self._process.stdout is not None
+        self._process.stdin.close()
+        self._process.terminate()
+        self._process.wait()
+        self._process.stdout.close()
+
+
+class _Answerer:
+    """The process's end: answers questions from the repository until its stdin closes."""
+
+    def __init__(self, root: str) -> None:
+        from cwd.models.repository import Repository
+
+        self._repository = Repository(root)
+        self._told: set[tuple[bytes, tuple[str, ...]]] = set()
+        self._profiles: dict[bytes, dict[str, Any]] = {}
+
+    def run(self) -> None:
+        unpacker = msgpack.Unpacker(raw=False)
+        while data := os.read(0, _CHUNK_BYTES):
+            unpacker.feed(data)
+            for question in unpacker:
+                self._answer(question)
+
+    def _say(self, identifier: int, **answer: Any) -> None:
+        data = memoryview(msgpack.packb({"id": identifier, **answer}))
+        while data:
+            data = data[os.write(1, data):]
+
+    def _answer(self, question: dict[str, Any]) -> None:
+        identifier, op = question["id"], question["op"]
+        self._profiles.clear()  # they are read once per question: a new one may have been measured since the last
+        try:
+            if op == "scan":
+                for found in self._repository.scan():
+                    if isinstance(found, CwdError):
+                        self._say(identifier, bad=found.text, code=int(found.code))
+                    else:
+                        self._describe(identifier, found)
+            else:
+                entry = self._repository.get(question["name"], question["version"])
+                if op in ("verify", "add"):
+                    self._repository.verify(entry)
+                if op in ("get", "add"):
+                    self._describe(identifier, entry)
+        except CwdError as error:
+            self._say(identifier, error=error.text, code=int(error.code))
+        except OSError as error:
+            self._say(identifier, error=f"{error.filename}: {error.strerror}", code=int(Code.BAD_MODEL))
+        else:
+            self._say(identifier, end=True)
+
+    def _describe(self, identifier: int, entry: Any) -> None:
+        manifest = entry.manifest
+        profiles = self._profiles.get(manifest.program_hash)
+        if profiles is None:
+            profiles = self._profiles[manifest.program_hash] = self._read_profiles(manifest.program_hash)
+        told = (manifest.program_hash, tuple(sorted(profiles)))
+        try:
+            if told not in self._told:
+                self._say(identifier, program=_program_facts(manifest, profiles))
+                self._told.add(told)
+        except CwdError as error:
+            self._say(identifier, bad=f"{manifest.key}: {error.text}", code=int(error.code))
+            return
+        self._say(identifier, model={
+            "name": manifest.name, "version": manifest.version, "program": manifest.program_hash,
+            "image": manifest.image_hash, "image_bytes": manifest.image_bytes, "manifest": manifest.manifest_map(),
+        })
+
+    def _read_profiles(self, program_hash: bytes) -> dict[str, Any]:
+        """`{kind: {"exec": [[batch, size class, ns], ...], "load_ns_per_page"}}` of the profiles that can be used."""
+        from cwd.models import profile
+
+        found = {}
+        for path in self._repository.program_folder(program_hash).glob("profile.*.json"):
+            kind = path.name.removeprefix("profile.").removesuffix(".json")
+            try:
+                value = profile.read(self._repository, program_hash, kind)
+            except CwdError as error:
+                LOG.warning("%s", error.text)
+                continue
+            found[kind] = {"exec": [[row["batch"], row["size_class"], row["median_ns"]] for row in value["exec"]],
+                           "load_ns_per_page": value["load_ns_per_page"]}
+        return found
+
+
+def shape_facts(spec: Any) -> dict[str, Any]:
+    """What `shapes.set_shape` needs of a spec, as plain data; raises `CwdError` (BAD_MODEL) where a row has no room for it."""
+    terms = spec.payload_terms()
+    if len(terms) > TERMS_MAX or len(spec.size_classes) > CLASSES_MAX:
+        raise CwdError(
+            f"a program of {len(terms)} inputs and {len(spec.size_classes)} size classes; at most {TERMS_MAX} and "
+            f"{CLASSES_MAX} are served", code=Code.BAD_MODEL)
+    return {
+        "axes": len(spec.axes),
+        "exact": spec.padding == "exact",
+        "terms": [[coefficient, list(exponents)] for coefficient, exponents in terms],
+        "classes": [list(spec.class_dims(index)) for index in range(len(spec.size_classes))],
+    }
+
+
+def _program_facts(manifest: Any, profiles: dict[str, Any]) -> dict[str, Any]:
+    return {"hash": manifest.program_hash, "batches": list(manifest.batch_sizes), "profiles": profiles,
+            "shape": shape_facts(manifest.program)}
+
+
+def main() -> int:
+    logging.basicConfig(format="cwd controller: %(message)s", level=logging.INFO)
+    try:
+        _Answerer(sys.argv[1]).run()
+    except CwdError as error:
+        LOG.error("%s", error.text)
+        return 1
+    except (BrokenPipeError, KeyboardInterrupt):
+        return 0
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

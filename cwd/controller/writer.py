@@ -1,0 +1,162 @@
+"""The log writer: a process beside the controller that carries records from a shared-memory ring to files.
+
+`LogWriter` is the daemon's end: it makes the ring, starts the process, and names models and clients for people. The
+process only takes, writes and rotates; it ends when its stdin does, after the ring is empty. If it cannot keep up the
+loop counts what it had to drop (`log_lost`) and says so in the log (GAP).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import os
+import select
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cwd.controller.config import ControllerConfig
+from cwd.controller.record import LOG_MAGIC, RECORD
+from cwd.errors import Code, CwdError
+from cwd.jit import lean_kernel
+from cwd.net.sync import Ring, attach_ring, make_ring, ring_bytes, ring_pop, shared_block
+
+LOG = logging.getLogger("cwd.controller")
+_BATCH = 4096
+_WAIT_S = 0.01
+#: without a log the loop still has a ring to work with
+_NO_RING = 2
+
+
+def new_epoch(state_dir: Path, wall_ns: int) -> int:
+    """A boot epoch above every one that has left a log here, even if the clock was set back."""
+    found = [int(path.name.split(".")[0].removeprefix("log-"), 16) for path in state_dir.glob("log-*.cwdlog")]
+    return max([wall_ns, *(epoch + 1 for epoch in found)])
+
+
+class LogWriter:
+    """The ring, and the process that empties it; `names` go to a text file beside the log."""
+
+    def __init__(self, config: ControllerConfig, core: Any, state_dir: Path, epoch: int) -> None:
+        self._process: subprocess.Popen[bytes] | None = None
+        if not config.log:
+            self.ring = make_ring(RECORD, _NO_RING)
+            return
+        block, fd = shared_block(ring_bytes(RECORD, config.log_ring))
+        self.ring: Ring = make_ring(RECORD, config.log_ring, block)
+        header = {
+            "version": 1, "epoch": epoch, "record_bytes": RECORD.itemsize, "dtype": RECORD.descr,
+            "config": dataclasses.asdict(config), "core": dataclasses.asdict(core),
+        }
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "cwd.controller.writer", str(fd), str(config.log_ring), str(state_dir),
+             str(config.log_rotate_bytes), json.dumps(header)],
+            stdin=subprocess.PIPE, pass_fds=(fd,), start_new_session=True)
+        os.close(fd)
+        assert self._process.stdin is not None
+        os.set_blocking(self._process.stdin.fileno(), False)
+
+    def name(self, sort: str, number: int, text: str) -> None:
+        """Note that `number` of that sort (model, client, gpu) is called `text`; lost if the pipe is full."""
+        if self._process is None or self._process.stdin is None:
+            return
+        try:
+            os.write(self._process.stdin.fileno(), f"{sort} {number} {text}\n".encode())
+        except OSError:
+            LOG.debug("the log does not know the name of %s %d", sort, number)
+
+    def close(self) -> None:
+        """Let the process write what is left, and wait for it."""
+        if self._process is not None and self._process.stdin is not None:
+            self._process.stdin.close()
+            try:
+                self._process.wait(5)
+            except subprocess.TimeoutExpired:
+                self._process.terminate()
+
+
+@lean_kernel
+def take(ring, rows):
+    """Move up to len(rows) records out of the ring: how many."""
+    count = 0
+    while count < len(rows) and ring_pop(ring, rows, count) != 0:
+        count += 1
+    return count
+
+
+class _Files:
+    """The log's files: the part being written, and what comes after it."""
+
+    def __init__(self, folder: Path, header: dict[str, Any], rotate_bytes: int) -> None:
+        self._folder, self._header, self._rotate_bytes = folder, header, rotate_bytes
+        self._stem = f"log-{header['epoch']:016x}"
+        self._part = 0
+        self._file = self._open()
+        self._names = open(folder / f"{self._stem}.names", "ab", buffering=0)
+
+    def _open(self) -> int:
+        name = f"{self._stem}.cwdlog" if self._part == 0 else f"{self._stem}.{self._part}.cwdlog"
+        file = os.open(self._folder / name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+        text = json.dumps({**self._header, "part": self._part}).encode()
+        os.write(file, LOG_MAGIC + len(text).to_bytes(4, "little") + text)
+        self._bytes = 0
+        return file
+
+    def write(self, rows: np.ndarray) -> None:
+        data = memoryview(rows.tobytes())
+        self._bytes += len(data)
+        while data:
+            data = data[os.write(self._file, data):]
+        if self._bytes >= self._rotate_bytes:
+            os.close(self._file)
+            self._part += 1
+            self._file = self._open()
+
+    def names(self, data: bytes) -> None:
+        self._names.write(data)
+
+
+def main() -> int:
+    logging.basicConfig(format="cwd controller log: %(message)s", level=logging.INFO)
+    fd, capacity, folder, rotate_bytes, header = sys.argv[1:6]
+    size_bytes = ring_bytes(RECORD, int(capacity))
+    ring = attach_ring(RECORD, int(capacity), shared_block(size_bytes, int(fd))[0])
+    try:
+        files = _Files(Path(folder), json.loads(header), int(rotate_bytes))
+        rows = np.zeros(_BATCH, RECORD)
+        open_input = True
+        while True:
+            count = take(ring, rows)
+            if count:
+                files.write(rows[:count])
+            elif not open_input:
+                return 0
+            ready = select.select([0], [], [], 0 if count else _WAIT_S)[0] if open_input else []
+            if ready:
+                data = os.read(0, 65536)
+                files.names(data)
+                open_input = bool(data)
+    except OSError as error:
+        LOG.error("%s: %s; nothing is logged from here on", error.filename or folder, error.strerror)
+        return 1
+    except CwdError as error:
+        LOG.error("%s", error.text)
+        return 1
+    except KeyboardInterrupt:
+        return 0
+
+
+def check_state_dir(folder: Path) -> None:
+    """Make the folder of the log; `CwdError` if that cannot be."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CwdError(f"{folder}: {error.strerror}", code=Code.BAD_ARGUMENT) from None
+
+
+if __name__ == "__main__":
+    sys.exit(main())
