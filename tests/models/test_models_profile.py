@@ -24,7 +24,7 @@ def test_measuring_covers_every_batch_and_is_stored(tmp_path: Path, entry: Entry
         profile.read(repository, program_hash, "cpu")
     assert caught.value.code == Code.NOT_PROFILED
     seen: list[tuple[int, int]] = []
-    value = profile.measure_cpu(repository, entry, repeats=9, budget_ns=5 * NS_PER_S, page_bytes=4096,
+    value = profile.measure_cpu(repository, entry, repeats=9, budget_ns=600 * NS_PER_S, page_bytes=4096,
                                 progress=lambda done, total, text: seen.append((done, total)))
     assert seen == [(done, 4) for done in range(5)]
     assert profile.read(Repository(tmp_path), program_hash, "cpu") == value
