@@ -6,6 +6,8 @@ to the tables and changes nothing. The numbers go on from those that the core se
 
 from __future__ import annotations
 
+import numpy as np
+
 from cwd.core import ordered
 from cwd.core.hashmap import get as map_get
 from cwd.core.queues import lookup
@@ -41,7 +43,7 @@ def check(world: World) -> int:
 
 
 def _rows(table, free_state=0):
-    return [i for i in range(len(table)) if table[i]["state"] != free_state]
+    return np.flatnonzero(table["state"] != free_state).tolist()
 
 
 def members(nodes, root) -> list[int]:
@@ -128,7 +130,7 @@ def _clients(world) -> bool:
         client = int(world.requests[r]["client"])
         if client != NONE:
             owned[client] = owned.get(client, 0) + 1
-    for client in range(len(world.clients)):
+    for client in np.flatnonzero((world.clients["first"] != NONE) | (world.clients["count"] != 0)).tolist() + list(owned):
         count, previous, r = 0, NONE, int(world.clients[client]["first"])
         while r != NONE:
             if world.requests[r]["client"] != client or world.requests[r]["client_previous"] != previous:
@@ -283,7 +285,7 @@ def _heap_holds(table, count) -> set[int] | None:
             parent = table[(i - 1) >> 2]
             if (parent["key"], parent["id"]) > (table[i]["key"], table[i]["id"]):
                 return None
-    placed = {i for i in range(len(table)) if table[i]["place"] != NONE}
+    placed = set(np.flatnonzero(table["place"] != NONE).tolist())
     return inside if inside == placed else None
 
 
