@@ -63,7 +63,7 @@ class FakeController:
     def send(self, peer: bytes, kind: Type, payload: tuple[bytes, ...] = (), **fields: Any) -> None:
         self.socket.send_multipart([peer, codec.encode(kind, **fields), *payload])
 
-    def hello(self, timeout_s: float = 60) -> tuple[bytes, dict[str, Any]]:
+    def hello(self, timeout_s: float = 150) -> tuple[bytes, dict[str, Any]]:
         """The next HELLO, not answered yet."""
         self._until(lambda: self.hellos, timeout_s, "no HELLO came")
         return self.hellos.popleft()
