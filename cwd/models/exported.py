@@ -15,9 +15,12 @@ import warnings
 import zipfile
 from typing import Any
 
-import torch
+from cwd.errors import Code, CwdError, RepositoryError
 
-from cwd.errors import Code, RepositoryError
+try:
+    import torch
+except ImportError:
+    raise CwdError("models need torch: pip install 'cwd[server]'") from None
 
 _CONFIGS = ("model_weights_config.json", "model_constants_config.json")
 

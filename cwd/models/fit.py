@@ -11,7 +11,7 @@ sockets, and checks every size before it writes, for dims and sizes come off the
 from __future__ import annotations
 
 import ctypes
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numba import types
@@ -31,6 +31,7 @@ ITEM, MADE, SIZE_0, SIZE_1, SIZE_2, SIZE_3, COLUMNS = range(7)
 #: `patterns[i]` holds the pad value of input i in its first 8 bytes and its one in the next 8
 PATTERN_BYTES, ONE_AT = 16, 8
 
+_memmove: Any
 if JIT:
     _memmove = types.ExternalFunction("memmove", types.intp(types.intp, types.intp, types.intp))
 else:
@@ -237,8 +238,8 @@ def warm() -> None:
         outputs=(TensorSpec("y", "float32", ("a",)),), batch_sizes=(1, 2), factory="none:none", axes=("a",),
         size_classes=((4,),), padding="mask")
     plan = make_plan(spec)
-    arrays = [np.zeros((2, 4, 2), np.float32), np.zeros((2, 4), np.int64), np.zeros((2, 4), np.float32)]
-    addresses = np.array([array.ctypes.data for array in arrays], np.int64)
+    x, mask, y = np.zeros((2, 4, 2), np.float32), np.zeros((2, 4), np.int64), np.zeros((2, 4), np.float32)
+    addresses = np.array([x.ctypes.data, mask.ctypes.data, y.ctypes.data], np.int64)
     requests = requests_of([np.ones((3, 2), np.float32)], [(3,)])
     result = np.zeros(int(row_bytes(plan.outputs, requests.dims[0])), np.uint8)
     row_bytes(plan.inputs, requests.dims[0])

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from cwd.errors import Code, RepositoryError
+from cwd.errors import Code, CwdError, RepositoryError
 from cwd.models.repository import Entry, Repository, read_json
 from cwd.models.spec import ProgramSpec, program_from_json
 
@@ -83,11 +83,13 @@ def add_zoo(repository: Repository, name: str, program: str, *, seed: int = 0, v
 def add_folder(repository: Repository, name: str, folder: str | Path, options: dict[str, Any] | None = None, *,
                version: int = 1, copies: int = 1, progress: Progress | None = None) -> list[Entry]:
     """Add a folder as transformers' `save_pretrained` writes it (config.json and safetensors; pickles are not read)."""
-    import torch
-    import transformers
-
-    from cwd.models.program import build_module
+    from cwd.models.program import build_module, torch
     from cwd.models.transformers_folder import describe
+
+    try:
+        import transformers
+    except ImportError:
+        raise CwdError("a transformers folder needs transformers: pip install 'cwd[zoo]'") from None
 
     folder = Path(folder)
     config = read_json(folder / "config.json")

@@ -68,9 +68,7 @@ def measure_cpu(repository: Repository, entry: Entry, *, repeats: int = REPEATS,
     `budget_ns` bounds the whole: what remains of it is shared out evenly, and it is exceeded only where 5 runs of each
     need more.
     """
-    import torch
-
-    from cwd.models.program import Program
+    from cwd.models.program import Program, torch
 
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

@@ -15,11 +15,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 
 from cwd.errors import Code, RepositoryError
 from cwd.models import fit
-from cwd.models.exported import load_exported
+from cwd.models.exported import load_exported, torch  # torch, or a clear word that it is missing
 from cwd.models.layout import Layout, Slot
 from cwd.models.repository import EXPORTED_FILE, Repository
 from cwd.models.spec import WEIGHT_BYTES, ProgramSpec
@@ -150,10 +149,9 @@ class Program:
         requests = fit.requests_of(payloads, dims)
         n = len(payloads)
         if size_class < 0:
-            classes = [self.spec.size_class_of(tuple(map(int, row))) for row in requests.dims]
-            if min(classes) < 0:
-                raise RepositoryError(f"dims {dims[classes.index(-1)]} fit no size class", code=Code.UNKNOWN_SIZE)
-            size_class = max(classes)
+            size_class = self.spec.size_class_of(tuple(map(int, requests.dims.max(axis=0))))
+        if size_class < 0:
+            raise RepositoryError(f"no size class holds {dims}", code=Code.UNKNOWN_SIZE)
         batch = batch or next((size for size in self.spec.batch_sizes if size >= n), n)
         results = [np.empty(int(fit.row_bytes(self.plan.outputs, row)), np.uint8) for row in requests.dims]
         code = self.execute(binding, batch, size_class, requests.addresses, requests.sizes, requests.dims, n,

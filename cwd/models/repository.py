@@ -70,7 +70,12 @@ class Repository:
         for folder in sorted(self.root.iterdir()):
             if folder.name.startswith(".") or not folder.is_dir():
                 continue
-            for version in sorted(self._versions(folder)):
+            try:
+                versions = sorted(self._versions(folder))
+            except OSError as error:
+                yield RepositoryError(f"{folder}: {error.strerror}")
+                continue
+            for version in versions:
                 try:
                     yield self._read(folder / str(version))
                 except RepositoryError as error:

@@ -38,7 +38,7 @@ def random_array(random: np.random.Generator, dtype: str, shape: tuple[int, ...]
     return random.integers(0, 120, shape).astype(dtype)
 
 
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=80)
 @given(specs(), st.data())
 def test_fit_equals_the_naive_twin(spec: ProgramSpec, data: st.DataObject) -> None:
     random = np.random.default_rng(data.draw(st.integers(0, 2**32)))

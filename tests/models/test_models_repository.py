@@ -58,6 +58,16 @@ def test_light_modules_load_neither_torch_nor_numba() -> None:
     assert done.stdout.strip() == "[]"
 
 
+def test_missing_torch_is_one_clear_line(tmp_path: Path) -> None:
+    code = ("import sys; sys.modules['torch'] = None\n"
+            "from cwd.errors import CwdError\nfrom cwd.models import importers\n"
+            "from cwd.models.repository import Repository\n"
+            "try:\n    importers.add_zoo(Repository(sys.argv[1]), 'a', 'mlp')\n"
+            "except CwdError as error:\n    print(error)")
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True)
+    assert done.stdout == "models need torch: pip install 'cwd[server]'\n"
+
+
 def test_a_program_survives_json_and_its_hash_is_stable() -> None:
     value = json.loads(json.dumps(SPEC.to_json(), indent=3))
     again = program_from_json(value, "x.json")
