@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import mmap
 import random
 from typing import Any
 
@@ -20,15 +22,28 @@ from tests.wire_strategies import HOT, loose, messages, mutate
 
 EXAMPLES = 400 if JIT else 60
 MUTATIONS = 40_000 if JIT else 1_500
-#: A byte before and behind each frame; a read or write outside the frame is most likely to hit one of them.
+#: The byte behind each encoder's buffer.
 GUARD = 0xA5
 
 
-def in_memory(frame: bytes) -> tuple[np.ndarray, int]:
-    """The frame between guard bytes -> (array to keep alive, address of the frame)."""
-    raw = np.full(len(frame) + 2, GUARD, np.uint8)
-    raw[1:-1] = np.frombuffer(frame, np.uint8)
-    return raw, array_address(raw) + 1
+class GuardedFrame:
+    """Memory for a frame that ends where an unreadable page begins: whoever reads past the frame dies of SIGSEGV."""
+
+    def __init__(self) -> None:
+        self.size = 32 * mmap.PAGESIZE
+        self._pages = mmap.mmap(-1, self.size + mmap.PAGESIZE)
+        self._address = ctypes.addressof(ctypes.c_char.from_buffer(self._pages))
+        libc = ctypes.CDLL(None, use_errno=True)
+        if libc.mprotect(ctypes.c_void_p(self._address + self.size), ctypes.c_size_t(mmap.PAGESIZE), 0) != 0:
+            raise OSError(ctypes.get_errno(), "mprotect")
+
+    def place(self, frame: bytes) -> int:
+        address = self._address + self.size - len(frame)
+        ctypes.memmove(address, frame, len(frame))
+        return address
+
+
+GUARDED = GuardedFrame()
 
 
 def to_record(message: Message, fields: dict[str, Any]) -> np.ndarray:
@@ -76,7 +91,7 @@ def kernel_encode(message: Message, fields: dict[str, Any]) -> bytes:
 
 def kernel_verdict(frame: bytes) -> tuple[int, dict[str, Any] | None]:
     """(code, fields or None) as the kernel sees the frame; fields is None for cold messages too."""
-    raw, address = in_memory(frame)
+    address = GUARDED.place(frame)
     kind = wk.peek_type(address, len(frame))
     if kind < 0:
         return -kind, None
@@ -85,7 +100,7 @@ def kernel_verdict(frame: bytes) -> tuple[int, dict[str, Any] | None]:
         return 0, None
     record = np.zeros(1, wk.fields_dtype(kind))
     code = wk.decode_hot(address, len(frame), kind, array_address(record.view(np.uint8)))
-    assert raw[0] == GUARD and raw[-1] == GUARD and raw[1:-1].tobytes() == frame
+    assert ctypes.string_at(address, len(frame)) == frame
     return code, from_record(message, record, frame) if code == 0 else None
 
 
@@ -170,14 +185,17 @@ def test_every_prefix_is_malformed(message: Message) -> None:
 
 def test_a_frame_of_another_type_is_unexpected() -> None:
     frame = codec.encode(Type.CANCEL, request=1)
-    raw, address = in_memory(frame)
     record = np.zeros(1, wk.INFER)
-    assert wk.decode_hot(address, len(frame), wk.TYPE_INFER, array_address(record.view(np.uint8))) == \
+    assert wk.decode_hot(GUARDED.place(frame), len(frame), wk.TYPE_INFER, array_address(record.view(np.uint8))) == \
         Code.UNEXPECTED_TYPE
 
 
 def test_bounds_on_size_and_rows() -> None:
-    assert wk.peek_type(0, FRAME0_BYTES_MAX + 1) == -Code.MALFORMED
+    large = np.zeros(FRAME0_BYTES_MAX + 1, np.uint8)
+    large[:9] = list(codec.encode(Type.CANCEL, request=1)[:9])
+    assert wk.peek_type(array_address(large), FRAME0_BYTES_MAX) == Type.CANCEL
+    assert wk.peek_type(array_address(large), FRAME0_BYTES_MAX + 1) == -Code.MALFORMED
+    assert python_verdict(large.tobytes()) == (Code.MALFORMED, None)
     out = np.zeros(64, np.uint8)
     record = np.zeros(1, wk.EXEC)
     at, to = array_address(record.view(np.uint8)), array_address(out)
@@ -190,6 +208,17 @@ def test_bounds_on_size_and_rows() -> None:
     out = np.zeros(wk.SIZE_INFER, np.uint8)
     assert wk.encode_hot(array_address(out), len(out), wk.TYPE_INFER, array_address(record.view(np.uint8)), 0) == \
         -Code.BAD_ARGUMENT
+
+
+def test_too_many_rows() -> None:
+    fields = {field.name: 1 for field in BY_TYPE[Type.EXEC].fields}
+    head = codec.encode(Type.EXEC, **{**fields, "rows": []})[:-5]
+    record = np.zeros(1, wk.EXEC)
+    for n, code in ((ROWS_MAX, 0), (ROWS_MAX + 1, Code.MALFORMED)):
+        raw = np.frombuffer(head + b"\xc6" + (16 * n).to_bytes(4) + bytes(16 * n), np.uint8)
+        at = array_address(record.view(np.uint8))
+        assert wk.decode_hot(array_address(raw), len(raw), wk.TYPE_EXEC, at) == code
+        assert python_verdict(raw.tobytes())[0] == code
 
 
 def test_error_is_the_codecs_error_with_an_empty_text() -> None:

@@ -283,7 +283,7 @@ def _encode_map(value: Any, field: Field) -> bytes:
 
 
 def _sorted_map(value: Any, depth: int, nodes_left: list[int]) -> Any:
-    """`value` with every map's keys in order of their UTF-8 bytes; raises ValueError for what a map may not hold."""
+    """`value` with every map's keys in order (of code points, so of UTF-8 bytes too); raises ValueError for what a map may not hold."""
     nodes_left[0] -= 1
     if nodes_left[0] < 0:
         raise ValueError(f"more than {MAP_NODES_MAX} values")
@@ -295,7 +295,7 @@ def _sorted_map(value: Any, depth: int, nodes_left: list[int]) -> Any:
         for key in value:
             if type(key) is not str or len(key.encode()) > STR_BYTES_MAX:
                 raise ValueError(f"{key!r} is not a str key"[:200])
-        return {key: _sorted_map(value[key], depth + 1, nodes_left) for key in sorted(value, key=str.encode)}
+        return {key: _sorted_map(value[key], depth + 1, nodes_left) for key in sorted(value)}
     if type(value) in (list, tuple):
         return [_sorted_map(item, depth + 1, nodes_left) for item in value]
     if type(value) is str and len(value.encode()) > STR_BYTES_MAX:
