@@ -54,7 +54,7 @@ def beat(host, now_ns):
 
 @inner_kernel
 def _ask(host, slot):
-    state, peer, row = host.state[0], host.peers[slot], host.heartbeat[0]
+    state, peer, row = host.state[0], host.peers[slot], host.rows[0]["heartbeat"]
     peer["beat_seq"] += 1
     row["seq"], row["reply"], row["echo_ns"], row["hold_ns"] = peer["beat_seq"], 0, 0, 0
     row["loop_max_ns"], row["queued"] = state["turn_window_max_ns"], state["in_flight"]

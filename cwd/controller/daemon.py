@@ -23,7 +23,7 @@ import numpy as np
 from cwd.controller import loop
 from cwd.controller.admin import Admin
 from cwd.controller.config import ControllerConfig, default_run_dir, default_state_dir
-from cwd.controller.host import ADMINS, CLIENTS, RARE_MESSAGE, SOCKETS, WORKERS, make_host
+from cwd.controller.host import ADMINS, CLIENTS, RARE_AT, RARE_MESSAGE, SOCKETS, WORKERS, make_host
 from cwd.controller.outgoing import Outgoing
 from cwd.controller.rare import Rare
 from cwd.controller.reader import RepositoryReader
@@ -33,7 +33,7 @@ from cwd.controller.writer import LogWriter, check_state_dir, new_epoch
 from cwd.core.world import Config, make_world
 from cwd.errors import CwdError, InvariantError
 from cwd.net import wake
-from cwd.net.clock import OFFSET, monotonic_ns
+from cwd.net.clock import monotonic_ns
 from cwd.net.notify import notify
 from cwd.net.sockets import bind_router, make_context
 from cwd.net.zmq import message, message_close, message_data, message_size, messages_close, poll_items
@@ -79,9 +79,8 @@ class Controller:
         core = core_config(config)
         self.world = make_world(core)
         self.log = LogWriter(config, core, state_dir, self.epoch)
-        peers_max = core.clients_max
         self.host = make_host(config, self.epoch, poll_items(self._sockets, [self._timer_fd, self._wake_fd]),
-                              np.zeros(peers_max, OFFSET), self.log.ring)
+                              self.log.ring)
         outgoing = self._outgoing = Outgoing(self.host, self._sockets)
         self.registry = Registry(self.host, self.world, core, config.page_bytes)
         self.workers = Workers(self.host, self.world, self.registry, outgoing, config.prepare_ns)
@@ -182,7 +181,7 @@ class Controller:
         row = self.host.rare[at]
         task = None
         if row["kind"] == RARE_MESSAGE:
-            held = message(self.host.rare_messages, at)
+            held = message(self.host.messages, RARE_AT + at)
             frame = ctypes.string_at(message_data(held), message_size(held))
             message_close(held)
             task = self._rare.message(row, frame)
@@ -240,8 +239,7 @@ class Controller:
         """Say goodbye to everyone and give everything back."""
         for slot in np.flatnonzero(self.host.peers["role"]):
             self._outgoing.send(int(self.host.peers[slot]["key"]), Type.GOODBYE, code=0, text="the controller stops")
-        for table in (self.host.held_messages, self.host.frames, self.host.results, self.host.rare_messages):
-            messages_close(table)
+        messages_close(self.host.messages)
         for socket in self._sockets:
             socket.close()
         self._context.term()

@@ -43,7 +43,7 @@ def log_record(host, now_ns, kind, flag, status, gpu, model, identifier, a, b, c
     state = host.state[0]
     if state["log"] == 0:
         return
-    row = host.log[0]
+    row = host.rows[0]["log"]
     if state["log_gap"] > 0:
         row["now_ns"], row["kind"], row["a"] = now_ns, GAP, state["log_gap"]
         if not ring_push(host.ring, row):

@@ -11,7 +11,7 @@ import numpy as np
 
 from cwd.controller.feed import log_out
 from cwd.controller.held import release
-from cwd.controller.host import ROLE_CLIENT
+from cwd.controller.host import HELD_AT, OUTGOING_AT, RESULTS_AT, ROLE_CLIENT
 from cwd.controller.peers import mark_leaving, post, post_frame
 from cwd.controller.times import to_worker
 from cwd.core.world import ACTION_EXEC, ACTION_LOAD, OUT_ACTION, OUT_REPLY, SLOT_MASK
@@ -22,8 +22,6 @@ from cwd.net.zmq import EAGAIN, message, message_close, message_copy
 from cwd.wire.kernel import encode_exec_head, encode_load, encode_reply, encode_unload, put_row
 
 OK = int(Code.OK)
-#: message of `frames` through which copies of payloads go out; receiving uses the ones before it
-OUTGOING = 3
 #: adoption is never too late: until it is done the worker could not execute the model anyway
 ADOPT_LATEST_NS = 60_000_000_000
 
@@ -44,7 +42,7 @@ def flush(host, world, now_ns):
             release(host, out["payload"])
     counters["outbox_count"] = 0
     for i in range(state["results_used"]):
-        message_close(message(host.results, i))
+        message_close(message(host.messages, RESULTS_AT + i))
     state["results_used"] = 0
 
 
@@ -62,7 +60,7 @@ def _send_action(host, world, out, now_ns):
         _send_exec(host, world, slot, out)
         return
     if verb == ACTION_LOAD:
-        row = host.load[0]
+        row = host.rows[0]["load"]
         _action_head(host, slot, row, out)
         row["program_index"], row["pages"] = out["program"], out["pages"]
         image, known = row["image"], host.models[out["model"] & SLOT_MASK]["image"]
@@ -70,8 +68,8 @@ def _send_action(host, world, out, now_ns):
             image[k] = known[k]
         size = encode_load(address_of(host.buffer), len(host.buffer), row)
     else:
-        _action_head(host, slot, host.unload[0], out)
-        size = encode_unload(address_of(host.buffer), len(host.buffer), host.unload[0])
+        _action_head(host, slot, host.rows[0]["unload"], out)
+        size = encode_unload(address_of(host.buffer), len(host.buffer), host.rows[0]["unload"])
     _post_action(host, slot, size, False)
 
 
@@ -100,7 +98,7 @@ def _post_action(host, slot, size, more):
 def _send_exec(host, world, slot, out):
     """EXEC: the requests' dims as rows, and a shared copy of each payload as a frame."""
     rows = out["rows"]
-    row = host.exec[0]
+    row = host.rows[0]["exec"]
     _action_head(host, slot, row, out)
     row["batch"], row["size_class"] = out["batch"], out["size_class"]
     address = address_of(host.buffer)
@@ -112,11 +110,11 @@ def _send_exec(host, world, slot, out):
             request = world.requests[request]["next"]
     if _post_action(host, slot, at, rows > 0) != 0:
         return
-    outgoing = message(host.frames, OUTGOING)
+    outgoing = message(host.messages, OUTGOING_AT)
     key = host.peers[slot]["key"]
     request = out["first"]
     for i in range(rows):
-        message_copy(outgoing, message(host.held_messages, world.requests[request]["payload"]))
+        message_copy(outgoing, message(host.messages, HELD_AT + world.requests[request]["payload"]))
         if post_frame(host, key, outgoing, i + 1 < rows) != 0:
             message_close(outgoing)
             mark_leaving(host, slot)
@@ -143,7 +141,7 @@ def _send_reply(host, out, now_ns):
     peer["answered"] += 1
     if peer["leaving"] != 0:
         return
-    row = host.reply[0]
+    row = host.rows[0]["reply"]
     row["request"], row["status"], row["cold"] = out["request_id"], status, out["cold"]
     row["queued_ns"], row["load_ns"], row["exec_ns"] = out["queued_ns"], out["load_ns"], out["exec_ns"]
     row["total_ns"], row["earliest_ns"], row["batch"] = out["total_ns"], out["earliest_ns"], out["batch"]
@@ -152,7 +150,7 @@ def _send_reply(host, out, now_ns):
     size = encode_reply(address_of(host.buffer), len(host.buffer), row)
     code = post(host, peer["key"], size, payload) if size > 0 else np.int64(-1)
     if code == 0 and payload:
-        code = post_frame(host, peer["key"], message(host.results, out["result"] + out["row"]), False)
+        code = post_frame(host, peer["key"], message(host.messages, RESULTS_AT + out["result"] + out["row"]), False)
     if code != 0:
         mark_leaving(host, slot)
 
@@ -163,7 +161,7 @@ def adopt(host, world, now_ns, slot, models, action):
 
     The core has not asked for them, so they carry action ids that it never gives out, from `action` on.
     """
-    row = host.load[0]
+    row = host.rows[0]["load"]
     row["epoch"] = host.state[0]["epoch"]
     row["earliest_ns"], row["latest_ns"] = 0, to_worker(host, slot, now_ns + ADOPT_LATEST_NS)
     row["expected_ns"] = 0

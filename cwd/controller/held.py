@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from cwd.controller.host import HELD_AT
 from cwd.jit import inner_kernel
 from cwd.net.zmq import MESSAGE_BYTES, message, message_close, message_move
 
@@ -39,7 +40,7 @@ def hold(host, payload, size_bytes, dims):
     kept = row["dims"]
     for k in range(4):
         kept[k] = dims[k]
-    message_move(message(host.held_messages, at), payload)
+    message_move(message(host.messages, HELD_AT + at), payload)
     return at
 
 
@@ -49,7 +50,7 @@ def release(host, at):
     if at < 0 or host.held[at]["used"] == 0:
         return
     state, row = host.state[0], host.held[at]
-    message_close(message(host.held_messages, at))
+    message_close(message(host.messages, HELD_AT + at))
     state["held_used"] -= 1
     state["held_bytes"] -= row["bytes"]
     row["used"] = 0

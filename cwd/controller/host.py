@@ -17,6 +17,7 @@ from cwd.controller.config import ControllerConfig
 from cwd.controller.record import RECORD
 from cwd.controller.shapes import SHAPE
 from cwd.core.world import SLOT
+from cwd.net.clock import OFFSET
 from cwd.net.zmq import message_table
 from cwd.wire import kernel as wire
 
@@ -33,6 +34,13 @@ FRAMES = 3
 RESULTS = 4096
 BATCH_MAX = 1024
 RARE_MAX = 64
+#: where the messages of `Host.messages` are: one being received, one being sent, those for Python, a turn's results,
+#: and the requests' payloads
+FRAMES_AT = 0
+OUTGOING_AT = FRAMES
+RARE_AT = OUTGOING_AT + 1
+RESULTS_AT = RARE_AT + RARE_MAX
+HELD_AT = RESULTS_AT + RESULTS + FRAMES
 BUFFER_BYTES = 128 + 16 * BATCH_MAX
 
 PEER = np.dtype(
@@ -54,6 +62,8 @@ PEER = np.dtype(
         ("malformed", "i8"),
         ("requests", "i8"),
         ("answered", "i8"),
+        ("next", "i8"),  # links free slots
+        ("clock", OFFSET),
     ],
     align=True,
 )
@@ -91,54 +101,48 @@ STATE = np.dtype(
 FIRST_COUNTER = "turns"
 
 
+#: The records that the loop decodes into, encodes from, and hands to the log.
+ROWS = np.dtype(
+    [(name, getattr(wire, name.upper())) for name in (
+        "infer", "reply", "cancel", "heartbeat", "result", "exec_result", "load", "unload", "exec")]
+    + [("log", RECORD)], align=True)
+
+
 class Host(NamedTuple):
-    """Everything the loop works on besides `World`; see the dtypes above."""
+    """Everything the loop works on besides `World`; see the dtypes above.
+
+    Few tables, since numba passes each of them as seven words to every function: so all messages are rows of one
+    table, from the `*_AT` above on, and all single records are fields of one.
+    """
 
     state: Table  #: STATE [1]
     peers: Table  #: PEER; a client's slot is its number in the core
-    peer_next: Table  #: links the free slots
     peer_map: Table  #: key -> slot
     gpus: Table
     models: Table
     shapes: Table
     held: Table
-    held_messages: Table
-    frames: Table
-    results: Table
-    buffer: Table
+    messages: Table  #: u1 [n, 64]: libzmq's messages
+    buffer: Table  #: u1: the header being encoded
     rare: Table
-    rare_messages: Table
     items: Table  #: POLL_ITEM: clients, workers, admins, timer, wake
-    clocks: Table  #: of each peer
-    ring: Any
-    log: Table  #: RECORD [1], the one being filled
-    infer: Table  #: one record of each message that the loop reads or writes
-    reply: Table
-    cancel: Table
-    heartbeat: Table
-    result: Table
-    exec_result: Table
-    load: Table
-    unload: Table
-    exec: Table
+    rows: Table  #: ROWS [1]
+    ring: Any  #: of RECORD
 
 
-def make_host(config: ControllerConfig, epoch: int, items: Table, clocks: Table, ring: Any) -> Host:
+def make_host(config: ControllerConfig, epoch: int, items: Table, ring: Any) -> Host:
     """All tables, empty. `items` are the poll items in the order of `Host.items`."""
     peers_max = config.gpus_max + config.clients_max + config.admins_max
-    held_max = config.requests_max
-    one = {name: np.zeros(1, getattr(wire, name.upper())) for name in (
-        "infer", "reply", "cancel", "heartbeat", "result", "exec_result", "load", "unload", "exec")}
     host = Host(
-        state=np.zeros(1, STATE), peers=np.zeros(peers_max, PEER), peer_next=_links(peers_max),
-        peer_map=make_map(peers_max), gpus=np.zeros(config.gpus_max, GPU), models=np.zeros(config.models_max, MODEL),
-        shapes=np.zeros(config.programs_max, SHAPE), held=np.zeros(held_max, HELD),
-        held_messages=message_table(held_max), frames=message_table(FRAMES + 1), results=message_table(RESULTS + FRAMES),
-        buffer=np.zeros(BUFFER_BYTES, np.uint8), rare=np.zeros(RARE_MAX, RARE), rare_messages=message_table(RARE_MAX),
-        items=items, clocks=clocks, ring=ring, log=np.zeros(1, RECORD), **one)
+        state=np.zeros(1, STATE), peers=np.zeros(peers_max, PEER), peer_map=make_map(peers_max),
+        gpus=np.zeros(config.gpus_max, GPU), models=np.zeros(config.models_max, MODEL),
+        shapes=np.zeros(config.programs_max, SHAPE), held=np.zeros(config.requests_max, HELD),
+        messages=message_table(HELD_AT + config.requests_max), buffer=np.zeros(BUFFER_BYTES, np.uint8),
+        rare=np.zeros(RARE_MAX, RARE), items=items, rows=np.zeros(1, ROWS), ring=ring)
     host.gpus["peer"] = host.gpus["special"] = -1
     host.models["handle"] = -1
-    host.held["next"] = _links(held_max)
+    host.held["next"] = _links(config.requests_max)
+    host.peers["next"] = _links(peers_max)
     state = host.state[0]
     state["clients"], state["workers"], state["admins"] = (item["socket"] for item in items[:SOCKETS])
     state["timer_fd"], state["wake_fd"] = items[SOCKETS]["fd"], items[SOCKETS + 1]["fd"]

@@ -32,7 +32,7 @@ class Outgoing:
         except LocalProtocolError as error:
             LOG.error("%s could not be encoded: %s", kind.name, error.text)
             return False
-        routing_id = b"\0" + (key & 0xFFFFFFFF).to_bytes(4, "big")
+        routing_id = b"\0" + (key & 0xFFFFFFFF).to_bytes(4, "little")
         try:
             self._sockets[int(socket_of_key(key))].send_multipart([routing_id, frame], zmq.DONTWAIT, copy=True)
         except zmq.ZMQError as error:

@@ -63,7 +63,7 @@ def add_peer(host, key, role, index, same_host, now_ns):
     if slot < 0:
         return np.int64(-1)
     peer = host.peers[slot]
-    state["peer_free"] = host.peer_next[slot]
+    state["peer_free"] = peer["next"]
     state["peers_used"] += 1
     peer["key"], peer["generation"] = key, peer["generation"] + 1
     peer["role"], peer["index"], peer["same_host"] = role, index, same_host
@@ -89,7 +89,7 @@ def remove_peer(host, slot):
     if peer["role"] == ROLE_CLIENT:
         state["in_flight"] -= peer["in_flight"]
     peer["key"], peer["role"] = 0, ROLE_NONE
-    host.peer_next[slot] = state["peer_free"]
+    peer["next"] = state["peer_free"]
     state["peer_free"] = slot
     state["peers_used"] -= 1
 

@@ -15,6 +15,9 @@ from cwd.controller.host import (
     ADMINS,
     CLIENTS,
     FRAMES,
+    FRAMES_AT,
+    RARE_AT,
+    RESULTS_AT,
     RARE_MAX,
     RARE_MESSAGE,
     RARE_RESULT,
@@ -115,16 +118,16 @@ def hand_up(host, which, key, slot, kind, header, now_ns):
     row["generation"] = host.peers[slot]["generation"] if slot >= 0 else 0
     row["role"] = host.peers[slot]["role"] if slot >= 0 else 0
     row["index"] = host.peers[slot]["index"] if slot >= 0 else -1
-    message_move(message(host.rare_messages, at), header)
+    message_move(message(host.messages, RARE_AT + at), header)
     return OK
 
 
 @inner_kernel
-def admit(host, which, frames, table, first, now_ns):
+def admit(host, which, frames, first, now_ns):
     """Who sent it and what it claims to be: (peer slot or -1, type or 0 if it has been dealt with, key)."""
     state = host.state[0]
     state["received"] += 1
-    key = key_on(np.int64(which), routing_key(message(table, first)))
+    key = key_on(np.int64(which), routing_key(message(host.messages, first)))
     if key == 0:
         state["bad_identity"] += 1
         return np.int64(-1), np.int64(0), key
@@ -132,7 +135,7 @@ def admit(host, which, frames, table, first, now_ns):
     if frames < 2:
         fault(host, key, slot, MALFORMED, 0, 0)
         return slot, np.int64(0), key
-    header = message(table, first + 1)
+    header = message(host.messages, first + 1)
     kind = np.int64(peek_type(message_data(header), message_size(header)))
     if slot < 0:
         if kind == TYPE_HELLO and frames == 2:
@@ -152,7 +155,7 @@ def admit(host, which, frames, table, first, now_ns):
 @inner_kernel
 def heartbeat(host, key, slot, header, now_ns):
     """Answer a question; take a clock sample from an answer."""
-    row = host.heartbeat[0]
+    row = host.rows[0]["heartbeat"]
     code = decode_heartbeat(message_data(header), message_size(header), row)
     if code != OK:
         fault(host, key, slot, code, TYPE_HEARTBEAT, 0)
@@ -178,7 +181,7 @@ def refuse(host, slot, request, model, status, now_ns):
     state, peer = host.state[0], host.peers[slot]
     state["refused"] += 1
     log_refused(host, now_ns, slot, request, model, status)
-    row = host.reply[0]
+    row = host.rows[0]["reply"]
     row["request"], row["status"] = request, status
     row["queued_ns"], row["load_ns"], row["exec_ns"], row["total_ns"], row["earliest_ns"] = 0, 0, 0, 0, 0
     row["batch"], row["worker"], row["cold"] = 0, 0, 0
@@ -190,8 +193,8 @@ def refuse(host, slot, request, model, status, now_ns):
 @inner_kernel
 def infer(host, world, key, slot, frames, now_ns):
     """One request: check everything that the core does not know about, keep its payload, and tell the core."""
-    state, peer, row = host.state[0], host.peers[slot], host.infer[0]
-    header, payload = message(host.frames, 1), message(host.frames, 2)
+    state, peer, row = host.state[0], host.peers[slot], host.rows[0]["infer"]
+    header, payload = message(host.messages, FRAMES_AT + 1), message(host.messages, FRAMES_AT + 2)
     code = decode_infer(message_data(header), message_size(header), row)
     if code != OK:
         fault(host, key, slot, code, TYPE_INFER, 0)
@@ -248,7 +251,7 @@ def _refusal(host, peer, row, size_bytes):
 
 @inner_kernel
 def cancel(host, world, key, slot, header, now_ns):
-    row = host.cancel[0]
+    row = host.rows[0]["cancel"]
     code = decode_cancel(message_data(header), message_size(header), row)
     if code != OK:
         fault(host, key, slot, code, TYPE_CANCEL, 0)
@@ -260,7 +263,7 @@ def cancel(host, world, key, slot, header, now_ns):
 @inner_kernel
 def result(host, world, key, slot, header, now_ns):
     """RESULT of LOAD, UNLOAD, and of what Python sent (PREPARE, PROFILE), which is handed up."""
-    state, peer, row = host.state[0], host.peers[slot], host.result[0]
+    state, peer, row = host.state[0], host.peers[slot], host.rows[0]["result"]
     code = decode_result(message_data(header), message_size(header), row)
     if code != OK:
         fault(host, key, slot, code, TYPE_RESULT, 0)
@@ -300,8 +303,8 @@ def _owns(world, action, gpu):
 @inner_kernel
 def exec_result(host, world, key, slot, frames, first, now_ns):
     """EXEC_RESULT with its outputs, which stay in the results table from `first + 2` on until the turn's end."""
-    state, peer, row = host.state[0], host.peers[slot], host.exec_result[0]
-    header = message(host.results, first + 1)
+    state, peer, row = host.state[0], host.peers[slot], host.rows[0]["exec_result"]
+    header = message(host.messages, RESULTS_AT + first + 1)
     code = decode_exec_result(message_data(header), message_size(header), row)
     if code == OK and frames - 2 != row["rows_done"]:
         code = MALFORMED
@@ -326,7 +329,7 @@ def exec_result(host, world, key, slot, frames, first, now_ns):
 @inner_kernel
 def _cold(host, which, key, slot, kind, frames, expected, now_ns):
     """What is the same on every socket, and the types that Python deals with (`expected`: this one is among them)."""
-    header = message(host.frames, 1)
+    header = message(host.messages, FRAMES_AT + 1)
     if kind == TYPE_HEARTBEAT and frames == 2:
         heartbeat(host, key, slot, header, now_ns)
     elif kind == TYPE_GOODBYE and frames == 2:
@@ -352,15 +355,15 @@ def drain_clients(host, world, limit):
     for taken in range(limit):
         if not room_for_rare(host):
             return taken, RUNNING
-        frames = receive_frames(state["clients"], host.frames, 0, FRAMES)
+        frames = receive_frames(state["clients"], host.messages, FRAMES_AT, FRAMES)
         if frames < 0:
             return taken, stop_code(frames)
         now_ns = monotonic_ns()
-        slot, kind, key = admit(host, CLIENTS, frames, host.frames, 0, now_ns)
+        slot, kind, key = admit(host, CLIENTS, frames, FRAMES_AT, now_ns)
         if kind == TYPE_INFER:
             infer(host, world, key, slot, frames, now_ns)
         elif kind == TYPE_CANCEL and frames == 2:
-            cancel(host, world, key, slot, message(host.frames, 1), now_ns)
+            cancel(host, world, key, slot, message(host.messages, FRAMES_AT + 1), now_ns)
         elif kind != 0:
             expected = kind == TYPE_LOOKUP or kind == TYPE_LIST or kind == TYPE_CANCEL
             _cold(host, CLIENTS, key, slot, kind, frames, expected, now_ns)
@@ -376,20 +379,20 @@ def drain_workers(host, world, limit):
         room = RESULTS - first
         if room < RESULTS // 2 or not room_for_rare(host):
             return taken, RUNNING
-        frames = receive_frames(state["workers"], host.results, first, room)
+        frames = receive_frames(state["workers"], host.messages, RESULTS_AT + first, room)
         if frames < 0:
             return taken, stop_code(frames)
         now_ns = monotonic_ns()
-        slot, kind, key = admit(host, WORKERS, frames, host.results, first, now_ns)
+        slot, kind, key = admit(host, WORKERS, frames, RESULTS_AT + first, now_ns)
         if kind == TYPE_EXEC_RESULT:
             if frames > room:
                 fault(host, key, slot, TOO_MANY_FRAMES, kind, 0)
             else:
                 exec_result(host, world, key, slot, frames, first, now_ns)
         elif kind == TYPE_RESULT and frames == 2:
-            result(host, world, key, slot, message(host.results, first + 1), now_ns)
+            result(host, world, key, slot, message(host.messages, RESULTS_AT + first + 1), now_ns)
         elif kind != 0:
-            message_move(message(host.frames, 1), message(host.results, first + 1))
+            message_move(message(host.messages, FRAMES_AT + 1), message(host.messages, RESULTS_AT + first + 1))
             _cold(host, WORKERS, key, slot, kind, frames, kind == TYPE_RESULT, now_ns)
     return limit, RUNNING
 
@@ -401,11 +404,11 @@ def drain_admins(host, limit):
     for taken in range(limit):
         if not room_for_rare(host):
             return taken, RUNNING
-        frames = receive_frames(state["admins"], host.frames, 0, FRAMES)
+        frames = receive_frames(state["admins"], host.messages, FRAMES_AT, FRAMES)
         if frames < 0:
             return taken, stop_code(frames)
         now_ns = monotonic_ns()
-        slot, kind, key = admit(host, ADMINS, frames, host.frames, 0, now_ns)
+        slot, kind, key = admit(host, ADMINS, frames, FRAMES_AT, now_ns)
         if kind != 0:
             _cold(host, ADMINS, key, slot, kind, frames, kind == TYPE_ADMIN, now_ns)
     return limit, RUNNING

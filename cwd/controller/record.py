@@ -22,7 +22,7 @@ RECORD = np.dtype(
         ("status", "<u2"),
         ("gpu", "<i4"),
         ("model", "<i8"),
-        ("id", "<u8"),
+        ("id", "<i8"),
         *[(column, "<i8") for column in "abcdefgh"],
     ],
     align=True,

@@ -2,7 +2,7 @@
 
 Built from what the repository's reader tells. Each method is one small step, so that whoever drives it can stop between
 two. A model has a handle from the moment it is registered; it is *ready* while a connected worker's kind has a profile
-of its program and its page image does not wait to be staged. This module must not know sockets or files.
+of its program, the program is prepared there, and its page image does not wait to be staged. This module must not know sockets or files.
 """
 
 from __future__ import annotations
@@ -179,15 +179,18 @@ class Registry:
         if self.connected[kind] == 1:
             for program in self.programs.values():
                 self._seed(program, kind)
-                self._refresh(program)
+            self._refresh_all()
         return self.kinds[kind]
 
     def kind_left(self, kind: str) -> None:
         """A worker of this kind is gone."""
         self.connected[kind] -= 1
         if self.connected[kind] == 0:
-            for program in self.programs.values():
-                self._refresh(program)
+            self._refresh_all()
+
+    def _refresh_all(self) -> None:
+        for program in self.programs.values():
+            self._refresh(program)
 
     def set_staging(self, model: ModelInfo, change: int) -> None:
         """One worker more or less has the model's image still to stage."""
@@ -196,25 +199,29 @@ class Registry:
             self._host.models[model.handle & SLOT_MASK]["ready"] = self._staged(model) and self._servable(model.program)
 
     def ready(self, model: ModelInfo) -> bool:
-        return bool(self._host.models[model.handle & SLOT_MASK]["ready"])
+        """Whether a client that looks the model up may use it at once."""
+        return bool(self._host.models[model.handle & SLOT_MASK]["ready"]
+                    and self._world.programs[model.program.index]["prepared"] > 0)
 
     def why_not_ready(self, model: ModelInfo) -> tuple[Code, str]:
         """A code and one line for a model that is not ready."""
-        if not any(self.connected.values()):
+        connected = [kind for kind, count in self.connected.items() if count]
+        if not connected:
             return Code.MODEL_NOT_READY, f"{model.key}: no worker is connected"
         if not self._servable(model.program):
-            kinds = ", ".join(kind for kind, count in self.connected.items() if count)
-            return Code.NOT_PROFILED, f"{model.key}: not profiled on {kinds}"
-        if model.staging == 0:
+            return Code.NOT_PROFILED, f"{model.key}: not profiled on {', '.join(connected)}"
+        if model.staging == 0 and not self._staged(model):
             return Code.NOT_HERE, f"{model.key}: no worker could read its weights"
-        return Code.MODEL_NOT_READY, f"{model.key}: its weights are being staged"
+        return Code.MODEL_NOT_READY, f"{model.key}: its program is being prepared, or its weights are being read"
 
     def _staged(self, model: ModelInfo) -> bool:
         """No worker has its image still to fetch, and not all of them have failed to."""
         return model.staging == 0 and len(model.failed) < max(1, sum(self.connected.values()))
 
     def _servable(self, program: ProgramInfo) -> bool:
-        return any(count and kind in program.profiles for kind, count in self.connected.items())
+        """A connected worker's kind has its profile; with no worker at all it is the core that says NO_WORKER."""
+        connected = [kind for kind, count in self.connected.items() if count]
+        return not connected or any(kind in program.profiles for kind in connected)
 
     def _refresh(self, program: ProgramInfo) -> None:
         """Recompute `ready` of the program's models."""

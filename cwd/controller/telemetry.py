@@ -30,7 +30,7 @@ REQUEST_ROW = np.dtype([
 ])
 
 ACTION_ROW = np.dtype([
-    ("sent_ns", "<i8"), ("action", "<u8"), ("action_kind", "u1"), ("gpu", "<i4"), ("model", "<i8"), ("program", "<i8"),
+    ("sent_ns", "<i8"), ("action", "<i8"), ("action_kind", "u1"), ("gpu", "<i4"), ("model", "<i8"), ("program", "<i8"),
     ("pages", "<i8"), ("batch", "<i8"), ("size_class", "<i8"), ("rows", "<i8"), ("earliest_ns", "<i8"),
     ("latest_ns", "<i8"), ("predicted_ns", "<i8"), ("actual_ns", "<i8"), ("begin_ns", "<i8"), ("end_ns", "<i8"),
     ("device_ns", "<i8"), ("status", "<u2"), ("done_ns", "<i8"),
@@ -177,9 +177,9 @@ def _pair(arrived: Records, replies: Records) -> tuple[NDArray[np.int64], NDArra
 
 def _predict(rows: Records, actions: Records) -> None:
     order = np.argsort(actions["action"], kind="stable")
-    at = np.searchsorted(actions["action"][order], rows["action"].astype(np.uint64))
+    at = np.searchsorted(actions["action"][order], rows["action"])
     found = (at < len(order)) & (rows["action"] >= 0)
-    found[found] = actions["action"][order[at[found]]] == rows["action"][found].astype(np.uint64)
+    found[found] = actions["action"][order[at[found]]] == rows["action"][found]
     chosen = actions[order[at[found]]]
     rows["predicted_ns"][found] = chosen["earliest_ns"] + chosen["predicted_ns"] - rows["arrival_ns"][found]
 

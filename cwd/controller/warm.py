@@ -9,7 +9,7 @@ from cwd.controller.config import ControllerConfig
 from cwd.controller.host import ROLE_CLIENT, ROLE_WORKER, make_host
 from cwd.controller.record import RECORD
 from cwd.core.world import Config, make_world
-from cwd.net.clock import OFFSET, monotonic_ns
+from cwd.net.clock import monotonic_ns
 from cwd.net.sync import make_ring
 from cwd.net.zmq import POLL_ITEM, message, message_close, message_data, message_size, messages_close
 
@@ -21,7 +21,7 @@ def warm() -> None:
                   copies_max=8, actions_max=8)
     world = make_world(core)
     ring = make_ring(RECORD, 64)
-    host = make_host(config, 1, np.zeros(5, POLL_ITEM), np.zeros(6, OFFSET), ring)
+    host = make_host(config, 1, np.zeros(5, POLL_ITEM), ring)
     now_ns = monotonic_ns()
     worker = peers.add_peer(host, 1, ROLE_WORKER, 0, 1, now_ns)
     client = peers.add_peer(host, 2, ROLE_CLIENT, -1, 0, now_ns)
@@ -45,9 +45,8 @@ def warm() -> None:
     peers.mark_leaving(host, int(client))
     loop.run(host, world, now_ns)
     writer.take(ring, np.zeros(4, RECORD))
-    held = message(host.rare_messages, 0)
+    held = message(host.messages, 0)
     message_data(held)
     message_size(held)
     message_close(held)
-    for table in (host.held_messages, host.frames, host.results, host.rare_messages):
-        messages_close(table)
+    messages_close(host.messages)
