@@ -1,4 +1,4 @@
-"""The core's state: a NamedTuple of tables of fixed capacity, and the configuration that sizes them.
+"""The core's state: a bundle of tables of fixed capacity, and the configuration that sizes them.
 
 Every field is an int64: no float can enter, and plain Python (NUMBA_DISABLE_JIT=1) and machine code agree on each
 sum. -1 is "none" for every index. A table's free rows are linked through its `next` (or `link`) field, from the
@@ -9,10 +9,9 @@ DESIGN.md has the state tables.
 from __future__ import annotations
 
 import dataclasses
-from typing import NamedTuple
-
 import numpy as np
 
+from cwd.core.tables import Tables
 from cwd.errors import Code, CwdError
 
 NONE = -1
@@ -111,7 +110,7 @@ SETTINGS = _table(
 )
 
 
-class World(NamedTuple):
+class World(Tables):
     """All tables. Rows are reached as `world.models[slot]["queued"]`; the shapes are given for Config's fields."""
 
     requests: np.ndarray  #: REQUEST [requests_max]
