@@ -107,15 +107,15 @@ def controller(ctx: click.Context, **flags: Any) -> None:
 @click.command()
 @settings(WorkerOptions, convert=True, skip=("repo",))
 @click.option("--repo", "--repository", "repo", envvar="CWD_REPOSITORY", help="The model repository.")
-def worker(**flags: Any) -> None:
+def worker(**flags: Any) -> int:
     """Run a worker: one device ("cpu"), or N emulated GPUs in one process ("emulated:N")."""
     _become_daemon()
     names = {_plain(field.name): field.name for field in dataclasses.fields(WorkerOptions)}
     given = {names[name]: value for name, value in flags.items() if value is not None}
     options = WorkerOptions(**{"endpoint": endpoint("workers"), **given})
-    from cwd.worker.daemon import serve
+    from cwd.worker.daemon import run_worker
 
-    serve(options)
+    return run_worker(options)
 
 
 @click.command("compile")

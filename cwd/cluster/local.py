@@ -52,7 +52,7 @@ class LocalCluster:
         self._progress = progress or (lambda text: None)
         cores = cores or {}
         given = {"run_dir": str(self.folder), "state_dir": str(self.folder / "state"), "policy": policy,
-                 "repository": os.path.abspath(repository) if repository else "", **(controller or {})}
+                 "page_bytes": page_bytes, "repository": os.path.abspath(repository) if repository else "", **(controller or {})}
         self._controller = Child("controller", ["controller", *_flags(given)], log=self.folder / "controller.log",
                                  folder=self.folder, cores=cores.get("controller"))
         self._workers = []

@@ -93,9 +93,9 @@ def test_precedence_flag_over_variable_over_file(tmp_path, monkeypatch):
     seen = []
     monkeypatch.setattr(daemons, "_become_daemon", lambda: None)
     monkeypatch.setitem(sys.modules, "cwd.worker.daemon", type(sys)("cwd.worker.daemon"))
-    sys.modules["cwd.worker.daemon"].serve = seen.append
+    sys.modules["cwd.worker.daemon"].run_worker = seen.append
     config = tmp_path / "c.toml"
-    config.write_text('[worker]\ndevice = "emulated:2"\npage = "4KiB"\npages = 5\nspin-ns = "3us"\npreload = false\n')
+    config.write_text('[worker]\ndevice = "emulated:2"\npage = "4KiB"\npages = 5\nspin = "3us"\npreload = false\n')
     arguments = ["--config", str(config), "worker"]
     assert run(arguments) == 0
     assert (seen[-1].page_bytes, seen[-1].pages, seen[-1].device, seen[-1].preload) == (4096, 5, "emulated:2", False)

@@ -1,0 +1,234 @@
+"""Closed loops: clients that each have one request in flight, send the next when the answer comes, and back off a little.
+
+Compiled, and many loops to a process, since they share a core with the controller that they load. A loop that is
+refused sooner than `quick_ns` after sending waits `pause_ns` before it tries again. Counted are answers that came back
+here within the SLO of their sending.
+
+    python -m cwd.bench.closed --connect ipc:///tmp/c --inflight 16 --slo 50ms --seconds 5 --payload 49152
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from typing import Any
+
+import numpy as np
+
+from cwd.bench.generate import _answer_heartbeat
+from cwd.bench.histogram import BUCKETS, bucket_of, summary_ms
+from cwd.bench.loadgen import LoadGenerator
+from cwd.errors import Code, CwdError
+from cwd.jit import lean_kernel
+from cwd.net.clock import monotonic_ns
+from cwd.net.native import address_of
+from cwd.net.sockets import make_context
+from cwd.net.wake import timerfd_arm, timerfd_clear
+from cwd.net.zmq import (
+    DONTWAIT, EAGAIN, EINTR, SNDMORE, message, message_copy, message_data, message_fill, message_size, poll,
+    receive_frames, send, send_bytes,
+)
+from cwd.units import NS_PER_MS, NS_PER_S, parse_duration_ns
+from cwd.wire.kernel import TYPE_HEARTBEAT, TYPE_REPLY, decode_heartbeat, decode_reply, encode_infer, peek_type
+
+_FRAMES = 2
+_HEADER_BYTES = 256
+_LOOP_BITS = 16
+_BATCH = 64
+_OK = int(Code.OK)
+_CODES = 1024
+_SLICE_NS = 20 * NS_PER_MS
+
+#: One closed loop. `turn` counts its requests; a request's id is turn << 16 | loop.
+LOOP = np.dtype([("handle", "i8"), ("turn", "i8"), ("sent_ns", "i8"), ("due_ns", "i8"), ("flying", "i8")], align=True)
+
+#: `head` and `count` describe the ring of loops that wait: their pauses are equal, so they are due in order.
+STATE = np.dtype([
+    ("slo_ns", "i8"), ("quick_ns", "i8"), ("pause_ns", "i8"), ("head", "i8"), ("count", "i8"), ("sent", "i8"),
+    ("answered", "i8"), ("in_time", "i8"), ("late", "i8"), ("batch_sum", "i8"), ("strange", "i8"), ("stop", "i8"),
+    ("since_ns", "i8"),
+], align=True)
+
+
+@lean_kernel
+def drive(socket, items, timer, table, rows, loops, ring, counts, state, until_ns):
+    """Run the loops until `until_ns` (monotonic) or a signal: 0, or -errno. `counts`: (i8[codes], i8[BUCKETS])."""
+    while True:
+        moved = _take(socket, table, rows, loops, ring, counts, state)
+        now = monotonic_ns()
+        sent = _send_due(socket, table, rows, loops, ring, state, now)
+        if sent < 0:
+            return sent
+        if now >= until_ns:
+            return 0
+        if moved + sent == 0:
+            wake = until_ns
+            if state["count"] > 0 and state["stop"] == 0:
+                wake = min(wake, loops[ring[state["head"]]]["due_ns"])
+            timerfd_arm(timer, wake)
+            ready = poll(items, -1)
+            timerfd_clear(timer)
+            if ready < 0:
+                return ready
+
+
+@lean_kernel
+def _send_due(socket, table, rows, loops, ring, state, now):
+    sent = 0
+    while state["count"] > 0 and state["stop"] == 0 and sent < _BATCH:
+        index = ring[state["head"]]
+        loop = loops[index]
+        if loop["due_ns"] > now:
+            break
+        error = _send_one(socket, table, rows, loop, index, state)
+        if error < 0:
+            return error
+        state["head"] = (state["head"] + 1) % ring.shape[0]
+        state["count"] -= 1
+        sent += 1
+    return sent
+
+
+@lean_kernel
+def _send_one(socket, table, rows, loop, index, state):
+    infer, header = rows[0][0], rows[3]
+    now = monotonic_ns()
+    infer["request"] = (loop["turn"] << _LOOP_BITS) | index
+    infer["model"] = loop["handle"]
+    infer["slo_ns"] = state["slo_ns"]
+    infer["deadline_ns"] = now + state["slo_ns"]
+    size = encode_infer(address_of(header), _HEADER_BYTES, infer)
+    error = send_bytes(socket, address_of(header), size, DONTWAIT | SNDMORE)
+    if error < 0:
+        return error
+    message_copy(message(table, _FRAMES), message(table, _FRAMES + 1))
+    send(socket, message(table, _FRAMES), DONTWAIT)
+    loop["sent_ns"] = now
+    loop["flying"] = 1
+    state["sent"] += 1
+    return 0
+
+
+@lean_kernel
+def _take(socket, table, rows, loops, ring, counts, state):
+    moved = 0
+    while moved < _BATCH:
+        if receive_frames(socket, table, 0, _FRAMES) <= 0:
+            break
+        moved += 1
+        data, size = message_data(message(table, 0)), message_size(message(table, 0))
+        kind = peek_type(data, size)
+        if kind == TYPE_REPLY and decode_reply(data, size, rows[1][0]) == _OK:
+            _answer(rows[1][0], loops, ring, counts, state)
+        elif kind == TYPE_HEARTBEAT and decode_heartbeat(data, size, rows[2][0]) == _OK:
+            _answer_heartbeat(socket, rows)
+        else:
+            state["strange"] += 1
+    return moved
+
+
+@lean_kernel
+def _answer(reply, loops, ring, counts, state):
+    index = reply["request"] & ((1 << _LOOP_BITS) - 1)
+    if index >= loops.shape[0] or loops[index]["flying"] == 0 or reply["request"] >> _LOOP_BITS != loops[index]["turn"]:
+        state["strange"] += 1
+        return
+    loop = loops[index]
+    now = monotonic_ns()
+    took = now - loop["sent_ns"]
+    status = np.int64(reply["status"])
+    loop["flying"] = 0
+    loop["turn"] += 1
+    loop["due_ns"] = now
+    if now >= state["since_ns"]:
+        state["answered"] += 1
+        counts[0][min(status, _CODES - 1)] += 1
+        if status == _OK:
+            counts[1][bucket_of(took)] += 1
+            state["batch_sum"] += reply["batch"]
+            if took <= state["slo_ns"]:
+                state["in_time"] += 1
+            else:
+                state["late"] += 1
+    if status != _OK and took < state["quick_ns"]:
+        loop["due_ns"] = now + state["pause_ns"]
+        ring[(state["head"] + state["count"]) % ring.shape[0]] = index
+    else:
+        # due at once: to the front, before those that pause
+        state["head"] = (state["head"] - 1) % ring.shape[0]
+        ring[state["head"]] = index
+    state["count"] += 1
+
+
+def measure(endpoint: str, *, inflight: int, slo_ns: int, seconds: float, payload_bytes: int, warm_s: float = 2.0,
+            quick_ns: int = 2 * NS_PER_MS, pause_ns: int = NS_PER_MS) -> dict[str, Any]:
+    """Run `inflight` loops against each registered model; count from `warm_s` on, for `seconds`."""
+    with make_context() as context:
+        client = LoadGenerator(context, endpoint)
+        try:
+            handles = [handle for handle in client.models().values() for _ in range(inflight)]
+            if len(handles) > client.credits:
+                raise CwdError(f"{len(handles)} in flight, and the controller gives {client.credits} credits")
+            loops = np.zeros(len(handles), LOOP)
+            loops["handle"] = handles
+            # interleave the models, so that the first round does not come in blocks
+            order = np.arange(len(handles)).reshape(-1, inflight).T.ravel()
+            ring = np.ascontiguousarray(order, np.int64)
+            counts = (np.zeros(_CODES, np.int64), np.zeros(BUCKETS, np.int64))
+            state = np.zeros(1, STATE)[0]
+            state["slo_ns"], state["quick_ns"], state["pause_ns"] = slo_ns, quick_ns, pause_ns
+            message_fill(message(client._table, _FRAMES + 1), np.zeros(max(payload_bytes, 1), np.uint8).ctypes.data,
+                         payload_bytes)
+
+            def run(until_ns: int) -> None:
+                while monotonic_ns() < until_ns:
+                    error = drive(client.socket.underlying, client._items, client._timer, client._table, client._rows,
+                                  loops, ring, counts, state, min(until_ns, monotonic_ns() + _SLICE_NS))
+                    if error not in (0, EAGAIN, EINTR):
+                        raise CwdError(f"the client's socket failed: {os.strerror(-error)}")
+
+            run(0)
+            drive(client.socket.underlying, client._items, client._timer, client._table, client._rows, loops, ring,
+                  counts, state, 0)  # compiles, with nothing in the ring
+            state["count"] = len(handles)
+            begin = monotonic_ns()
+            state["since_ns"] = begin + round(warm_s * NS_PER_S)
+            run(int(state["since_ns"]))
+            sent = int(state["sent"])
+            run(int(state["since_ns"]) + round(seconds * NS_PER_S))
+            elapsed = (monotonic_ns() - int(state["since_ns"])) / NS_PER_S
+            sent, in_time, ok = int(state["sent"]) - sent, int(state["in_time"]), int(counts[0][0])
+            found = {
+                "goodput_rps": in_time / elapsed, "attempts_rps": sent / elapsed, "late": int(state["late"]),
+                "by_status": {int(code): int(counts[0][code]) for code in np.flatnonzero(counts[0])},
+                "mean_batch": int(state["batch_sum"]) / ok if ok else 0.0, "latency_ms": summary_ms(counts[1]),
+                "strange": int(state["strange"]),
+            }
+            state["stop"] = 1
+            run(monotonic_ns() + slo_ns + 50 * NS_PER_MS)  # what is in flight belongs to this row, not to the next
+            return found
+        finally:
+            client.close()
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--connect", required=True, help="the controller's endpoint for clients")
+    parser.add_argument("--inflight", type=int, default=16, help="loops per model")
+    parser.add_argument("--slo", default="100ms")
+    parser.add_argument("--seconds", type=float, default=5.0)
+    parser.add_argument("--warm", type=float, default=2.0, help="seconds before counting begins")
+    parser.add_argument("--payload", type=int, default=0, help="bytes per request")
+    given = parser.parse_args(arguments)
+    try:
+        found = measure(given.connect, inflight=given.inflight, slo_ns=parse_duration_ns(given.slo),
+                        seconds=given.seconds, payload_bytes=given.payload, warm_s=given.warm)
+    except CwdError as error:
+        sys.exit(f"closed: {error}")
+    sys.stdout.write(json.dumps(found) + "\n")
+
+
+if __name__ == "__main__":
+    main()
