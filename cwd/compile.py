@@ -25,6 +25,9 @@ WARM = (
     "cwd.wire.kernel:warm",
     "cwd.net.warm:warm",
     "cwd.models.fit:warm",
+    "cwd.core.warm:warm",
+    "cwd.controller.warm:warm",
+    "cwd.worker.warm:warm",
 )
 
 _STALE_S = 30 * 24 * 3600
