@@ -123,7 +123,8 @@ class EmulatedWorker:
             action[name] = np.uint64(fields[name]).astype(np.int64)
         for name in ("earliest_ns", "latest_ns", "expected_ns"):
             action[name] = fields[name]
-        em.emulated_accept(self.state, device, action[0], monotonic_ns())
+        self.state.action[:] = action
+        self.state.counts["order"] = device
 
     def _program(self, program: bytes) -> int:
         """The program's number; a new one's profile is read from the repository."""

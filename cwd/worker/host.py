@@ -53,8 +53,7 @@ class DeviceWorker:
         self.exec_lane = la.make_lane(options.agenda_max, results_fd)
         self.load_lane = la.make_lane(options.agenda_max, results_fd)
         items = poll_items([], [0, results_fd, self._wake_fd, timer_fd])
-        self.io = io_.make_io(self.exec_lane, self.load_lane, entries, items, options.agenda_max, options.pages,
-                              options.spin_ns)
+        self.io = io_.make_io(self.exec_lane, self.load_lane, entries, items, options.agenda_max, options.pages)
         self.device = Device(backend, store, PagePool(options.pages, options.page_bytes), entries,
                              rows_max=options.rows_max, bytes_per_s=options.load_bytes_per_s)
         self.context = make_context()
@@ -115,11 +114,11 @@ class DeviceWorker:
         self._work(self.load_lane, 0, self._load_one)
 
     def _work(self, lane: la.Lane, spin_ns: int, one: Callable[[np.void], Done]) -> None:
-        action = lane.action[0]
+        action, done = lane.action[0], lane.done[0]
         while la.lane_wait(lane, spin_ns) == la.START:
-            done = one(action)
-            la.lane_done(lane, done.status, done.begin_ns, done.end_ns, done.device_ns, self.device.pages_free(),
-                         done.rows_done)
+            found = one(action)
+            done["status"], done["begin_ns"], done["end_ns"], done["device_ns"], done["rows_done"] = found
+            done["pages_free"] = self.device.pages_free()
 
     def _exec_one(self, action: np.void) -> Done:
         kind = action["kind"]
@@ -150,7 +149,8 @@ class DeviceWorker:
             else:
                 drain(self._wake_fd)
                 if self._stopping:
-                    io_.io_flush(self.io)
+                    self.io.counts["order"] = io_.FLUSH
+                    io_.io_run(self.io)
                     return
 
     def _connect_again(self, connect: Callable[[], None]) -> None:
@@ -179,7 +179,7 @@ class DeviceWorker:
             self.device.begin_session(session)
             self._prepares = {key: value for key, value in self._prepares.items() if key[0] == session}
             self.io.counts["pages_free"] = self.device.pages_free()
-            io_.io_welcome(self.io)
+            self.io.counts["order"] = io_.WELCOME
             self.welcomed = True
             eventfd_signal(self.events_fd)
 
@@ -194,7 +194,8 @@ class DeviceWorker:
         while len(self._prepares) > 2 * self.options.agenda_max:  # more than can wait: the oldest were refused
             self._prepares.pop(next(iter(self._prepares)), None)
         self._prepares[session, int(action["action"][0])] = fields
-        io_.io_accept(self.io, action[0])
+        self.io.action[:] = action
+        self.io.counts["order"] = io_.QUEUE
 
     def _caps(self) -> dict[str, Any]:
         options = self.options

@@ -28,6 +28,10 @@ ABANDONED = int(Code.ABANDONED)
 BAD_BATCH = int(Code.BAD_BATCH)
 LANE_FULL = int(Code.LANE_FULL)
 
+#: What Python may order before it calls `io_run` again, in `counts["order"]`: queue the action in `io.action`, whose
+#: frames are in the reading entry; begin a new session; send what the lanes have finished and return WAKE.
+NO_ORDER, QUEUE, WELCOME, FLUSH = 0, 1, 2, 3
+
 #: What `io_run` returns for: Python must look at the message in the reading entry, say HELLO, reconnect, or look whether
 #: it was told to stop.
 RARE, GREET, LOST, WAKE = 1, 2, 3, 4
@@ -36,7 +40,7 @@ SOCKET, RESULTS, STOP, TIMER = 0, 1, 2, 3
 _TURN_MESSAGES = 64
 
 COUNTS = np.dtype([("agenda_max", "i8"), ("exec_out", "i8"), ("load_out", "i8"), ("pages_free", "i8"), ("timer_ns", "i8"),
-                   ("spin_ns", "i8"), ("executed", "i8"), ("loaded", "i8"), ("refused", "i8"), ("failed", "i8")],
+                   ("order", "i8"), ("executed", "i8"), ("loaded", "i8"), ("refused", "i8"), ("failed", "i8")],
                   align=True)
 
 
@@ -52,20 +56,27 @@ class Io(NamedTuple):
 
 
 def make_io(exec_lane: la.Lane, load_lane: la.Lane, entries: la.Entries, items: np.ndarray, agenda_max: int,
-            pages: int, spin_ns: int) -> Io:
+            pages: int) -> Io:
     counts = np.zeros(1, COUNTS)
-    counts["agenda_max"], counts["pages_free"], counts["spin_ns"] = agenda_max, pages, spin_ns
+    counts["agenda_max"], counts["pages_free"] = agenda_max, pages
     return Io(np.zeros(1, ln.LINK), ln.make_scratch(), entries, np.zeros(1, ag.ACTION), exec_lane, load_lane, items, counts)
 
 
 @lean_kernel
 def io_run(io):
-    """Serve the socket and the lanes until Python is needed: RARE, GREET, LOST or WAKE."""
+    """Do as ordered; then serve the socket and the lanes until Python is needed: RARE, GREET, LOST or WAKE."""
     link = io.link[0]
+    order = np.int64(io.counts[0]["order"])
+    io.counts[0]["order"] = NO_ORDER
+    if order == QUEUE:
+        _accept(io, io.action[0])
+    elif order == WELCOME:
+        _welcome(io)
     while True:
         now_ns = monotonic_ns()
-        _results(io, io.exec_lane)
-        _results(io, io.load_lane)
+        _results(io)
+        if order == FLUSH:
+            return WAKE
         what = _read(io)
         if what != 0:
             return what
@@ -124,14 +135,14 @@ def _read(io):
         if what == ln.RARE:
             return RARE
         if what == ln.ACTION:
-            io_accept(io, action)
+            _accept(io, action)
         else:
             la.entry_close(entries, entry)
     return 0
 
 
-@lean_kernel
-def io_accept(io, action):
+@inner_kernel
+def _accept(io, action):
     """Queue an action whose frames are in the reading entry, or refuse it at once."""
     link, entries, counts = io.link[0], io.entries, io.counts[0]
     load = action["kind"] == TYPE_LOAD or action["kind"] == TYPE_UNLOAD
@@ -164,29 +175,24 @@ def io_accept(io, action):
         la.lane_queue(io.exec_lane, action)
 
 
-@lean_kernel
-def io_welcome(io):
+@inner_kernel
+def _welcome(io):
     """A new session has begun: the lanes drop what is older."""
     session = np.int64(io.link[0]["session"])
     la.lane_session(io.exec_lane, session)
     la.lane_session(io.load_lane, session)
 
 
-@lean_kernel
-def io_flush(io):
-    """Send what the lanes have finished; for the end, when their threads are gone."""
-    _results(io, io.exec_lane)
-    _results(io, io.load_lane)
-
-
 @inner_kernel
-def _results(io, lane):
-    """Send the results that a lane has pushed, and take their entries back."""
-    index = ring_peek(lane.results)
-    while index >= 0:
-        _result(io, lane.results.records[index])
-        ring_advance(lane.results)
-        index = ring_peek(lane.results)
+def _results(io):
+    """Send the results that the lanes have pushed, and take their entries back."""
+    for k in range(2):
+        results = io.exec_lane.results if k == 0 else io.load_lane.results
+        index = ring_peek(results)
+        while index >= 0:
+            _result(io, results.records[index])
+            ring_advance(results)
+            index = ring_peek(results)
 
 
 @inner_kernel
@@ -204,13 +210,11 @@ def _result(io, row):
     rows = np.int64(row["rows_done"])
     if row["session"] != link["session"] or link["state"] != ln.OPEN:
         la.entry_drop_outputs(io.entries, entry, rows)
-    elif row["kind"] == TYPE_EXEC:
-        sent = ln.link_exec_result(link, io.scratch, row, row["status"], row["begin_ns"], row["end_ns"], row["device_ns"],
-                                   rows)
-        _send_outputs(io, entry, rows, sent)
     else:
-        ln.link_result(link, io.scratch, row, row["status"], row["begin_ns"], row["end_ns"], row["device_ns"],
-                       counts["pages_free"])
+        sent = ln.link_answer(
+            link, io.scratch, row["kind"], row["action"], row["epoch"], row["received_ns"], row["status"],
+            row["begin_ns"], row["end_ns"], row["device_ns"], counts["pages_free"], rows)
+        _send_outputs(io, entry, rows, sent)
     la.entry_give(io.entries, entry)
 
 

@@ -1,7 +1,7 @@
 """The lanes between the io thread and the threads that work: records, rings, and waiting for the right moment.
 
-A lane's thread sleeps without the GIL in `lane_wait` until the agenda says START, does the work in Python, and says
-`lane_done`. What the agenda refuses never reaches Python. Between threads there are only rings with one producer and
+A lane's thread sleeps without the GIL in `lane_wait` until the agenda says START, does the work in Python, writes how it
+ended into `lane.done` and waits again. What the agenda refuses never reaches Python. Between threads there are only rings with one producer and
 one consumer, and the entries: rows of message tables that the io thread lends to a lane with an action and gets back
 with its result. It must not know what the work is.
 """
@@ -52,6 +52,10 @@ RESULT = np.dtype(
 )
 
 
+DONE = np.dtype([("status", "i8"), ("begin_ns", "i8"), ("end_ns", "i8"), ("device_ns", "i8"), ("pages_free", "i8"),
+                 ("rows_done", "i8")], align=True)
+
+
 class Entries(NamedTuple):
     """Where the messages of actions live while a lane has them; the io thread alone hands entries out."""
 
@@ -70,6 +74,7 @@ class Lane(NamedTuple):
     results: Ring  # RESULT
     agenda: ag.Agenda  # one lane; the lane's thread's own
     action: np.ndarray  # ACTION [1]: what runs; the lane's thread's own
+    done: np.ndarray  # DONE [1]: how it ended, filled before the next `lane_wait`
     control: np.ndarray  # i8 [16]: see _SESSION
     fds: np.ndarray  # i8 [2]: the lane's eventfd, the io thread's eventfd
 
@@ -86,7 +91,7 @@ def make_lane(agenda_max: int, io_fd: int) -> Lane:
     """A lane with its own eventfd, whose agenda holds `agenda_max` waiting actions."""
     capacity = 1 << (agenda_max + 2).bit_length()
     return Lane(make_ring(ag.ACTION, capacity), make_ring(RESULT, 2 * capacity), ag.make_agenda(1, capacity),
-                np.zeros(1, ag.ACTION), np.zeros(16, np.int64), np.array([make_eventfd(), io_fd], np.int64))
+                np.zeros(1, ag.ACTION), np.zeros(1, DONE), np.zeros(16, np.int64), np.array([make_eventfd(), io_fd], np.int64))
 
 
 @inner_kernel
@@ -118,20 +123,25 @@ def lane_stop(lane):
 
 @lean_kernel
 def lane_wait(lane, spin_ns):
-    """The lane's thread: sleep until an action may start (START: it is in `lane.action[0]`) or the lane ends (STOP)."""
+    """The lane's thread: tell how what it did has ended, if anything was started; then sleep until an action may start
+    (START: it is in `lane.action[0]`) or the lane ends (STOP)."""
+    action, done = lane.action[0], lane.done[0]
+    if lane.agenda.lanes[0]["running"] != -1:
+        ag.agenda_done(lane.agenda, 0)
+        _result(lane, action, done["status"], done["begin_ns"], done["end_ns"], done["device_ns"], done["pages_free"],
+                done["rows_done"])
     while True:
         _take_in(lane)
         if load_acquire(lane.control, _STOP) != 0:
             return STOP
         now_ns = monotonic_ns()
-        action = lane.action[0]
         verdict, until_ns = ag.agenda_next(lane.agenda, 0, now_ns, action)
         if verdict == ag.START:
             return START
         if verdict == ag.REFUSE:
-            lane_result(lane, action, TOO_LATE, 0, 0, 0, -1, 0)
+            _refuse(lane, action, TOO_LATE)
         elif verdict == ag.DROP:
-            lane_result(lane, action, ABANDONED, 0, 0, 0, -1, 0)
+            _refuse(lane, action, ABANDONED)
         elif verdict == ag.WAIT and until_ns - now_ns <= spin_ns:
             spin_until(until_ns)
         elif not _spun(lane, min(now_ns + spin_ns, until_ns)):
@@ -149,7 +159,7 @@ def _take_in(lane):
             ag.agenda_session(lane.agenda, 0, action["session"])
         code = ag.agenda_push(lane.agenda, 0, action)
         if code != OK:
-            lane_result(lane, action, code, 0, 0, 0, -1, 0)
+            _refuse(lane, action, code)
         ring_advance(lane.actions)
         index = ring_peek(lane.actions)
     session = load_acquire(lane.control, _SESSION)
@@ -181,15 +191,14 @@ def _sleep(lane, until_ns, spin_ns):
     eventfd_clear(lane.fds[0])
 
 
-@lean_kernel
-def lane_done(lane, status, begin_ns, end_ns, device_ns, pages_free, rows_done):
-    """The lane's thread: what was started has ended; tell the io thread."""
-    ag.agenda_done(lane.agenda, 0)
-    lane_result(lane, lane.action[0], status, begin_ns, end_ns, device_ns, pages_free, rows_done)
+@inner_kernel
+def _refuse(lane, action, status):
+    """Tell the io thread that an action never began."""
+    _result(lane, action, status, 0, 0, 0, -1, 0)
 
 
 @inner_kernel
-def lane_result(lane, action, status, begin_ns, end_ns, device_ns, pages_free, rows_done):
+def _result(lane, action, status, begin_ns, end_ns, device_ns, pages_free, rows_done):
     """Push a RESULT and wake the io thread. The ring has room: results are never more than entries."""
     index = ring_claim(lane.results)
     while index < 0:

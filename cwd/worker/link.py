@@ -219,46 +219,43 @@ def _send_heartbeat(link, scratch, reply, echo_ns, heard_ns):
 
 
 @inner_kernel
-def link_result(link, scratch, action, status, begin_ns, end_ns, device_ns, pages_free):
-    """Send the RESULT of a LOAD, UNLOAD, PREPARE or PROFILE; True if the socket took it."""
+def link_answer(link, scratch, kind, action, epoch, received_ns, status, begin_ns, end_ns, device_ns, pages_free, rows_done):
+    """Send the EXEC_RESULT of an EXEC, or the RESULT of any other `kind` of action; True if the socket took it.
+
+    If True, the caller must send `rows_done` payload frames, the last one without SNDMORE.
+    """
+    buffer = array_address(scratch.bytes)
+    if kind == wire.TYPE_EXEC:
+        done = scratch.exec_result[0]
+        done["action"] = action
+        done["epoch"] = epoch
+        done["status"] = status
+        done["received_ns"] = received_ns
+        done["begin_ns"] = begin_ns
+        done["end_ns"] = end_ns
+        done["device_ns"] = device_ns
+        done["rows_done"] = rows_done
+        done["sent_ns"] = monotonic_ns()
+        size = wire.encode_exec_result(buffer, SCRATCH_BYTES, done)
+        return _send(link, buffer, size, DONTWAIT | SNDMORE if rows_done > 0 else DONTWAIT)
     row = scratch.result[0]
-    row["action"] = action["action"]
-    row["epoch"] = action["epoch"]
+    row["action"] = action
+    row["epoch"] = epoch
     row["status"] = status
-    row["received_ns"] = action["received_ns"]
+    row["received_ns"] = received_ns
     row["begin_ns"] = begin_ns
     row["end_ns"] = end_ns
     row["device_ns"] = device_ns
     row["pages_free"] = pages_free
     row["sent_ns"] = monotonic_ns()
-    buffer = array_address(scratch.bytes)
     return _send(link, buffer, wire.encode_result(buffer, SCRATCH_BYTES, row), DONTWAIT)
 
 
 @inner_kernel
-def link_exec_result(link, scratch, action, status, begin_ns, end_ns, device_ns, rows_done):
-    """Send the EXEC_RESULT of an EXEC; if True, the caller must send `rows_done` frames more, the last without SNDMORE."""
-    row = scratch.exec_result[0]
-    row["action"] = action["action"]
-    row["epoch"] = action["epoch"]
-    row["status"] = status
-    row["received_ns"] = action["received_ns"]
-    row["begin_ns"] = begin_ns
-    row["end_ns"] = end_ns
-    row["device_ns"] = device_ns
-    row["rows_done"] = rows_done
-    row["sent_ns"] = monotonic_ns()
-    buffer = array_address(scratch.bytes)
-    flags = DONTWAIT | SNDMORE if rows_done > 0 else DONTWAIT
-    return _send(link, buffer, wire.encode_exec_result(buffer, SCRATCH_BYTES, row), flags)
-
-
-@inner_kernel
 def link_refuse(link, scratch, action, status, pages_free):
-    """Answer an action that never began."""
-    if action["kind"] == wire.TYPE_EXEC:
-        return link_exec_result(link, scratch, action, status, 0, 0, 0, 0)
-    return link_result(link, scratch, action, status, 0, 0, 0, pages_free)
+    """Answer an action (an ACTION record) that never began."""
+    link_answer(link, scratch, action["kind"], action["action"], action["epoch"], action["received_ns"], status, 0, 0, 0,
+                pages_free, 0)
 
 
 @inner_kernel

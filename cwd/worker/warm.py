@@ -36,21 +36,20 @@ def warm_device() -> None:
     exec_lane, load_lane = la.make_lane(2, results), la.make_lane(2, results)
     entries = la.make_entries(8, 2)
     items = poll_items([socket], [results, wake, timer])
-    io = io_.make_io(exec_lane, load_lane, entries, items, 2, 4, 0)
+    io = io_.make_io(exec_lane, load_lane, entries, items, 2, 4)
     io.link["socket"], io.link["state"], io.link["session"] = socket.underlying, ln.OPEN, 1
     io.link["heard_ns"] = io.link["asked_ns"] = monotonic_ns()
     io.link["heartbeat_ns"] = io.link["lost_ns"] = 10**12
     eventfd_signal(wake)
     io_.io_run(io)
-    io_.io_welcome(io)
-    io_.io_accept(io, ag.make_action(session=1, rows=1, kind=TYPE_PREPARE)[0])
+    io.action[:] = ag.make_action(session=1, kind=TYPE_PREPARE)
+    io.counts["order"] = io_.QUEUE
+    io_.io_run(io)
     la.lane_wait(exec_lane, 0)
     la.entry_payloads(entries, 0, 1, np.zeros(1, np.int64), np.zeros(1, np.int64))
     la.entry_outputs(entries, 0, 1, np.zeros(1, np.int64), np.zeros(1, np.int64))
     la.entry_drop_outputs(entries, 0, 1)
     la.entry_close(entries, 1)
-    la.lane_done(exec_lane, 0, 0, 0, 0, 0, 0)
-    io_.io_flush(io)
     la.lane_stop(load_lane)
     la.lane_wait(load_lane, 0)
     set_timer_slack(50_000)
@@ -91,7 +90,6 @@ def warm_emulated() -> None:
     items = poll_items([], [wake, wake, timer])
     state = em.make_emulated(1, 2, 2, items)
     state.links["greet_ns"] = 2**62
-    em.emulated_accept(state, 0, ag.make_action(kind=TYPE_PREPARE)[0], 0)
     eventfd_signal(wake)
     em.emulated_run(state, timer)
     ag.agenda_session(state.agenda, 0, 1)

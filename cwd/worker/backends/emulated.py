@@ -16,7 +16,7 @@ from cwd.jit import inner_kernel, lean_kernel
 from cwd.net.clock import monotonic_ns
 from cwd.net.wake import timerfd_arm, timerfd_clear
 from cwd.net.zmq import DONTWAIT, SNDMORE, message_table, send_bytes, zmq_poll
-from cwd.wire.kernel import TYPE_EXEC, TYPE_LOAD, TYPE_PREPARE, TYPE_PROFILE, TYPE_UNLOAD
+from cwd.wire.kernel import TYPE_EXEC, TYPE_LOAD, TYPE_PROFILE, TYPE_UNLOAD
 from cwd.wire.memory import array_address
 from cwd.worker import agenda as ag
 from cwd.worker import link as ln
@@ -38,7 +38,7 @@ PROGRAMS_MAX, BATCHES_MAX, CLASSES_MAX = 4096, 16, 16
 _TURN_MESSAGES = 32
 
 COUNTS = np.dtype([("random", "i8"), ("noise_ppm", "i8"), ("load_bytes_per_s", "i8"), ("page_bytes", "i8"),
-                   ("out_bytes", "i8"), ("rows_max", "i8"), ("turn", "i8"), ("timer_ns", "i8"), ("turn_ns", "i8")],
+                   ("out_bytes", "i8"), ("rows_max", "i8"), ("turn", "i8"), ("timer_ns", "i8"), ("order", "i8")],
                   align=True)
 
 
@@ -79,15 +79,22 @@ def make_emulated(n: int, pages: int, agenda_max: int, items: np.ndarray) -> Emu
         np.zeros((PROGRAMS_MAX, BATCHES_MAX), np.int32), np.full((PROGRAMS_MAX, CLASSES_MAX), -1, np.int64),
         np.zeros(1, np.uint8), items, np.zeros(1, COUNTS))
     state.counts["timer_ns"] = ag.NEVER
-    state.counts["random"] = 1
+    state.counts["random"], state.counts["order"] = 1, -1
     return state
 
 
 @lean_kernel
 def emulated_run(state, timer_fd):
-    """Serve all devices until Python is needed: (what, device). RARE leaves the message in `state.message`."""
+    """Serve all devices until Python is needed: (what, device). RARE leaves the message in `state.message`.
+
+    Python may have put an action into `state.action`, for the device counts["order"].
+    """
     n = len(state.links)
     counts = state.counts[0]
+    if counts["order"] >= 0:
+        device = np.int64(counts["order"])
+        counts["order"] = -1
+        _accept(state, device, state.action[0], monotonic_ns())
     while True:
         _arm(state, timer_fd)
         if zmq_poll(array_address(state.items), n + 2, -1) < 0:
@@ -163,12 +170,12 @@ def _read(state, device, now_ns):
         if what == ln.RARE:
             return RARE
         if what == ln.ACTION:
-            emulated_accept(state, device, action, now_ns)
+            _accept(state, device, action, now_ns)
     return 0
 
 
-@lean_kernel
-def emulated_accept(state, device, action, now_ns):
+@inner_kernel
+def _accept(state, device, action, now_ns):
     """Queue an action that was received, or answer it at once."""
     link = state.links[device]
     if action["epoch"] != link["epoch"]:
@@ -331,18 +338,15 @@ def _finish(state, device, lane):
     if action["session"] != link["session"] or link["state"] != ln.OPEN:
         return
     device_ns = end_ns - begin_ns if status == OK else 0
-    if action["kind"] == TYPE_EXEC:
-        _send_outputs(state, link, action, status, begin_ns, end_ns, device_ns)
-    else:
-        ln.link_result(link, state.scratch, action, status, begin_ns, end_ns, device_ns,
-                       rs.pages_free(state.residency, device))
+    rows = np.int64(action["rows"]) if status == OK and action["kind"] == TYPE_EXEC else np.int64(0)
+    if ln.link_answer(link, state.scratch, action["kind"], action["action"], action["epoch"], action["received_ns"], status,
+                      begin_ns, end_ns, device_ns, rs.pages_free(state.residency, device), rows):
+        _send_outputs(state, link, action, rows)
 
 
 @inner_kernel
-def _send_outputs(state, link, action, status, begin_ns, end_ns, device_ns):
-    rows = np.int64(action["rows"]) if status == OK else np.int64(0)
-    if not ln.link_exec_result(link, state.scratch, action, status, begin_ns, end_ns, device_ns, rows):
-        return
+def _send_outputs(state, link, action, rows):
+    """Send an EXEC's output frames: zeros."""
     size = np.int64(-1)
     program, size_class = np.int64(action["program"]), np.int64(action["size_class"])
     if 0 <= program < PROGRAMS_MAX and 0 <= size_class < CLASSES_MAX:
