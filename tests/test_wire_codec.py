@@ -17,7 +17,7 @@ from cwd.wire import codec
 from cwd.wire.messages import (
     BY_TYPE, FRAME0_BYTES_MAX, MAP_DEPTH_MAX, MAP_NODES_MAX, MESSAGES, ROWS_MAX, STR_BYTES_MAX, Message, Type,
 )
-from tests.wire_strategies import messages, mutate
+from wire_strategies import messages, mutate
 
 COLD = [message for message in MESSAGES if not message.hot]
 

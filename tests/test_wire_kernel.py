@@ -18,7 +18,7 @@ from cwd.wire import codec
 from cwd.wire import kernel as wk
 from cwd.wire.memory import array_address, load_native, load_u8, row_address, store_u8, view_u1
 from cwd.wire.messages import BY_TYPE, FRAME0_BYTES_MAX, ROWS_MAX, Message, Type
-from tests.wire_strategies import HOT, loose, messages, mutate
+from wire_strategies import HOT, loose, messages, mutate
 
 EXAMPLES = 400 if JIT else 60
 MUTATIONS = 40_000 if JIT else 1_500

@@ -15,7 +15,7 @@ import pytest
 from cwd.errors import Code, RemoteProtocolError
 from cwd.wire import codec
 from cwd.wire.messages import BY_TYPE, MAGIC, Type
-from tests.test_wire_kernel import kernel_encode, kernel_verdict
+from test_wire_kernel import kernel_encode, kernel_verdict
 
 ROOT = Path(__file__).resolve().parents[1]
 VECTORS = ROOT / "proto_spec" / "vectors"

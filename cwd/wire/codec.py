@@ -283,7 +283,10 @@ def _encode_map(value: Any, field: Field) -> bytes:
 
 
 def _sorted_map(value: Any, depth: int, nodes_left: list[int]) -> Any:
-    """`value` with every map's keys in order (of code points, so of UTF-8 bytes too); raises ValueError for what a map may not hold."""
+    """`value` with every map's keys in order (of code points, so of UTF-8 bytes too).
+
+    Raises ValueError for what a map may not hold.
+    """
     nodes_left[0] -= 1
     if nodes_left[0] < 0:
         raise ValueError(f"more than {MAP_NODES_MAX} values")
