@@ -65,8 +65,8 @@ def inline(function: Function) -> Function:
 def inner_kernel(function: Function) -> Function:
     """As `lean_kernel`, for what only kernels call: without the entry from Python, which takes as long to compile again.
 
-    A tuple of 20 tables is 140 words, and an entry unpacks them all. Calling it from Python is an error, except with
-    NUMBA_DISABLE_JIT=1.
+    A tuple of 20 tables is 140 words, and an entry unpacks them all. Calling it from Python crashes the process, except
+    with NUMBA_DISABLE_JIT=1.
     """
     return _compiled(function, {"_nrt": False, "no_cpython_wrapper": True, "no_cfunc_wrapper": True})
 

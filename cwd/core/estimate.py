@@ -10,13 +10,13 @@ measured, the core tries again after a while: nothing is locked out for good.
 from __future__ import annotations
 
 from cwd.core.world import BATCHES_MAX, MARGINS, WINDOW
-from cwd.jit import inner_kernel
+from cwd.jit import inner_kernel, lean_kernel
 
 #: 2**32 ns: the half-life of what a silent window says above its floor
 DECAY_BITS = 32
 
 
-@inner_kernel
+@lean_kernel
 def read(row, now_ns):
     """The estimate now, ns; 0 if there is neither a seed nor a sample."""
     floor = row["low_ns"] if row["low_ns"] < row["seed_ns"] else row["seed_ns"]
@@ -29,7 +29,7 @@ def read(row, now_ns):
     return floor + ((row["high_ns"] - floor) >> halvings)
 
 
-@inner_kernel
+@lean_kernel
 def seed(row, duration_ns):
     """Start the window anew, as if `duration_ns` had been measured WINDOW times."""
     for i in range(WINDOW):
@@ -38,7 +38,7 @@ def seed(row, duration_ns):
     row["position"] = row["count"] = 0
 
 
-@inner_kernel
+@lean_kernel
 def observe(row, now_ns, sample_ns):
     """Take in one measured duration."""
     if row["count"] == 0 and row["seed_ns"] == 0:

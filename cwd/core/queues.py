@@ -14,7 +14,7 @@ from cwd.core.world import (
     BUCKET_BITS, BUCKETS, COPY_LOADING, COPY_READY, FOREVER_NS, LANE_EXEC, MARGIN_RESULT, MARGIN_SEND, NONE,
     POLICY_FIFO, REQUEST_FREE, REQUEST_QUEUED, REQUEST_RUNNING, Code,
 )
-from cwd.jit import inner_kernel
+from cwd.jit import inner_kernel, lean_kernel
 
 DEADLINE_EXPIRED = int(Code.DEADLINE_EXPIRED)
 OK = int(Code.OK)
@@ -30,7 +30,7 @@ def map_key(client, request_id, probe):
     return hashmap.mix(request_id) ^ hashmap.mix((client << 3) + probe + 1) ^ (request_id << 3)
 
 
-@inner_kernel
+@lean_kernel
 def lookup(world, client, request_id):
     """The live request of a client by its id, or -1."""
     for probe in range(PROBES):

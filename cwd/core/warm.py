@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from cwd.core import engine, hashmap, heap, ordered
+from cwd.core import engine, estimate, hashmap, heap, ordered, queues
 from cwd.core.pages import pages_alloc, pages_check, pages_free, pages_init
-from cwd.core.world import FOREVER_NS, NODE, OUT_ACTION, SLOT, TIMER, Config, World, make_world
+from cwd.core.world import ESTIMATE, FOREVER_NS, NODE, OUT_ACTION, SLOT, TIMER, Config, World, make_world
 
 MS = 1_000_000
 
@@ -29,6 +29,7 @@ def warm() -> None:
     engine.request_arrived(world, now_ns, 0, 1, model, 0, 0, 100 * MS, 0, -1)
     engine.tick(world, now_ns)
     _finish_all(world, now_ns + 2 * MS)
+    queues.lookup(world, 0, 1)
     engine.request_cancelled(world, now_ns, 0, 1)
     engine.client_gone(world, now_ns, 0)
     engine.lane_reserve(world, now_ns, 0, MS)
@@ -54,6 +55,10 @@ def _structures() -> None:
     hashmap.put(table, 1, 2)
     hashmap.get(table, 1)
     hashmap.remove(table, 1)
+    row = np.zeros(1, ESTIMATE)[0]
+    estimate.seed(row, MS)
+    estimate.observe(row, MS, MS)
+    estimate.read(row, MS)
     timers = np.zeros(4, TIMER)
     timers["place"] = -1
     count = heap.put(timers, 0, 1, FOREVER_NS)

@@ -1,0 +1,173 @@
+"""The core's data structures against their naive twins."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from naive import NaiveEstimate, NaiveHeap, NaiveSet
+
+from cwd.core import estimate, hashmap, heap, ordered, pages
+from cwd.core.check import members
+from cwd.core.world import ESTIMATE, NODE, SLOT, TIMER
+
+SIZE = 24
+SMALL = settings(max_examples=60, deadline=None)
+steps = st.lists(st.tuples(st.integers(0, SIZE - 1), st.integers(-4, 4)), max_size=120)
+
+
+@SMALL
+@given(steps)
+def test_ordered_set_is_a_sorted_list(script):
+    """Inserting what is out and removing what is in, the treap's order, links, first and successor stay right."""
+    nodes, root, naive = np.zeros(SIZE, NODE), -1, NaiveSet()
+    for node, key in script:
+        if node in naive.nodes():
+            root = int(ordered.remove(nodes, root, node))
+            naive.remove(node)
+        else:
+            root = int(ordered.insert(nodes, root, node, key, node * 7))
+            naive.insert(node, key, node * 7)
+        expected = naive.nodes()
+        assert members(nodes, root) == expected
+        assert ordered.first(nodes, root) == (expected[0] if expected else -1)
+        for at, after in zip(expected, [*expected[1:], -1]):
+            assert ordered.successor(nodes, at) == after
+
+
+def test_ordered_set_is_shallow():
+    """Ascending keys, the common case of equal SLOs, do not make a list of the tree."""
+    nodes, root = np.zeros(4096, NODE), -1
+    for i in range(4096):
+        root = ordered.insert(nodes, root, i, i, i)
+    depth = 0
+    for i in range(4096):
+        at, steps_up = i, 0
+        while nodes[at]["parent"] != -1:
+            at, steps_up = int(nodes[at]["parent"]), steps_up + 1
+        depth = max(depth, steps_up)
+    assert depth < 48
+
+
+@SMALL
+@given(st.lists(st.tuples(st.integers(0, SIZE - 1), st.integers(-5, 60)), max_size=150))
+def test_heap_is_a_dict_with_a_minimum(script):
+    """A negative key takes the id out; any other puts it in or changes its key."""
+    table, naive, count = np.zeros(SIZE, TIMER), NaiveHeap(), 0
+    table["place"] = -1
+    for identifier, key in script:
+        if key < 0:
+            count = int(heap.drop(table, count, identifier))
+            naive.drop(identifier)
+        else:
+            count = int(heap.put(table, count, identifier, key))
+            naive.put(identifier, key)
+        assert count == len(naive.keys)
+        if count:
+            assert (table[0]["key"], table[0]["id"]) == naive.top()
+        for i in range(count):
+            assert table[table[i]["id"]]["place"] == i
+            assert naive.keys[int(table[i]["id"])] == table[i]["key"]
+
+
+_KEYS = st.one_of(st.integers(0, 12), st.sampled_from([1 << 62, -1, -(1 << 63), (1 << 63) - 1, 1 << 31]),
+                  st.integers(-(1 << 63), (1 << 63) - 1))
+
+
+@SMALL
+@given(st.lists(st.tuples(_KEYS, st.integers(-1, 99)), max_size=60))
+def test_map_is_a_dict_and_leaves_no_tombstones(script):
+    """A value of -1 removes; entries not in the dict are not in the table either."""
+    table, naive = np.zeros(128, SLOT), {}
+    table["value"] = -1
+    for key, value in script:
+        if value < 0:
+            assert hashmap.remove(table, key) == naive.pop(key, -1)
+        else:
+            assert hashmap.put(table, key, value) == (0 if key in naive else 1)
+            naive[key] = value
+        assert (table["value"] != -1).sum() == len(naive)
+        for known, held in naive.items():
+            assert hashmap.get(table, known) == held
+    assert hashmap.get(table, 123_456_789_012) == naive.get(123_456_789_012, -1)
+
+
+def test_map_stays_fast_under_churn():
+    """After 100 times its capacity in inserts and removals, half of the table is still empty and nothing is slow."""
+    table = np.zeros(64, SLOT)
+    table["value"] = -1
+    for i in range(3200):
+        hashmap.put(table, i * 1_000_003, i)
+        if i >= 32:
+            assert hashmap.remove(table, (i - 32) * 1_000_003) == i - 32
+    assert (table["value"] != -1).sum() == 32
+
+
+@SMALL
+@given(st.integers(0, 10**9), st.lists(st.integers(0, 10**9), max_size=100))
+def test_estimate_is_the_second_largest_of_the_window(seed_ns, samples):
+    """Scans are lazy where a sample cannot raise the estimate: it may lag by three samples, never below the truth."""
+    row, naive = np.zeros(1, ESTIMATE)[0], NaiveEstimate(seed_ns)
+    if seed_ns == 0:
+        return
+    estimate.seed(row, seed_ns)
+    for now, sample in enumerate(samples, 1):
+        estimate.observe(row, now, sample)
+        naive.observe(now, sample)
+        assert estimate.read(row, now) >= naive.high()
+        if now % 4 == 0:
+            assert estimate.read(row, now) == naive.high()
+
+
+def test_one_bad_sample_counts_for_nothing_and_two_fade():
+    """A stall does not lock a model out: one outlier is ignored, and two lose half their excess per 4.3 s of silence."""
+    row = np.zeros(1, ESTIMATE)[0]
+    estimate.seed(row, 1_000)
+    estimate.observe(row, 1, 9_000_000)
+    assert estimate.read(row, 1) == 1_000
+    estimate.observe(row, 2, 9_000_000)
+    assert estimate.read(row, 2) == 9_000_000
+    later = [int(estimate.read(row, 2 + (seconds << 30))) for seconds in (4, 8, 40, 400)]
+    assert later == sorted(later, reverse=True) and later[-1] == 1_000 and later[0] < 4_600_000
+
+
+def test_an_unseeded_estimate_starts_from_its_first_sample():
+    """Where no profile was given the row says 0 (not profiled) until something was measured."""
+    row = np.zeros(1, ESTIMATE)[0]
+    assert estimate.read(row, 5) == 0
+    estimate.observe(row, 5, 700)
+    assert estimate.read(row, 5) == 700
+
+
+@SMALL
+@given(st.lists(st.tuples(st.booleans(), st.integers(0, 5)), max_size=60))
+def test_page_pool_gives_each_page_once(script):
+    """Pages handed out are distinct and were free; all come back; the pool says no rather than give too few."""
+    pool, out = np.zeros(int(pages.pages_words(12)), np.int64), np.zeros(12, np.int64)
+    pages.pages_init(pool)
+    held: list[list[int]] = []
+    for take, count in script:
+        if take:
+            free = 12 - sum(map(len, held))
+            got = pages.pages_alloc(pool, out, count)
+            assert got == (count if count <= free else 0)
+            if got:
+                held.append(out[:got].tolist())
+        elif held:
+            back = held.pop(count % len(held))
+            assert pages.pages_free(pool, np.array(back, np.int64), len(back)) == 0
+        everything = [page for group in held for page in group]
+        assert len(set(everything)) == len(everything)
+        assert pages.pages_check(pool) == 0
+
+
+@pytest.mark.parametrize("back", [[3], [0, 0], [99], [-1], [0, 3]])
+def test_page_pool_refuses_what_is_not_out(back):
+    """A page that is free, not a page, or named twice: nothing is taken back and the pool is as before."""
+    pool, out = np.zeros(9, np.int64), np.zeros(4, np.int64)
+    pages.pages_init(pool)
+    assert pages.pages_alloc(pool, out, 2) == 2
+    before = pool.copy()
+    assert pages.pages_free(pool, np.array(back, np.int64), len(back)) == 1
+    assert (pool == before).all() and pages.pages_check(pool) == 0
