@@ -74,7 +74,8 @@ def fit(model: Model, given: dict[str, Any]) -> dict[str, Any]:
         if len(model.inputs) != 1:
             names = ", ".join(tensor.name for tensor in model.inputs)
             raise CwdError(f"{model.name} takes {names}: say --input NAME=FILE", code=Code.BAD_INPUT_NAME)
-        given = {**given, model.inputs[0].name: given.pop("")}
+        unnamed = given.pop("")
+        given[model.inputs[0].name] = unnamed
     return given
 
 

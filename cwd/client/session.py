@@ -289,7 +289,8 @@ class Session:
                 self._reconnect(now_ns, "the controller was restarted")
         elif fields["re_id"] in self.calls:
             call = self.calls[fields["re_id"]]
-            self._settle(call, now_ns, error=request_error(code, f"{call.what}: {text}"))
+            said = text if text.startswith(call.what) else f"{call.what}: {text}"
+            self._settle(call, now_ns, error=request_error(code, said))
         else:
             self.strays += 1
             self.trouble = text

@@ -112,7 +112,7 @@ class Admin:
         for model in page:
             row, core = self._host.models[model.handle & SLOT_MASK], self._world.models[model.handle & SLOT_MASK]
             models[model.key] = {
-                "handle": model.handle, "ready": bool(row["ready"]), "pages": model.pages,
+                "handle": model.handle, "ready": self._registry.ready(model), "pages": model.pages,
                 "copies": int(core["copies_ready"]), "queued": int(core["queued"]), "requests": int(row["requests"]),
                 "program": model.program.hash.hex(),
             }
