@@ -60,7 +60,7 @@ def _lock(say: Callable[[str], None]) -> Iterator[TextIO]:
     folder = cache_dir()
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = open(folder / "compile.lock", "w")  # noqa: SIM115: the caller's block is inside its `with`
+        lock = open(folder / "compile.lock", "w")  # noqa: SIM115  (closed below)
     except OSError as error:
         raise CwdError(f"cannot write the kernel cache {folder}: {error.strerror}") from None
     with lock:
