@@ -5,21 +5,23 @@ Everything frequent is in backends/emulated.py, which this calls again and again
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import logging
 import os
+import select
 from typing import Any
 
 import numpy as np
 import zmq
 
-from cwd.errors import RepositoryError
+from cwd.errors import CwdError, RepositoryError
 from cwd.models import profile as profiles
 from cwd.models.repository import Repository
 from cwd.net.clock import monotonic_ns
 from cwd.net.sockets import make_context
 from cwd.net.wake import make_timerfd
-from cwd.net.zmq import message_data, message_size, messages_close, poll_items
+from cwd.net.zmq import message_data, message_size, messages_close
 from cwd.wire.memory import array_address
 from cwd.wire.messages import Type
 from cwd.worker import agenda as ag
@@ -40,9 +42,13 @@ class EmulatedWorker:
         self.options = options
         n = options.gpus
         self.context = make_context(sockets_max=n + 64)
-        self.timer_fd = make_timerfd()
-        items = poll_items([], [0] * n + [wake_fd, self.timer_fd])
-        self.state = em.make_emulated(n, options.pages, options.agenda_max, items)
+        self.wake_fd, self.timer_fd = wake_fd, make_timerfd()
+        self.epoll = select.epoll()
+        for fd in (wake_fd, self.timer_fd):
+            self.epoll.register(fd, select.EPOLLIN)
+        #: the descriptor by which each device's socket says that something is there, -1 none
+        self._fds = [-1] * n
+        self.state = em.make_emulated(n, options.pages, options.agenda_max)
         counts = self.state.counts
         counts["noise_ppm"], counts["load_bytes_per_s"] = options.noise_ppm, options.load_bytes_per_s
         counts["page_bytes"], counts["out_bytes"] = options.page_bytes, options.out_bytes
@@ -57,7 +63,8 @@ class EmulatedWorker:
                     self.state.links[g:g + 1], lambda g=g: self._caps(g))
             for g in range(n)]
         for g in range(n):
-            self._connect(g)
+            self.sessions[g].connect()
+            self._poll(g)
 
     @property
     def open_count(self) -> int:
@@ -66,15 +73,22 @@ class EmulatedWorker:
 
     def step(self) -> bool:
         """Serve until something rare has happened, and deal with it; False if woken by `wake_fd` or a signal."""
-        what, device = em.emulated_run(self.state, self.timer_fd)
+        what, device = em.emulated_run(self.state, self.epoll.fileno(), self.wake_fd, self.timer_fd)
+        if what == em.WAKE:
+            return False
+        session = self.sessions[device]
+        socket = session.socket
         if what == em.RARE:
             self._rare(device)
         elif what == em.GREET:
-            self.sessions[device].say_hello()
+            session.say_hello()
         elif what == em.LOST:
-            self.sessions[device].reconnect("the controller is silent or gone")
-            self._polled(device)
-        return bool(what != em.WAKE)
+            session.reconnect("the controller is silent or gone")
+        if session.socket is not socket:
+            self._poll(device)
+        # whatever happened touched the socket or the link: look at both again
+        self.state.dirty[device], self.state.next_ns[device] = 1, 0
+        return True
 
     def close(self, text: str = "the worker was told to stop") -> None:
         """Say goodbye for every GPU and give everything back."""
@@ -82,25 +96,29 @@ class EmulatedWorker:
             session.goodbye(text)
             session.close(linger_ms=200)
         messages_close(self.state.message)
+        self.epoll.close()
         self.context.destroy(200)
         os.close(self.timer_fd)
 
-    def _connect(self, device: int) -> None:
-        self.sessions[device].connect()
-        self._polled(device)
-
-    def _polled(self, device: int) -> None:
-        """The poll set must have the device's present socket."""
-        item = self.state.items[device]
-        item["socket"], item["fd"], item["events"] = self.state.links[device]["socket"], 0, zmq.POLLIN
+    def _poll(self, device: int) -> None:
+        """The poll set must have the device's present socket, and not the old one's descriptor."""
+        old, socket = self._fds[device], self.sessions[device].socket
+        if old >= 0:
+            self.state.device_of[old] = -1
+            with contextlib.suppress(OSError):  # it may be closed already
+                self.epoll.unregister(old)
+        fd = socket.getsockopt(zmq.FD)
+        if fd >= em.FDS_MAX:
+            raise CwdError(f"file descriptor {fd}: too many open files for one process of emulated GPUs")
+        with contextlib.suppress(FileExistsError):
+            self.epoll.register(fd, select.EPOLLIN)
+        self.state.device_of[fd] = device
+        self._fds[device] = fd
 
     def _rare(self, device: int) -> None:
         session, message = self.sessions[device], array_address(self.state.message)
-        socket = session.socket
         frame = ctypes.string_at(message_data(message), message_size(message))
         fields = session.welcome(frame)
-        if session.socket is not socket:
-            self._polled(device)
         if fields is None:
             return
         if fields["type"] == Type.WELCOME:

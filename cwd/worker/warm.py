@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import mmap
 import os
+import select
 
 import numpy as np
 
@@ -87,11 +88,13 @@ def _warm_pages() -> None:
 def warm_emulated() -> None:
     """What a process of emulated GPUs calls."""
     wake, timer = make_eventfd(), make_timerfd()
-    items = poll_items([], [wake, wake, timer])
-    state = em.make_emulated(1, 2, 2, items)
-    state.links["greet_ns"] = 2**62
+    epoll = select.epoll()
+    epoll.register(wake, select.EPOLLIN)
+    state = em.make_emulated(1, 2, 2)
+    state.links["greet_ns"] = state.next_ns[:] = 2**62
     eventfd_signal(wake)
-    em.emulated_run(state, timer)
+    em.emulated_run(state, epoll.fileno(), wake, timer)
+    epoll.close()
     ag.agenda_session(state.agenda, 0, 1)
     rs.residency_session(state.residency, 0, 1)
     message_data(message(state.message, 0))

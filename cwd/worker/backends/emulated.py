@@ -7,6 +7,7 @@ of zeros. The Python half, which makes connections and reads profiles, is emulat
 
 from __future__ import annotations
 
+import platform
 from typing import NamedTuple
 
 import numpy as np
@@ -14,8 +15,9 @@ import numpy as np
 from cwd.errors import Code
 from cwd.jit import inner_kernel, lean_kernel
 from cwd.net.clock import monotonic_ns
+from cwd.net.native import I4, I8, external, load_i4
 from cwd.net.wake import timerfd_arm, timerfd_clear
-from cwd.net.zmq import DONTWAIT, SNDMORE, message_table, send_bytes, zmq_poll
+from cwd.net.zmq import DONTWAIT, SNDMORE, message_table, send_bytes
 from cwd.wire.kernel import TYPE_EXEC, TYPE_LOAD, TYPE_PROFILE, TYPE_UNLOAD
 from cwd.wire.memory import array_address
 from cwd.worker import agenda as ag
@@ -34,11 +36,19 @@ EXEC_LANE, LOAD_LANE = 0, 1
 RARE, GREET, LOST, WAKE = 1, 2, 3, 4
 
 PROGRAMS_MAX, BATCHES_MAX, CLASSES_MAX = 4096, 16, 16
+#: File descriptors of sockets must be below.
+FDS_MAX = 1 << 16
+_EVENTS_MAX = 256
+#: struct epoll_event, which is packed on x86-64 alone: its size, and where Python's select.epoll puts the descriptor
+_EVENT_BYTES, _EVENT_DATA = (12, 4) if platform.machine() == "x86_64" else (16, 8)
+epoll_wait = external("epoll_wait", I4, I4, I8, I4, I4)
+
 #: Messages taken from one connection before the others get their turn.
 _TURN_MESSAGES = 32
 
 COUNTS = np.dtype([("random", "i8"), ("noise_ppm", "i8"), ("load_bytes_per_s", "i8"), ("page_bytes", "i8"),
-                   ("out_bytes", "i8"), ("rows_max", "i8"), ("turn", "i8"), ("timer_ns", "i8"), ("order", "i8")],
+                   ("out_bytes", "i8"), ("rows_max", "i8"), ("turn", "i8"), ("timer_ns", "i8"), ("order", "i8"),
+                   ("turn_ns", "i8")],
                   align=True)
 
 
@@ -63,12 +73,15 @@ class Emulated(NamedTuple):
     batches: np.ndarray  # i4 [PROGRAMS_MAX, BATCHES_MAX]
     out_bytes: np.ndarray  # i8 [PROGRAMS_MAX, CLASSES_MAX]: -1 unknown
     output: np.ndarray  # u1: zeros, as long as the longest frame
-    items: np.ndarray  # POLL_ITEM [n + 2]: sockets, wake-up, timer
+    next_ns: np.ndarray  # i8 [n]: when the device must be looked at
+    dirty: np.ndarray  # u1 [n]: 1 if its socket must be read until it is empty
+    device_of: np.ndarray  # i4 [FDS_MAX]: which device's socket a file descriptor belongs to, -1 none
+    events: np.ndarray  # u1: what epoll found
     counts: np.ndarray  # COUNTS [1]
 
 
-def make_emulated(n: int, pages: int, agenda_max: int, items: np.ndarray) -> Emulated:
-    """State of n devices of `pages` pages each, without connections. `items` has n + 2 rows, the last two set."""
+def make_emulated(n: int, pages: int, agenda_max: int) -> Emulated:
+    """State of n devices of `pages` pages each, without connections."""
     lanes = 2 * n
     state = Emulated(
         np.zeros(n, ln.LINK), ln.make_scratch(), message_table(1), np.zeros(1, ag.ACTION), np.zeros(1, ag.ACTION),
@@ -77,67 +90,88 @@ def make_emulated(n: int, pages: int, agenda_max: int, items: np.ndarray) -> Emu
         np.full(lanes, -1, np.int64), np.full((n, PROGRAMS_MAX), -1, np.int32),
         np.zeros((PROGRAMS_MAX, BATCHES_MAX, CLASSES_MAX), np.int64),
         np.zeros((PROGRAMS_MAX, BATCHES_MAX), np.int32), np.full((PROGRAMS_MAX, CLASSES_MAX), -1, np.int64),
-        np.zeros(1, np.uint8), items, np.zeros(1, COUNTS))
+        np.zeros(1, np.uint8), np.zeros(n, np.int64), np.zeros(n, np.uint8), np.full(FDS_MAX, -1, np.int32),
+        np.zeros(_EVENTS_MAX * _EVENT_BYTES, np.uint8), np.zeros(1, COUNTS))
     state.counts["timer_ns"] = ag.NEVER
     state.counts["random"], state.counts["order"] = 1, -1
     return state
 
 
 @lean_kernel
-def emulated_run(state, timer_fd):
+def emulated_run(state, epoll_fd, wake_fd, timer_fd):
     """Serve all devices until Python is needed: (what, device). RARE leaves the message in `state.message`.
 
-    Python may have put an action into `state.action`, for the device counts["order"].
+    Python may have put an action into `state.action`, for the device counts["order"]; and it sets `dirty` and `next_ns`
+    of a device whose socket or link it has touched. A turn costs what is ready, not what there is: libzmq's own poll
+    would ask every socket.
     """
-    n = len(state.links)
     counts = state.counts[0]
     if counts["order"] >= 0:
-        device = np.int64(counts["order"])
+        ordered = np.int64(counts["order"])
         counts["order"] = -1
-        _accept(state, device, state.action[0], monotonic_ns())
+        state.dirty[ordered] = 1
+        _accept(state, ordered, state.action[0], monotonic_ns())
     while True:
-        _arm(state, timer_fd)
-        if zmq_poll(array_address(state.items), n + 2, -1) < 0:
-            return WAKE, 0  # a signal, or the context is closing
-        now_ns = monotonic_ns()
-        if state.items[n + 1]["revents"] != 0:
-            timerfd_clear(timer_fd)
-            counts["timer_ns"] = ag.NEVER
-        if state.items[n]["revents"] != 0:
-            return WAKE, 0
-        for _ in range(n):  # begin with another device each time, so that a RARE return starves nobody
-            counts["turn"] = (counts["turn"] + 1) % n
-            device = counts["turn"]
-            if state.items[device]["revents"] != 0:
-                what = _read(state, device, now_ns)
-                if what != 0:
-                    return what, device
-            what = _device_due(state, device, now_ns)
-            if what != 0:
-                return what, device
-        _note_turn(state, now_ns)
-
-
-@inner_kernel
-def _note_turn(state, began_ns):
-    """Remember the longest turn, which heartbeats report."""
-    turn_ns = monotonic_ns() - began_ns
-    for device in range(len(state.links)):
-        link = state.links[device]
-        link["loop_max_ns"] = max(link["loop_max_ns"], turn_ns)
+        dirty = _arm(state, timer_fd)
+        found = epoll_wait(epoll_fd, array_address(state.events), _EVENTS_MAX, 0 if dirty else -1)
+        if found < 0:
+            return WAKE, np.int64(0)  # a signal
+        began_ns = monotonic_ns()
+        if _mark(state, found, wake_fd, timer_fd):
+            return WAKE, np.int64(0)
+        what, device = _turn(state, began_ns)
+        if what != 0:
+            return what, device
+        counts["turn_ns"] = monotonic_ns() - began_ns
 
 
 @inner_kernel
 def _arm(state, timer_fd):
-    """Set the timer to the earliest thing to do."""
+    """Set the timer to the earliest thing to do; True if some socket is not known to be empty."""
     when_ns = np.int64(ag.NEVER)
-    for lane in range(len(state.look_ns)):
-        when_ns = min(when_ns, state.look_ns[lane])
-    for device in range(len(state.links)):
-        when_ns = min(when_ns, ln.link_timer(state.links[device]))
+    dirty = False
+    for device in range(len(state.next_ns)):
+        when_ns = min(when_ns, state.next_ns[device])
+        dirty = dirty or state.dirty[device] != 0
     if when_ns != state.counts[0]["timer_ns"]:  # (an armed timer need not be set again)
         state.counts[0]["timer_ns"] = when_ns
         timerfd_arm(timer_fd, max(when_ns, 1))
+    return dirty
+
+
+@inner_kernel
+def _mark(state, found, wake_fd, timer_fd):
+    """Note which devices' sockets have something; True if Python was woken."""
+    wake = False
+    for k in range(found):
+        fd = load_i4(array_address(state.events) + k * _EVENT_BYTES + _EVENT_DATA)
+        if fd == wake_fd:
+            wake = True
+        elif fd == timer_fd:
+            timerfd_clear(timer_fd)
+            state.counts[0]["timer_ns"] = ag.NEVER
+        elif 0 <= fd < FDS_MAX and state.device_of[fd] >= 0:
+            state.dirty[state.device_of[fd]] = 1
+    return wake
+
+
+@inner_kernel
+def _turn(state, now_ns):
+    """Serve every device that has something to do: (what Python must do or 0, device)."""
+    counts, n = state.counts[0], len(state.links)
+    for _ in range(n):  # begin with another device each time, so that a RARE return starves nobody
+        device = np.int64(counts["turn"])
+        counts["turn"] = device + 1 if device + 1 < n else 0
+        if state.dirty[device] == 0 and state.next_ns[device] > now_ns:
+            continue
+        what = _device_due(state, device, now_ns)
+        if what == 0:
+            what = _read(state, device)
+        state.next_ns[device] = min(
+            state.look_ns[2 * device], state.look_ns[2 * device + 1], ln.link_timer(state.links[device]))
+        if what != 0:
+            return what, device
+    return np.int64(0), np.int64(0)
 
 
 @inner_kernel
@@ -157,13 +191,19 @@ def _device_due(state, device, now_ns):
 
 
 @inner_kernel
-def _read(state, device, now_ns):
-    """Take messages from one connection; what Python must do, or 0."""
-    link = state.links[device]
-    action = state.action[0]
+def _read(state, device):
+    """Read one connection until it is empty, for a while; what Python must do, or 0.
+
+    Also after sending: libzmq may take the signal of a message that came meanwhile, and then says nothing more.
+    """
+    link, action, counts = state.links[device], state.action[0], state.counts[0]
+    state.dirty[device] = 1
     for _ in range(_TURN_MESSAGES):
+        now_ns = monotonic_ns()
+        link["loop_max_ns"] = max(link["loop_max_ns"], counts["turn_ns"])
         what, frames = ln.link_read(link, state.scratch, state.message, 0, 1, now_ns, action)
         if what == ln.NOTHING:
+            state.dirty[device] = 0
             return 0
         if what == ln.LOST:
             return LOST
