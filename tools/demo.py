@@ -70,6 +70,8 @@ def parse_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Serve real models under a real trace on this machine.")
     parser.add_argument("--copies", type=int, default=20, help="instances of each of the three programs")
     parser.add_argument("--seconds", type=float, default=60.0, help="length of the replay")
+    parser.add_argument("--profile-seconds", type=float, default=8.0, help="at most so long for measuring a program")
+    parser.add_argument("--capacity-seconds", type=float, default=6.0, help="how long the capacity is measured")
     parser.add_argument("--load", type=float, default=0.6, help="offered load as a share of the measured capacity")
     parser.add_argument("--slo", default="250ms")
     parser.add_argument("--seed", type=int, default=0)
@@ -87,7 +89,7 @@ def demo(options: argparse.Namespace, steps: Steps) -> dict[str, Any]:
     with compiled_beside(steps):
         repository = Repository(folder / "models", create=True)
         entries = build(repository, options.copies, options.seed, steps)
-    profile_programs(repository, entries, steps)
+    profile_programs(repository, entries, options.profile_seconds, steps)
     pages = pool_pages(entries)
     names = [entry.manifest.key for entry in entries]
     data = data_folder(ROOT.parent / "shared" / "traces")
@@ -100,7 +102,8 @@ def demo(options: argparse.Namespace, steps: Steps) -> dict[str, Any]:
         cluster.wait_servable(*names)
         steps.say(f"serving; largest difference from torch: {check_outputs(cluster, repository, entries, texts):.1e}")
         mix = schedule(trace, len(names), Shaping(seed=options.seed))
-        capacity = measure_capacity(cluster.endpoint(), names, mix, texts, vocabulary=VOCABULARY, seed=options.seed)
+        capacity = measure_capacity(cluster.endpoint(), names, mix, texts, vocabulary=VOCABULARY, seed=options.seed,
+                                    seconds=options.capacity_seconds)
         steps.say(f"capacity with this mix: {capacity.rps:.0f} requests/s (closed loop, 32 in flight)")
         arrivals = scaled(trace, len(names), options, capacity.rps)
         offered_rps = len(arrivals) / options.seconds
@@ -158,9 +161,9 @@ def build(repository: Repository, copies: int, seed: int, steps: Steps) -> list[
     return [entry for row in zip(*families, strict=True) for entry in row]
 
 
-def profile_programs(repository: Repository, entries: list[Entry], steps: Steps) -> None:
+def profile_programs(repository: Repository, entries: list[Entry], seconds: float, steps: Steps) -> None:
     for entry in entries[: len(PROGRAMS)]:
-        value = profile.measure_cpu(repository, entry, budget_ns=8 * 10**9, page_bytes=PAGE_BYTES)
+        value = profile.measure_cpu(repository, entry, budget_ns=round(seconds * 1e9), page_bytes=PAGE_BYTES)
         rows = {row["batch"]: row["median_ns"] for row in value["exec"] if row["size_class"] == 0}
         steps.say(f"{entry.manifest.name}: " + ", ".join(f"batch {batch} {format_duration(ns)}"
                                                          for batch, ns in rows.items()))

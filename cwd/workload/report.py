@@ -139,9 +139,10 @@ def _draw_latency(axes: Any, rows: Rows) -> None:
                       linewidth=1.8, label=f"{label} ({len(part):,})")
     for slo_ns in np.unique(rows["slo_ns"])[:4]:
         axes.axvline(slo_ns / NS_PER_MS, color=GREY, linewidth=1.2, linestyle="-.")
-        axes.annotate(f"SLO {format_duration(int(slo_ns))}", (slo_ns / NS_PER_MS, 1), xytext=(-4, -2), rotation=90,
-                      textcoords="offset points", ha="right", va="top", color=GREY, fontsize=9)
+        axes.annotate(f"SLO {format_duration(int(slo_ns))}", (slo_ns / NS_PER_MS, 1), xytext=(3, -2), rotation=90,
+                      textcoords="offset points", ha="left", va="top", color=GREY, fontsize=9)
     low = 0.5 / max(len(answered), 10)
+    axes.margins(x=0.08)
     axes.set(title="Latency from the intended send time", xlabel="latency (ms)", xscale="log", yscale="log",
              ylabel="share of answers slower than that", ylim=(low, 1.3))
     ticks = [1.0, 0.1, 0.01, 0.001, 0.0001, 0.00001]

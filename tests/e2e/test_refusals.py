@@ -1,0 +1,160 @@
+"""Each refusal's reason, derived a second time from the log (rederive.py), on logs of a real cluster under strain.
+
+The emulated worker keeps the timing real and cheap; the demo's own log is judged the same way.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from rederive import judge, rederive
+
+from cwd import LocalCluster
+from cwd.controller.record import RECORD, Kind
+from cwd.controller.telemetry import log_parts, read_header, read_log
+from cwd.errors import Code
+from cwd.models import profile
+from cwd.models.importers import add_zoo
+from cwd.models.repository import Repository
+from cwd.units import NS_PER_MS
+from cwd.workload.arrivals import Shaping, schedule
+from cwd.workload.lengths import synthetic_texts
+from cwd.workload.outcome import summary
+from cwd.workload.replay import replay
+from cwd.workload.synthetic import synthetic_trace
+
+ROOT = Path(__file__).resolve().parents[2]
+HEADER = {"core": {"requests_max": 2, "margin_max_ns": NS_PER_MS, "client_ns": 0}}
+MODEL, GPU, CLIENT = 7, 0, 3
+PAGE_BYTES = 64 << 10
+
+
+def record(kind: Kind, now_ms: float, **columns: int) -> np.void:
+    row = np.zeros(1, RECORD)[0]
+    row["kind"], row["now_ns"], row["gpu"], row["model"] = kind, now_ms * NS_PER_MS, -1, -1
+    for name, value in columns.items():
+        row[name] = value
+    return row
+
+
+def world() -> list[np.void]:
+    """One GPU with one program (10 ms alone, 20 ms to load) and one model that is not loaded."""
+    return [
+        record(Kind.PROGRAM, 0, id=0, a=1, b=1, c=1),
+        record(Kind.SEED, 0, id=0, a=0, b=0, c=0, d=10 * NS_PER_MS),
+        record(Kind.LOAD_SEED, 0, id=0, a=0, b=20 * NS_PER_MS),
+        record(Kind.JOINED, 0, gpu=GPU, a=0, b=100),
+        record(Kind.PREPARED, 0, gpu=GPU, id=0, flag=1),
+        record(Kind.MODEL_ADDED, 0, model=MODEL, id=0, a=1),
+    ]
+
+
+def asked(now_ms: float, request: int, slo_ms: float, status: int = 0) -> np.void:
+    return record(Kind.ARRIVED, now_ms, model=MODEL, id=request, a=CLIENT, c=slo_ms * NS_PER_MS, status=status)
+
+
+def refused(now_ms: float, request: int, code: Code, waited_ms: float = 0.0, possible_ms: float = 0.0) -> np.void:
+    return record(Kind.REPLY, now_ms, id=request, a=CLIENT, status=code, e=waited_ms * NS_PER_MS,
+                  f=possible_ms * NS_PER_MS)
+
+
+@pytest.mark.parametrize(("slo_ms", "code", "upheld"), [
+    (9, Code.SLO_BELOW_EXECUTION, True),
+    (40, Code.SLO_BELOW_EXECUTION, False),
+    (25, Code.DEADLINE_UNREACHABLE, True),
+    (9, Code.DEADLINE_UNREACHABLE, False),
+    (100, Code.DEADLINE_UNREACHABLE, False),
+    (100, Code.QUEUE_FULL, False),
+    (100, Code.NO_WORKER, False),
+    (100, Code.WORKER_LOST, False),
+    (100, Code.CONTROLLER_LOST, False),
+])
+def test_a_refusal_at_arrival(slo_ms: float, code: Code, upheld: bool) -> None:
+    log = [*world(), asked(1, 1, slo_ms, code), refused(1, 1, code, possible_ms=0)]
+    found, wrong = judge(HEADER, log)
+    assert (found == {code.name: 1} and not wrong) == upheld
+    assert len(wrong) == (not upheld)
+
+
+def test_a_reply_that_contradicts_itself() -> None:
+    log = [*world(), asked(1, 1, 30, Code.DEADLINE_UNREACHABLE),
+           refused(1, 1, Code.DEADLINE_UNREACHABLE, possible_ms=29)]
+    assert "own word" in judge(HEADER, log)[1][0]
+
+
+def test_work_in_front_justifies_a_refusal() -> None:
+    before = [asked(1, 1, 500), asked(1, 2, 500)]
+    last = [asked(2, 3, 50, Code.DEADLINE_UNREACHABLE), refused(2, 3, Code.DEADLINE_UNREACHABLE)]
+    assert judge(HEADER, [*world(), *before, *last])[0] == {"DEADLINE_UNREACHABLE": 1}
+    assert judge(HEADER, [*world(), *last])[1]
+
+
+def test_full_and_without_a_worker_and_lost() -> None:
+    full = [asked(1, 1, 500), asked(1, 2, 500), asked(1, 3, 500, Code.QUEUE_FULL), refused(1, 3, Code.QUEUE_FULL)]
+    assert judge(HEADER, [*world(), *full])[0] == {"QUEUE_FULL": 1}
+    gone = [record(Kind.LOST, 1, gpu=GPU), asked(2, 1, 500, Code.NO_WORKER), refused(2, 1, Code.NO_WORKER)]
+    assert judge(HEADER, [*world(), *gone])[0] == {"NO_WORKER": 1}
+    lost = [asked(1, 1, 500), record(Kind.LOST, 5, gpu=GPU), refused(6, 1, Code.WORKER_LOST, 5)]
+    assert judge(HEADER, [*world(), *lost])[0] == {"WORKER_LOST": 1}
+
+
+def test_given_up_not_before_it_was_hopeless() -> None:
+    early = [asked(1, 1, 500), refused(100, 1, Code.DEADLINE_EXPIRED, waited_ms=99)]
+    late = [asked(1, 1, 500), refused(480, 1, Code.DEADLINE_EXPIRED, waited_ms=479)]
+    assert judge(HEADER, [*world(), *late])[0] == {"DEADLINE_EXPIRED": 1}
+    assert "were enough" in judge(HEADER, [*world(), *early])[1][0]
+
+
+def test_a_reply_to_nobody() -> None:
+    assert judge(HEADER, [*world(), refused(1, 9, Code.DEADLINE_EXPIRED)])[1]
+
+
+@pytest.fixture(scope="module")
+def strained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, int]]:
+    """(log, the client's counts) of an emulated GPU at twice its capacity, with a table and SLOs that are too small."""
+    folder = tmp_path_factory.mktemp("strained")
+    repository = Repository(folder / "models", create=True)
+    entries = add_zoo(repository, "m", "mlp", seed=1, copies=12)
+    program = entries[0].manifest.program_hash
+    # 4 ms alone, 11 ms for eight: 727 requests/s at the most; a load takes as long as two executions
+    table = {(batch, 0): (3 + batch) * NS_PER_MS for batch in entries[0].manifest.batch_sizes}
+    profile.write_table(repository, program, "emulated", table, load_ns_per_page=8 * NS_PER_MS, page_bytes=PAGE_BYTES)
+    trace = synthetic_trace(functions=40, minutes=1, per_second=1200 / 8, seed=3)
+    arrivals = schedule(trace, len(entries), Shaping(speed=8, seed=3))
+    slo_ns = [60 * NS_PER_MS, 60 * NS_PER_MS, 2 * NS_PER_MS, *[60 * NS_PER_MS] * 4, *[25 * NS_PER_MS] * 5]
+    with LocalCluster(folder / "models", device="emulated:1", pool=4 * PAGE_BYTES, page=PAGE_BYTES, timeout=600,
+                      controller={"state_dir": str(folder / "state"), "requests_max": 64}) as cluster:
+        names = [entry.manifest.key for entry in entries]
+        cluster.wait_servable(*names)
+        rows, _ = replay(cluster.endpoint(), names, arrivals, slo_ns, synthetic_texts())
+    facts = summary(rows)
+    assert facts["offered"] == sum(facts[name] for name in ("answered_in_time", "late", "refused", "failed"))
+    return folder / "state", facts["refused_by"]
+
+
+@pytest.mark.e2e
+def test_every_refusal_of_a_strained_cluster_is_upheld(strained: tuple[Path, dict[str, int]]) -> None:
+    log, told = strained
+    upheld, wrong = rederive(log)
+    assert not wrong, "\n".join(wrong[:20])
+    # what the client was told is what the log says, and the strain brought out every kind that it was to
+    assert {name: upheld.get(name, 0) for name in told} == told
+    assert {"DEADLINE_UNREACHABLE", "SLO_BELOW_EXECUTION"} <= set(told)
+
+
+@pytest.mark.e2e
+def test_a_forged_reason_is_found_out(strained: tuple[Path, dict[str, int]]) -> None:
+    """The same log with each refusal's code exchanged for another one: most of them must be noticed."""
+    path, _ = strained
+    header, log = read_header(log_parts(path)[0])[0], read_log(path).copy()
+    swap = {Code.DEADLINE_UNREACHABLE: Code.SLO_BELOW_EXECUTION, Code.SLO_BELOW_EXECUTION: Code.DEADLINE_UNREACHABLE}
+    forged = 0
+    for index in np.flatnonzero(log["kind"] == Kind.REPLY):
+        other = swap.get(Code(int(log["status"][index])))
+        if other is not None:
+            log["status"][index] = other
+            forged += 1
+    _, wrong = judge(header, log)
+    assert forged > 50 and len(wrong) > 0.8 * forged
