@@ -9,7 +9,13 @@ from __future__ import annotations
 import numpy as np
 
 from cwd.controller.feed import feed_client_gone, feed_lost
-from cwd.controller.host import RARE_GONE, ROLE_CLIENT, ROLE_NONE, ROLE_WORKER
+from cwd.controller.host import (
+    RARE_GONE,
+    ROLE_CLIENT,
+    ROLE_NONE,
+    ROLE_WORKER,
+    ZERO,
+)
 from cwd.controller.peers import ERRORS_PER_PEER, ERRORS_UNKNOWN, mark_leaving, post, push_rare, remove_peer
 from cwd.jit import inner_kernel
 from cwd.net.clock import monotonic_ns
@@ -61,7 +67,7 @@ def _ask(host, slot):
     row["sent_ns"] = monotonic_ns()
     peer["last_asked_ns"] = row["sent_ns"]
     size = encode_heartbeat(address_of(host.buffer), len(host.buffer), row)
-    if post(host, peer["key"], size, False) != 0:
+    if post(host, peer["key"], size, ZERO) != 0:
         mark_leaving(host, slot)
 
 

@@ -3,6 +3,8 @@
 That is what makes a log replayable: there is no other way to the core, so what it was told is what was logged, in
 order. A function here is an engine function with one record beside it. When the ring is full a record is lost and
 counted, and a GAP says so as soon as there is room.
+
+Constants are passed by name (`NONE`, `ZERO`): numba compiles a callee again for every literal that it is called with.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ import numpy as np
 from cwd.controller.record import Kind
 from cwd.core import engine
 from cwd.jit import inner_kernel, lean_kernel
-from cwd.net.sync import ring_push
+from cwd.net.sync import ring_claim, ring_publish
 
 ARRIVED = int(Kind.ARRIVED)
 CANCELLED = int(Kind.CANCELLED)
@@ -21,7 +23,6 @@ DONE = int(Kind.DONE)
 JOINED = int(Kind.JOINED)
 RESIDENT = int(Kind.RESIDENT)
 LOST = int(Kind.LOST)
-GPU_DRAINING = int(Kind.DRAINING)
 PROGRAM = int(Kind.PROGRAM)
 PREPARED = int(Kind.PREPARED)
 SEED = int(Kind.SEED)
@@ -35,48 +36,73 @@ REPLY = int(Kind.REPLY)
 RELEASE = int(Kind.RELEASE)
 REFUSED = int(Kind.REFUSED)
 GAP = int(Kind.GAP)
+NONE = -1
 
 
 @inner_kernel
-def log_record(host, now_ns, kind, flag, status, gpu, model, identifier, a, b, c, d, e, f, g, h):
-    """One record into the ring, or a count of those that found it full."""
+def _claim(host):
+    """Index of a cleared record of the ring, or -1 if it is full."""
+    at = ring_claim(host.ring)
+    if at >= 0:
+        row = host.ring.records[at]
+        row["flag"] = row["status"] = 0
+        row["gpu"] = row["model"] = NONE
+        row["id"] = row["a"] = row["b"] = row["c"] = row["d"] = row["e"] = row["f"] = row["g"] = row["h"] = 0
+    return at
+
+
+@inner_kernel
+def open_record(host, now_ns, kind):
+    """Index of the record to fill and `close_record`, or -1: nothing is logged, or the ring is full (counted)."""
     state = host.state[0]
     if state["log"] == 0:
-        return
-    row = host.rows[0]["log"]
-    if state["log_gap"] > 0:
+        return NONE
+    at = _claim(host)
+    if at >= 0 and state["log_gap"] > 0:
+        row = host.ring.records[at]
         row["now_ns"], row["kind"], row["a"] = now_ns, GAP, state["log_gap"]
-        if not ring_push(host.ring, row):
-            state["log_gap"] += 1
-            state["log_lost"] += 1
-            return
+        ring_publish(host.ring)
         state["log_gap"] = 0
-    row["now_ns"], row["kind"], row["flag"], row["status"], row["gpu"] = now_ns, kind, flag, status, gpu
-    row["model"], row["id"] = model, identifier
-    row["a"], row["b"], row["c"], row["d"] = a, b, c, d
-    row["e"], row["f"], row["g"], row["h"] = e, f, g, h
-    if not ring_push(host.ring, row):
+        at = _claim(host)
+    if at < 0:
         state["log_gap"] += 1
         state["log_lost"] += 1
+        return NONE
+    row = host.ring.records[at]
+    row["now_ns"], row["kind"] = now_ns, kind
+    return at
+
+
+@inner_kernel
+def log_simple(host, now_ns, kind, gpu, model, identifier, a, b):
+    """A record of the common columns."""
+    at = open_record(host, now_ns, kind)
+    if at >= 0:
+        row = host.ring.records[at]
+        row["gpu"], row["model"], row["id"], row["a"], row["b"] = gpu, model, identifier, a, b
+        ring_publish(host.ring)
 
 
 @inner_kernel
 def feed_arrived(host, world, now_ns, client, request, model, size_class, deadline_ns, slo_ns, app, payload):
     code = engine.request_arrived(world, now_ns, client, request, model, size_class, deadline_ns, slo_ns, app, payload)
-    log_record(host, now_ns, ARRIVED, 0, code, -1, model, request, client, deadline_ns, slo_ns, size_class, app, payload,
-               0, 0)
-    return code
+    at = open_record(host, now_ns, ARRIVED)
+    if at >= 0:
+        row = host.ring.records[at]
+        row["status"], row["model"], row["id"], row["a"], row["b"] = code, model, request, client, deadline_ns
+        row["c"], row["d"], row["e"], row["f"] = slo_ns, size_class, app, payload
+        ring_publish(host.ring)
 
 
 @inner_kernel
 def feed_cancelled(host, world, now_ns, client, request):
-    log_record(host, now_ns, CANCELLED, 0, 0, -1, -1, request, client, 0, 0, 0, 0, 0, 0, 0)
-    return engine.request_cancelled(world, now_ns, client, request)
+    log_simple(host, now_ns, CANCELLED, NONE, NONE, request, client, NONE)
+    engine.request_cancelled(world, now_ns, client, request)
 
 
 @inner_kernel
 def feed_client_gone(host, world, now_ns, client):
-    log_record(host, now_ns, CLIENT_GONE, 0, 0, -1, -1, 0, client, 0, 0, 0, 0, 0, 0, 0)
+    log_simple(host, now_ns, CLIENT_GONE, NONE, NONE, NONE, client, NONE)
     engine.client_gone(world, now_ns, client)
 
 
@@ -87,14 +113,19 @@ def feed_done(host, world, now_ns, gpu, action, status, begin_ns, end_ns, device
         world, now_ns, action, status, begin_ns, end_ns, device_ns, rows_done, pages_free, payload)
     if stale != 0:
         host.state[0]["results_stale"] += 1
-    log_record(host, now_ns, DONE, stale != 0, status, gpu, -1, action, begin_ns, end_ns, device_ns, rows_done,
-               pages_free, payload, 0, 0)
+    at = open_record(host, now_ns, DONE)
+    if at >= 0:
+        row = host.ring.records[at]
+        row["flag"], row["status"], row["gpu"], row["id"] = stale, status, gpu, action
+        row["a"], row["b"], row["c"], row["d"], row["e"] = begin_ns, end_ns, device_ns, rows_done, pages_free
+        row["f"] = payload
+        ring_publish(host.ring)
     return stale
 
 
 @lean_kernel
 def feed_joined(host, world, now_ns, gpu, kind, pages_total):
-    log_record(host, now_ns, JOINED, 0, 0, gpu, -1, 0, kind, pages_total, 0, 0, 0, 0, 0, 0)
+    log_simple(host, now_ns, JOINED, gpu, NONE, NONE, kind, pages_total)
     engine.gpu_joined(world, now_ns, gpu, kind, pages_total)
 
 
@@ -102,100 +133,114 @@ def feed_joined(host, world, now_ns, gpu, kind, pages_total):
 def feed_resident(host, world, now_ns, gpu, models):
     """The models (i8[n] of handles) that a GPU said it holds."""
     for i in range(len(models)):
-        code = engine.gpu_resident(world, now_ns, gpu, models[i])
-        log_record(host, now_ns, RESIDENT, 0, code, gpu, models[i], 0, 0, 0, 0, 0, 0, 0, 0, 0)
+        log_simple(host, now_ns, RESIDENT, gpu, models[i], NONE, NONE, NONE)
+        engine.gpu_resident(world, now_ns, gpu, models[i])
 
 
 @inner_kernel
 def feed_lost(host, world, now_ns, gpu):
-    log_record(host, now_ns, LOST, 0, 0, gpu, -1, 0, 0, 0, 0, 0, 0, 0, 0, 0)
+    log_simple(host, now_ns, LOST, gpu, NONE, NONE, NONE, NONE)
     engine.gpu_lost(world, now_ns, gpu)
-
-
-@inner_kernel
-def feed_gpu_draining(host, world, now_ns, gpu):
-    log_record(host, now_ns, GPU_DRAINING, 0, 0, gpu, -1, 0, 0, 0, 0, 0, 0, 0, 0, 0)
-    engine.gpu_draining(world, now_ns, gpu)
 
 
 @lean_kernel
 def feed_program(host, world, now_ns, program, batches, n_classes):
     """`batches` is i8[n]; the log packs four to a column."""
-    packed = (_four(batches, 0), _four(batches, 4), _four(batches, 8))
-    log_record(host, now_ns, PROGRAM, 0, 0, -1, -1, program, len(batches), n_classes, packed[0], packed[1], packed[2],
-               0, 0, 0)
+    at = open_record(host, now_ns, PROGRAM)
+    if at >= 0:
+        row = host.ring.records[at]
+        row["id"], row["a"], row["b"] = program, len(batches), n_classes
+        for i in range(min(len(batches), 4)):
+            row["c"] |= batches[i] << (16 * i)
+        for i in range(4, min(len(batches), 8)):
+            row["d"] |= batches[i] << (16 * (i - 4))
+        ring_publish(host.ring)
     return engine.program_added(world, program, batches, len(batches), n_classes)
-
-
-@inner_kernel
-def _four(batches, first):
-    packed = np.int64(0)
-    for i in range(first, min(first + 4, len(batches))):
-        packed |= batches[i] << (16 * (i - first))
-    return packed
 
 
 @lean_kernel
 def feed_prepared(host, world, now_ns, gpu, program, ok):
-    log_record(host, now_ns, PREPARED, ok, 0, gpu, -1, program, 0, 0, 0, 0, 0, 0, 0, 0)
+    log_simple(host, now_ns, PREPARED, gpu, NONE, program, ok, NONE)
     engine.program_prepared(world, now_ns, gpu, program, ok)
 
 
 @lean_kernel
 def feed_seed(host, world, now_ns, program, kind, batch_index, size_class, exec_ns):
-    log_record(host, now_ns, SEED, 0, 0, -1, -1, program, kind, batch_index, size_class, exec_ns, 0, 0, 0, 0)
+    at = open_record(host, now_ns, SEED)
+    if at >= 0:
+        row = host.ring.records[at]
+        row["id"], row["a"], row["b"], row["c"], row["d"] = program, kind, batch_index, size_class, exec_ns
+        ring_publish(host.ring)
     engine.estimate_seed(world, program, kind, batch_index, size_class, exec_ns)
 
 
 @lean_kernel
 def feed_load_seed(host, world, now_ns, program, kind, load_ns):
-    log_record(host, now_ns, LOAD_SEED, 0, 0, -1, -1, program, kind, load_ns, 0, 0, 0, 0, 0, 0)
+    log_simple(host, now_ns, LOAD_SEED, NONE, NONE, program, kind, load_ns)
     engine.load_seed(world, program, kind, load_ns)
 
 
 @lean_kernel
 def feed_model(host, world, now_ns, program, pages):
     """The model's handle, or minus the code that refuses it."""
-    handle = engine.model_added(world, now_ns, program, pages)
-    log_record(host, now_ns, MODEL_ADDED, 0, 0, -1, handle, program, pages, 0, 0, 0, 0, 0, 0, 0)
+    handle = np.int64(engine.model_added(world, now_ns, program, pages))
+    log_simple(host, now_ns, MODEL_ADDED, NONE, handle, program, pages, NONE)
     return handle
 
 
 @lean_kernel
 def feed_model_removed(host, world, now_ns, model):
-    log_record(host, now_ns, MODEL_REMOVED, 0, 0, -1, model, 0, 0, 0, 0, 0, 0, 0, 0, 0)
+    log_simple(host, now_ns, MODEL_REMOVED, NONE, model, NONE, NONE, NONE)
     return engine.model_removed(world, now_ns, model)
 
 
 @lean_kernel
 def feed_reserved(host, world, now_ns, gpu, expected_ns):
     """The id of an action of the host's own on the exec lane, or -1."""
-    action = engine.lane_reserve(world, now_ns, gpu, expected_ns)
-    log_record(host, now_ns, RESERVED, 0, 0, gpu, -1, action, expected_ns, 0, 0, 0, 0, 0, 0, 0)
+    action = np.int64(engine.lane_reserve(world, now_ns, gpu, expected_ns))
+    log_simple(host, now_ns, RESERVED, gpu, NONE, action, expected_ns, NONE)
     return action
 
 
 @inner_kernel
 def feed_tick(host, world, now_ns):
-    log_record(host, now_ns, TICK, 0, 0, -1, -1, 0, 0, 0, 0, 0, 0, 0, 0, 0)
+    log_simple(host, now_ns, TICK, NONE, NONE, NONE, NONE, NONE)
     engine.tick(world, now_ns)
 
 
 @inner_kernel
 def log_refused(host, now_ns, client, request, model, status):
-    log_record(host, now_ns, REFUSED, 0, status, -1, model, request, client, 0, 0, 0, 0, 0, 0, 0)
+    """A request that the host turned away itself."""
+    at = open_record(host, now_ns, REFUSED)
+    if at >= 0:
+        row = host.ring.records[at]
+        row["status"], row["model"], row["id"], row["a"] = status, model, request, client
+        ring_publish(host.ring)
 
 
 @inner_kernel
-def log_out(host, now_ns, out, action, reply):
-    """One record of the outbox; `action` or `reply` says which kind it is, else it is a release."""
-    if action:
-        log_record(host, now_ns, ACTION, out["verb"], 0, out["gpu"], out["model"], out["action"], out["program"],
-                   out["pages"], out["batch"], out["size_class"], out["earliest_ns"], out["latest_ns"],
-                   out["expected_ns"], out["rows"])
-    elif reply:
-        log_record(host, now_ns, REPLY, out["cold"], out["status"], out["gpu"], out["model"], out["request_id"],
-                   out["client"], out["queued_ns"], out["load_ns"], out["exec_ns"], out["total_ns"], out["served_ns"],
-                   out["batch"], out["action"])
-    else:
-        log_record(host, now_ns, RELEASE, 0, 0, -1, -1, 0, out["payload"], 0, 0, 0, 0, 0, 0, 0)
+def log_action(host, now_ns, out):
+    at = open_record(host, now_ns, ACTION)
+    if at >= 0:
+        row = host.ring.records[at]
+        row["flag"], row["gpu"], row["model"], row["id"] = out["verb"], out["gpu"], out["model"], out["action"]
+        row["a"], row["b"], row["c"], row["d"] = out["program"], out["pages"], out["batch"], out["size_class"]
+        row["e"], row["f"], row["g"], row["h"] = out["earliest_ns"], out["latest_ns"], out["expected_ns"], out["rows"]
+        ring_publish(host.ring)
+
+
+@inner_kernel
+def log_reply(host, now_ns, out):
+    at = open_record(host, now_ns, REPLY)
+    if at >= 0:
+        row = host.ring.records[at]
+        row["flag"], row["status"], row["gpu"], row["model"] = out["cold"], out["status"], out["gpu"], out["model"]
+        row["id"], row["a"], row["b"], row["c"] = out["request_id"], out["client"], out["queued_ns"], out["load_ns"]
+        row["d"], row["e"], row["f"], row["g"] = out["exec_ns"], out["total_ns"], out["served_ns"], out["batch"]
+        row["h"] = out["action"]
+        ring_publish(host.ring)
+
+
+@inner_kernel
+def log_release(host, now_ns, out):
+    log_simple(host, now_ns, RELEASE, NONE, NONE, NONE, out["payload"], out["result"])

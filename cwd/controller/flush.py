@@ -9,9 +9,16 @@ from __future__ import annotations
 
 import numpy as np
 
-from cwd.controller.feed import log_out
+from cwd.controller.feed import log_action, log_release, log_reply
 from cwd.controller.held import release
-from cwd.controller.host import HELD_AT, OUTGOING_AT, RESULTS_AT, ROLE_CLIENT
+from cwd.controller.host import (
+    HELD_AT,
+    ONE,
+    OUTGOING_AT,
+    RESULTS_AT,
+    ROLE_CLIENT,
+    ZERO,
+)
 from cwd.controller.peers import mark_leaving, post, post_frame
 from cwd.controller.times import to_worker
 from cwd.core.world import ACTION_EXEC, ACTION_LOAD, OUT_ACTION, OUT_REPLY, SLOT_MASK
@@ -38,7 +45,7 @@ def flush(host, world, now_ns):
         elif kind == OUT_REPLY:
             _send_reply(host, out, now_ns)
         else:
-            log_out(host, now_ns, out, False, False)
+            log_release(host, now_ns, out)
             release(host, out["payload"])
     counters["outbox_count"] = 0
     for i in range(state["results_used"]):
@@ -49,7 +56,7 @@ def flush(host, world, now_ns):
 @inner_kernel
 def _send_action(host, world, out, now_ns):
     state = host.state[0]
-    log_out(host, now_ns, out, True, False)
+    log_action(host, now_ns, out)
     state["actions"] += 1
     slot = host.gpus[out["gpu"]]["peer"]
     if slot < 0:
@@ -70,7 +77,7 @@ def _send_action(host, world, out, now_ns):
     else:
         _action_head(host, slot, host.rows[0]["unload"], out)
         size = encode_unload(address_of(host.buffer), len(host.buffer), host.rows[0]["unload"])
-    _post_action(host, slot, size, False)
+    _post_action(host, slot, size, ZERO)
 
 
 @inline
@@ -126,7 +133,7 @@ def _send_exec(host, world, slot, out):
 def _send_reply(host, out, now_ns):
     """REPLY with its output, if it has one; then the request's payload is not needed any more."""
     state = host.state[0]
-    log_out(host, now_ns, out, False, True)
+    log_reply(host, now_ns, out)
     release(host, out["payload"])
     state["replies"] += 1
     status = out["status"]
@@ -150,7 +157,7 @@ def _send_reply(host, out, now_ns):
     size = encode_reply(address_of(host.buffer), len(host.buffer), row)
     code = post(host, peer["key"], size, payload) if size > 0 else np.int64(-1)
     if code == 0 and payload:
-        code = post_frame(host, peer["key"], message(host.messages, RESULTS_AT + out["result"] + out["row"]), False)
+        code = post_frame(host, peer["key"], message(host.messages, RESULTS_AT + out["result"] + out["row"]), ZERO)
     if code != 0:
         mark_leaving(host, slot)
 
@@ -174,5 +181,5 @@ def adopt(host, world, now_ns, slot, models, action):
         for k in range(16):
             image[k] = theirs[k]
         size = encode_load(address_of(host.buffer), len(host.buffer), row)
-        if _post_action(host, slot, size, False) != 0:
+        if _post_action(host, slot, size, ZERO) != 0:
             return

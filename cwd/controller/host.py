@@ -14,7 +14,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cwd.controller.config import ControllerConfig
-from cwd.controller.record import RECORD
 from cwd.controller.shapes import SHAPE
 from cwd.core.world import SLOT
 from cwd.net.clock import OFFSET
@@ -25,6 +24,9 @@ Table = NDArray[Any]
 
 CLIENTS, WORKERS, ADMINS = 0, 1, 2
 SOCKETS = 3
+
+#: for calls between kernels: a literal argument has the callee compiled again
+NONE, ZERO, ONE = -1, 0, 1
 
 ROLE_NONE, ROLE_WORKER, ROLE_CLIENT, ROLE_ADMIN = 0, 1, 2, 3
 
@@ -101,11 +103,10 @@ STATE = np.dtype(
 FIRST_COUNTER = "turns"
 
 
-#: The records that the loop decodes into, encodes from, and hands to the log.
+#: The records that the loop decodes into and encodes from.
 ROWS = np.dtype(
     [(name, getattr(wire, name.upper())) for name in (
-        "infer", "reply", "cancel", "heartbeat", "result", "exec_result", "load", "unload", "exec")]
-    + [("log", RECORD)], align=True)
+        "infer", "reply", "cancel", "heartbeat", "result", "exec_result", "load", "unload", "exec")], align=True)
 
 
 class Host(NamedTuple):

@@ -15,7 +15,8 @@ from cwd.controller.feed import feed_tick
 from cwd.controller.flush import flush
 from cwd.controller.receive import BROKEN, INTERRUPTED, drain_admins, drain_clients, drain_workers
 from cwd.core import engine
-from cwd.jit import inner_kernel, lean_kernel
+from cwd.controller.host import NONE
+from cwd.jit import inline, lean_kernel
 from cwd.net.clock import monotonic_ns
 from cwd.net.native import address_of
 from cwd.net.wake import timerfd_arm
@@ -34,7 +35,7 @@ ADMIN_EVERY = 16
 TIMER_ITEM, WAKE_ITEM = 3, 4
 
 
-@inner_kernel
+@inline
 def turn(host, world):
     """One turn: (messages taken, RUNNING or why to stop)."""
     state = host.state[0]
@@ -63,7 +64,7 @@ def turn(host, world):
     return taken, stop
 
 
-@inner_kernel
+@inline
 def sleep(host, world, until_ns):
     """Wait for a message, the next timer or a wake-up: RUNNING, SIGNAL or CLOSED."""
     state, items = host.state[0], host.items
@@ -75,7 +76,7 @@ def sleep(host, world, until_ns):
         state["timer_ns"] = due_ns
         timerfd_arm(state["timer_fd"], due_ns)
     state["polls"] += 1
-    if zmq_poll(address_of(items), len(items), -1) < 0:
+    if zmq_poll(address_of(items), len(items), NONE) < 0:
         errno = -zmq_errno()
         return np.int64(SIGNAL) if errno == EINTR else np.int64(CLOSED)
     if items[TIMER_ITEM]["revents"] != 0:

@@ -17,6 +17,7 @@ from cwd.controller.host import (
     ROLE_CLIENT,
     ROLE_NONE,
     ROLE_WORKER,
+    ZERO,
 )
 from cwd.core import hashmap
 from cwd.jit import inner_kernel, lean_kernel
@@ -181,5 +182,5 @@ def post_error(host, key, slot, code, re_type, re_id):
         state["errors_withheld"] += 1
         return
     size = encode_error(address_of(host.buffer), len(host.buffer), code, re_type, re_id)
-    if size > 0 and post(host, key, size, False) == 0:
+    if size > 0 and post(host, key, size, ZERO) == 0:
         state["errors_sent"] += 1

@@ -16,20 +16,22 @@ from cwd.controller.host import (
     CLIENTS,
     FRAMES,
     FRAMES_AT,
+    NONE,
     RARE_AT,
-    RESULTS_AT,
     RARE_MAX,
     RARE_MESSAGE,
     RARE_RESULT,
     RESULTS,
+    RESULTS_AT,
     WORKERS,
+    ZERO,
 )
 from cwd.controller.peers import find_peer, handle_of, key_on, mark_leaving, post, post_error, push_rare
 from cwd.controller.shapes import check_shape
 from cwd.controller.times import sample_clock, to_controller
 from cwd.core.world import SLOT_BITS, SLOT_MASK
 from cwd.errors import Code
-from cwd.jit import inner_kernel
+from cwd.jit import inline, inner_kernel
 from cwd.net.clock import monotonic_ns
 from cwd.net.native import address_of
 from cwd.net.zmq import (
@@ -108,7 +110,7 @@ def fault(host, key, slot, code, re_type, re_id):
 def hand_up(host, which, key, slot, kind, header, now_ns):
     """Move a whole message to the rare table; OK, or QUEUE_FULL if Python must make room first (and it is dropped)."""
     if which != WORKERS and message_size(header) > RARE_BYTES_MAX:
-        fault(host, key, slot, TOO_LARGE, kind, 0)
+        fault(host, key, slot, TOO_LARGE, kind, ZERO)
         return TOO_LARGE
     at = push_rare(host, RARE_MESSAGE, now_ns)
     if at < 0:
@@ -133,7 +135,7 @@ def admit(host, which, frames, first, now_ns):
         return np.int64(-1), np.int64(0), key
     slot = find_peer(host, key)
     if frames < 2:
-        fault(host, key, slot, MALFORMED, 0, 0)
+        fault(host, key, slot, MALFORMED, ZERO, ZERO)
         return slot, np.int64(0), key
     header = message(host.messages, first + 1)
     kind = np.int64(peek_type(message_data(header), message_size(header)))
@@ -141,13 +143,13 @@ def admit(host, which, frames, first, now_ns):
         if kind == TYPE_HELLO and frames == 2:
             hand_up(host, which, key, slot, kind, header, now_ns)
         else:
-            fault(host, key, slot, -kind if kind == -UNSUPPORTED_VERSION else NOT_INTRODUCED, max(kind, 0), 0)
+            fault(host, key, slot, -kind if kind == -UNSUPPORTED_VERSION else NOT_INTRODUCED, max(kind, 0), ZERO)
         return slot, np.int64(0), key
     peer = host.peers[slot]
     peer["last_heard_ns"] = now_ns
     peer["messages"] += 1
     if kind < 0:
-        fault(host, key, slot, -kind, 0, 0)
+        fault(host, key, slot, -kind, ZERO, ZERO)
         return slot, np.int64(0), key
     return slot, kind, key
 
@@ -158,7 +160,7 @@ def heartbeat(host, key, slot, header, now_ns):
     row = host.rows[0]["heartbeat"]
     code = decode_heartbeat(message_data(header), message_size(header), row)
     if code != OK:
-        fault(host, key, slot, code, TYPE_HEARTBEAT, 0)
+        fault(host, key, slot, code, TYPE_HEARTBEAT, ZERO)
         return
     peer = host.peers[slot]
     peer["loop_max_ns"], peer["queued"] = row["loop_max_ns"], row["queued"]
@@ -171,7 +173,7 @@ def heartbeat(host, key, slot, header, now_ns):
     row["loop_max_ns"] = host.state[0]["turn_window_max_ns"]
     row["queued"] = host.state[0]["in_flight"]
     size = encode_heartbeat(address_of(host.buffer), len(host.buffer), row)
-    if post(host, key, size, False) != 0:
+    if post(host, key, size, ZERO) != 0:
         mark_leaving(host, slot)
 
 
@@ -186,18 +188,18 @@ def refuse(host, slot, request, model, status, now_ns):
     row["queued_ns"], row["load_ns"], row["exec_ns"], row["total_ns"], row["earliest_ns"] = 0, 0, 0, 0, 0
     row["batch"], row["worker"], row["cold"] = 0, 0, 0
     size = encode_reply(address_of(host.buffer), len(host.buffer), row)
-    if post(host, peer["key"], size, False) != 0:
+    if post(host, peer["key"], size, ZERO) != 0:
         mark_leaving(host, slot)
 
 
-@inner_kernel
+@inline
 def infer(host, world, key, slot, frames, now_ns):
     """One request: check everything that the core does not know about, keep its payload, and tell the core."""
     state, peer, row = host.state[0], host.peers[slot], host.rows[0]["infer"]
     header, payload = message(host.messages, FRAMES_AT + 1), message(host.messages, FRAMES_AT + 2)
     code = decode_infer(message_data(header), message_size(header), row)
     if code != OK:
-        fault(host, key, slot, code, TYPE_INFER, 0)
+        fault(host, key, slot, code, TYPE_INFER, ZERO)
         return
     request, handle = row["request"], row["model"]
     if frames != 3:
@@ -249,24 +251,24 @@ def _refusal(host, peer, row, size_bytes):
     return OK
 
 
-@inner_kernel
+@inline
 def cancel(host, world, key, slot, header, now_ns):
     row = host.rows[0]["cancel"]
     code = decode_cancel(message_data(header), message_size(header), row)
     if code != OK:
-        fault(host, key, slot, code, TYPE_CANCEL, 0)
+        fault(host, key, slot, code, TYPE_CANCEL, ZERO)
         return
     host.state[0]["cancels"] += 1
     feed_cancelled(host, world, now_ns, slot, row["request"])
 
 
-@inner_kernel
+@inline
 def result(host, world, key, slot, header, now_ns):
     """RESULT of LOAD, UNLOAD, and of what Python sent (PREPARE, PROFILE), which is handed up."""
     state, peer, row = host.state[0], host.peers[slot], host.rows[0]["result"]
     code = decode_result(message_data(header), message_size(header), row)
     if code != OK:
-        fault(host, key, slot, code, TYPE_RESULT, 0)
+        fault(host, key, slot, code, TYPE_RESULT, ZERO)
         return
     state["results"] += 1
     if row["epoch"] != state["epoch"]:
@@ -286,8 +288,8 @@ def result(host, world, key, slot, header, now_ns):
     if not _owns(world, action, gpu):
         state["results_stale"] += 1
         return
-    feed_done(host, world, now_ns, gpu, action, row["status"], begin_ns, end_ns, row["device_ns"], 0,
-              np.int64(row["pages_free"]), -1)
+    feed_done(host, world, now_ns, gpu, action, np.int64(row["status"]), begin_ns, end_ns, row["device_ns"], ZERO,
+              np.int64(row["pages_free"]), NONE)
 
 
 @inner_kernel
@@ -300,7 +302,7 @@ def _owns(world, action, gpu):
     return found["state"] != 0 and found["gpu"] == gpu and found["generation"] == action >> SLOT_BITS
 
 
-@inner_kernel
+@inline
 def exec_result(host, world, key, slot, frames, first, now_ns):
     """EXEC_RESULT with its outputs, which stay in the results table from `first + 2` on until the turn's end."""
     state, peer, row = host.state[0], host.peers[slot], host.rows[0]["exec_result"]
@@ -309,7 +311,7 @@ def exec_result(host, world, key, slot, frames, first, now_ns):
     if code == OK and frames - 2 != row["rows_done"]:
         code = MALFORMED
     if code != OK:
-        fault(host, key, slot, code, TYPE_EXEC_RESULT, 0)
+        fault(host, key, slot, code, TYPE_EXEC_RESULT, ZERO)
         return
     state["results"] += 1
     if row["epoch"] != state["epoch"]:
@@ -319,8 +321,8 @@ def exec_result(host, world, key, slot, frames, first, now_ns):
     if not _owns(world, action, gpu):
         state["results_stale"] += 1
         return
-    stale = feed_done(host, world, now_ns, gpu, action, row["status"], to_controller(host, slot, row["begin_ns"]),
-                      to_controller(host, slot, row["end_ns"]), row["device_ns"], np.int64(row["rows_done"]), -1,
+    stale = feed_done(host, world, now_ns, gpu, action, np.int64(row["status"]), to_controller(host, slot, row["begin_ns"]),
+                      to_controller(host, slot, row["end_ns"]), row["device_ns"], np.int64(row["rows_done"]), NONE,
                       first + 2 if frames > 2 else np.int64(-1))
     if stale == 0:
         state["results_used"] = first + frames
@@ -335,9 +337,9 @@ def _cold(host, which, key, slot, kind, frames, expected, now_ns):
     elif kind == TYPE_GOODBYE and frames == 2:
         mark_leaving(host, slot)
     elif not expected and kind != TYPE_HELLO and kind != TYPE_HEARTBEAT and kind != TYPE_GOODBYE:
-        fault(host, key, slot, UNEXPECTED_TYPE, kind, 0)
+        fault(host, key, slot, UNEXPECTED_TYPE, kind, ZERO)
     elif frames > 2:
-        fault(host, key, slot, TOO_MANY_FRAMES, kind, 0)
+        fault(host, key, slot, TOO_MANY_FRAMES, kind, ZERO)
     else:
         hand_up(host, which, key, slot, kind, header, now_ns)
 
@@ -386,7 +388,7 @@ def drain_workers(host, world, limit):
         slot, kind, key = admit(host, WORKERS, frames, RESULTS_AT + first, now_ns)
         if kind == TYPE_EXEC_RESULT:
             if frames > room:
-                fault(host, key, slot, TOO_MANY_FRAMES, kind, 0)
+                fault(host, key, slot, TOO_MANY_FRAMES, kind, ZERO)
             else:
                 exec_result(host, world, key, slot, frames, first, now_ns)
         elif kind == TYPE_RESULT and frames == 2:

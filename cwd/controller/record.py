@@ -65,13 +65,13 @@ COLUMNS: dict[Kind, dict[str, str]] = {
     Kind.CLIENT_GONE: {"a": "client"},
     Kind.DONE: {"id": "action", "flag": "stale", "a": "begin_ns", "b": "end_ns", "c": "device_ns", "d": "rows_done",
                 "e": "pages_free", "f": "payload"},
-    Kind.JOINED: {"a": "kind", "b": "pages_total", "c": "generation"},
+    Kind.JOINED: {"a": "kind", "b": "pages_total"},
     Kind.RESIDENT: {},
     Kind.LOST: {},
     Kind.DRAINING: {},
     #: batch sizes as u16, four to a column, from `c` on
     Kind.PROGRAM: {"id": "program", "a": "n_batches", "b": "n_classes"},
-    Kind.PREPARED: {"id": "program", "flag": "ok"},
+    Kind.PREPARED: {"id": "program", "a": "ok"},
     Kind.SEED: {"id": "program", "a": "kind", "b": "batch_index", "c": "size_class", "d": "exec_ns"},
     Kind.LOAD_SEED: {"a": "kind", "b": "ns_per_page"},
     Kind.MODEL_ADDED: {"id": "program", "a": "pages"},
@@ -82,7 +82,7 @@ COLUMNS: dict[Kind, dict[str, str]] = {
                   "e": "earliest_ns", "f": "latest_ns", "g": "expected_ns", "h": "rows"},
     Kind.REPLY: {"id": "request", "flag": "cold", "a": "client", "b": "queued_ns", "c": "load_ns", "d": "exec_ns",
                  "e": "total_ns", "f": "earliest_ns", "g": "batch", "h": "action"},
-    Kind.RELEASE: {"a": "payload"},
+    Kind.RELEASE: {"a": "payload", "b": "result"},
     #: a request that the host answered itself; the core never saw it
     Kind.REFUSED: {"id": "request", "a": "client"},
     #: so many records were lost here because the ring was full

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from cwd.controller.host import ZERO
 from cwd.jit import inner_kernel, lean_kernel
 from cwd.net.clock import from_peer_ns, offset_fix, offset_reset, offset_update, to_peer_ns
 
@@ -20,7 +21,7 @@ def start_clock(host, slot, hello_ns, now_ns):
     else:
         offset_reset(row)
         # as if we had asked one second ago: right within half a second, so that the first heartbeat replaces it
-        offset_update(row, now_ns - 1_000_000_000, hello_ns, 0, now_ns)
+        offset_update(row, now_ns - 1_000_000_000, hello_ns, ZERO, now_ns)
 
 
 @inner_kernel
