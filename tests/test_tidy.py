@@ -51,6 +51,12 @@ CORE_BANNED_CALLS = {
     "exp", "exp2", "expm1", "log", "log2", "log10", "log1p", "power", "pow", "sqrt", "sin", "cos", "tan", "tanh",
 }
 
+#: modules of the core without kernels of the scheduler, and why the rules above are not for them
+CORE_EXEMPT = {
+    "cwd.core.check": "plain Python for tests; it changes nothing and counts with numpy",
+    "cwd.core.tables": "teaches numba to pass a world as one pointer",
+}
+
 FILE_LINES_MAX = 500
 FUNCTION_LINES_MAX = 70
 #: aim at 120; a line past this has to go
@@ -113,7 +119,7 @@ def layering_faults(module: str, imported: set[str]) -> list[str]:
         faults.append(f"{module} imports torch")
     if "tools" in outside:
         faults.append(f"{module} imports tools")
-    if within(module, ("cwd.core",)):
+    if within(module, ("cwd.core",)) and module not in CORE_EXEMPT:
         faults += [f"{module} imports {name}" for name in sorted(outside - CORE_IMPORTS - {"cwd"})]
     return faults
 
@@ -178,7 +184,7 @@ def test_layering() -> None:
 
 def test_core_keeps_to_exact_arithmetic() -> None:
     faults = [f"{module_name(path)} {fault}" for path in SOURCES if within(module_name(path), ("cwd.core",))
-              for fault in core_faults(parsed(path))]
+              and module_name(path) not in CORE_EXEMPT for fault in core_faults(parsed(path))]
     assert not faults, "\n".join(faults)
 
 

@@ -16,7 +16,7 @@ from cwd.models import importers, zoo
 from cwd.models.repository import Repository
 from cwd.net.notify import NotifyListener
 from cwd.wire.messages import Type
-from fake_controller import FakeController
+from lone_controller import FakeController
 
 torch = pytest.importorskip("torch")
 
@@ -142,7 +142,8 @@ def test_a_corrupt_file_is_named_and_the_others_are_served(repository, tmp_path)
 @pytest.mark.parametrize(("more", "text"), [
     (("--device", "tpu"), "device 'tpu' is not"),
     (("--device", "emulated:0"), "0 emulated GPUs"),
-    (("--page-bytes", "1000"), "a pool needs pages"),
+    (("--page-bytes", "1000"), "is not a multiple of"),
+    (("--pin-core", "4000"), "cannot pin to core 4000"),
     (("--pages", "100000000"), "does not fit"),
     (("--repo", "/nowhere/at/all"), "/nowhere/at/all"),
 ])

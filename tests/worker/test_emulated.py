@@ -14,7 +14,7 @@ from cwd.errors import Code
 from cwd.wire.messages import Type
 from cwd.worker.emulated_host import EmulatedWorker
 from cwd.worker.options import WorkerOptions
-from fake_controller import FakeController
+from lone_controller import FakeController
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from cwd.worker import residency as rs
 from cwd.worker.host import DeviceWorker
 from cwd.worker.options import WorkerOptions
 from fake_backend import PAGE, PROGRAM, FakeBackend, FakeStore
-from fake_controller import FakeController
+from lone_controller import FakeController
 
 
 class Rig:
