@@ -15,6 +15,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from cwd.errors import CwdError, RepositoryError
 from cwd.models.repository import Entry, Repository
@@ -22,6 +23,10 @@ from cwd.net.notify import notify
 from cwd.net.wake import drain, signal_pipe
 from cwd.units import format_duration, format_size
 from cwd.worker.options import WorkerOptions
+
+if TYPE_CHECKING:
+    from cwd.worker.host import DeviceWorker
+    from cwd.worker.host_store import HostStore
 
 LOG = logging.getLogger("cwd.worker")
 
@@ -44,6 +49,9 @@ def main(options: WorkerOptions) -> int:
 
 def run_worker(options: WorkerOptions) -> int:
     """As `main`, but raises `CwdError`. To be called in the main thread."""
+    if options.pin_core >= 0 and options.pin_core not in os.sched_getaffinity(0):
+        raise CwdError(f"cannot pin to core {options.pin_core}: this process may use "
+                       f"{', '.join(map(str, sorted(os.sched_getaffinity(0))))}")
     signals = _Signals()
     try:
         return _run_emulated(options, signals) if options.kind == "emulated" else _run_device(options, signals)
@@ -77,7 +85,7 @@ def _run_emulated(options: WorkerOptions, signals: _Signals) -> int:
 
     _want_files(options.gpus * _FDS_PER_GPU + 64)
     if options.pin_core >= 0:
-        _pin(options.pin_core)
+        os.sched_setaffinity(0, {options.pin_core})
     _say(f"{options.gpus} emulated GPUs: loading kernels")
     warm_emulated()
     worker = EmulatedWorker(options, signals.fd)
@@ -116,7 +124,9 @@ def _run_device(options: WorkerOptions, signals: _Signals) -> int:
     store = HostStore(repository, options.host_bytes)
     worker = DeviceWorker(options, backend, store)
     if options.preload:
-        _preload(worker, store)
+        _preload(worker, store, signals)
+    if signals.stop:
+        return 0
     _say(f"{format_size(store.bytes_used)} of {len(store.images)} models staged, {len(backend.programs())} programs built "
          f"in {format_duration(int((time.monotonic() - begin) * 1e9))}; pool of {options.pages} pages of "
          f"{format_size(options.page_bytes)}")
@@ -133,7 +143,7 @@ def _run_device(options: WorkerOptions, signals: _Signals) -> int:
     return 0 if worker.failure is None else 1
 
 
-def _serve(worker, signals: _Signals, options: WorkerOptions) -> None:
+def _serve(worker: DeviceWorker, signals: _Signals, options: WorkerOptions) -> None:
     """Say READY when the controller has said WELCOME; return when there is a signal, or a thread has died."""
     ready, patience = False, _PATIENCE_S
     while not signals.stop and worker.failure is None:
@@ -149,13 +159,15 @@ def _serve(worker, signals: _Signals, options: WorkerOptions) -> None:
             _say(f"waiting for the controller at {options.endpoint}")
 
 
-def _preload(worker, store) -> None:
+def _preload(worker: DeviceWorker, store: HostStore, signals: _Signals) -> None:
     """Build every program of the repository and stage every image that it can run, as far as there is room."""
     built: dict[bytes, bool] = {}
     worker.backend.enter_thread()
 
     def usable(entry: Entry) -> bool:
         program = entry.manifest.program_hash
+        if signals.stop:
+            return False
         if program not in built:
             try:
                 worker.device.adopt_program(program)
@@ -193,13 +205,6 @@ def _quiet() -> None:
     gc.collect()
     gc.freeze()
     gc.disable()
-
-
-def _pin(core: int) -> None:
-    try:
-        os.sched_setaffinity(0, {core})
-    except OSError as error:
-        raise CwdError(f"cannot pin to core {core}: {error.strerror}") from None
 
 
 def _want_files(count: int) -> None:

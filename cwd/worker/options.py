@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import re
 from dataclasses import dataclass, field
@@ -56,6 +57,8 @@ class WorkerOptions:
                           ("load_bytes_per_s", 0), ("spin_ns", 0), ("out_bytes", 0), ("noise_ppm", 0)):
             if getattr(self, name) < low:
                 raise CwdError(f"{name} is {getattr(self, name)}, wanted at least {low}")
+        if self.page_bytes % mmap.PAGESIZE:
+            raise CwdError(f"a page of {self.page_bytes} bytes is not a multiple of {mmap.PAGESIZE}")
         if self.noise_ppm > 1_000_000:
             raise CwdError(f"noise_ppm is {self.noise_ppm}, wanted at most 1000000")
 
