@@ -143,8 +143,8 @@ def agenda_next(agenda, lane, now_ns, out):
     """What `lane` does at `now_ns`: (verdict, until_ns).
 
     EMPTY: nothing waits. BUSY: an action runs. WAIT: ask again at until_ns. START: the action was copied to the record
-    `out` and runs from now until `agenda_done`. REFUSE (its window has passed) and DROP (another session): it was copied
-    to `out` and is out of the lane. until_ns is NEVER except for WAIT.
+    `out` and runs from now until `agenda_done`. REFUSE (its window has passed) and DROP (another session): it was
+    copied to `out` and is out of the lane. until_ns is NEVER except for WAIT.
     """
     state = agenda.lanes[lane]
     if state["count"] == 0:

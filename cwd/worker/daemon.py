@@ -1,7 +1,8 @@
 """`cwd worker`: from options to a running worker, and back down again on a signal.
 
 READY is said when the kernels are compiled, the images staged, the programs warm, and the controller has said WELCOME.
-The first SIGTERM or SIGINT ends it in order: what runs is finished, GOODBYE is said, exit 0. The second ends it at once.
+The first SIGTERM or SIGINT ends it in order: what runs is finished, GOODBYE is said, exit 0. The second ends it at
+once.
 """
 
 from __future__ import annotations
@@ -127,8 +128,8 @@ def _run_device(options: WorkerOptions, signals: _Signals) -> int:
         _preload(worker, store, signals)
     if signals.stop:
         return 0
-    _say(f"{format_size(store.bytes_used)} of {len(store.images)} models staged, {len(backend.programs())} programs built "
-         f"in {format_duration(int((time.monotonic() - begin) * 1e9))}; pool of {options.pages} pages of "
+    _say(f"{len(store.images)} models ({format_size(store.bytes_used)}) staged and {len(backend.programs())} programs "
+         f"built in {format_duration(int((time.monotonic() - begin) * 1e9))}; pool of {options.pages} pages of "
          f"{format_size(options.page_bytes)}")
     _quiet()
     worker.start()

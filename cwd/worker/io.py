@@ -32,16 +32,28 @@ LANE_FULL = int(Code.LANE_FULL)
 #: frames are in the reading entry; begin a new session; send what the lanes have finished and return WAKE.
 NO_ORDER, QUEUE, WELCOME, FLUSH = 0, 1, 2, 3
 
-#: What `io_run` returns for: Python must look at the message in the reading entry, say HELLO, reconnect, or look whether
-#: it was told to stop.
+#: What `io_run` returns for: Python must look at the message in the reading entry, say HELLO, reconnect, or look
+#: whether it was told to stop.
 RARE, GREET, LOST, WAKE = 1, 2, 3, 4
 
 SOCKET, RESULTS, STOP, TIMER = 0, 1, 2, 3
 _TURN_MESSAGES = 64
 
-COUNTS = np.dtype([("agenda_max", "i8"), ("exec_out", "i8"), ("load_out", "i8"), ("pages_free", "i8"), ("timer_ns", "i8"),
-                   ("order", "i8"), ("executed", "i8"), ("loaded", "i8"), ("refused", "i8"), ("failed", "i8")],
-                  align=True)
+COUNTS = np.dtype(
+    [
+        ("agenda_max", "i8"),
+        ("exec_out", "i8"),  # actions that the exec lane has not answered yet
+        ("load_out", "i8"),
+        ("pages_free", "i8"),  # as the lanes last said
+        ("timer_ns", "i8"),  # what the timer is set to
+        ("order", "i8"),
+        ("executed", "i8"),  # for people, from here on
+        ("loaded", "i8"),
+        ("refused", "i8"),
+        ("failed", "i8"),
+    ],
+    align=True,
+)
 
 
 class Io(NamedTuple):
@@ -59,7 +71,8 @@ def make_io(exec_lane: la.Lane, load_lane: la.Lane, entries: la.Entries, items: 
             pages: int) -> Io:
     counts = np.zeros(1, COUNTS)
     counts["agenda_max"], counts["pages_free"] = agenda_max, pages
-    return Io(np.zeros(1, ln.LINK), ln.make_scratch(), entries, np.zeros(1, ag.ACTION), exec_lane, load_lane, items, counts)
+    return Io(np.zeros(1, ln.LINK), ln.make_scratch(), entries, np.zeros(1, ag.ACTION), exec_lane, load_lane, items,
+              counts)
 
 
 @lean_kernel

@@ -1,9 +1,9 @@
 """The lanes between the io thread and the threads that work: records, rings, and waiting for the right moment.
 
-A lane's thread sleeps without the GIL in `lane_wait` until the agenda says START, does the work in Python, writes how it
-ended into `lane.done` and waits again. What the agenda refuses never reaches Python. Between threads there are only rings with one producer and
-one consumer, and the entries: rows of message tables that the io thread lends to a lane with an action and gets back
-with its result. It must not know what the work is.
+A lane's thread sleeps without the GIL in `lane_wait` until the agenda says START, does the work in Python, writes how
+it ended into `lane.done` and waits again. What the agenda refuses never reaches Python. Between threads there are only
+rings with one producer and one consumer, and the entries: rows of message tables that the io thread lends to a lane
+with an action and gets back with its result. It must not know what the work is.
 """
 
 from __future__ import annotations
@@ -16,7 +16,17 @@ from cwd.errors import Code
 from cwd.jit import inner_kernel, lean_kernel
 from cwd.net.clock import monotonic_ns
 from cwd.net.native import load_acquire, load_i4, pause, store_release
-from cwd.net.sync import Ring, make_ring, ring_advance, ring_arm, ring_bell, ring_claim, ring_disarm, ring_peek, ring_publish
+from cwd.net.sync import (
+    Ring,
+    make_ring,
+    ring_advance,
+    ring_arm,
+    ring_bell,
+    ring_claim,
+    ring_disarm,
+    ring_peek,
+    ring_publish,
+)
 from cwd.net.wake import eventfd_clear, eventfd_signal, make_eventfd, spin_until, wait_fd
 from cwd.net.zmq import message, message_alloc, message_close, message_data, message_size, message_table
 from cwd.worker import agenda as ag
@@ -91,7 +101,8 @@ def make_lane(agenda_max: int, io_fd: int) -> Lane:
     """A lane with its own eventfd, whose agenda holds `agenda_max` waiting actions."""
     capacity = 1 << (agenda_max + 2).bit_length()
     return Lane(make_ring(ag.ACTION, capacity), make_ring(RESULT, 2 * capacity), ag.make_agenda(1, capacity),
-                np.zeros(1, ag.ACTION), np.zeros(1, DONE), np.zeros(16, np.int64), np.array([make_eventfd(), io_fd], np.int64))
+                np.zeros(1, ag.ACTION), np.zeros(1, DONE), np.zeros(16, np.int64),
+                np.array([make_eventfd(), io_fd], np.int64))
 
 
 @inner_kernel
@@ -224,7 +235,7 @@ def _result(lane, action, status, begin_ns, end_ns, device_ns, pages_free, rows_
 
 @inner_kernel
 def entry_take(entries):
-    """The io thread: keep the entry that was read into, and read into another from now on: its index, or -1: none left."""
+    """The io thread: keep the entry that was read into and go on with another: its index, or -1: none left."""
     depth = entries.counts[0]
     if depth == 0:
         return np.int64(-1)
@@ -271,7 +282,7 @@ def entry_payloads(entries, entry, n, addresses, sizes):
 
 @lean_kernel
 def entry_outputs(entries, entry, n, sizes, addresses):
-    """The exec thread: make n output messages of sizes i8[n]; their addresses, or False: no memory, and none is left."""
+    """The exec thread: make n output messages of sizes i8[n]; their addresses, or False: no memory."""
     first = entry * entries.dims.shape[1]
     for row in range(n):
         m = message(entries.outputs, first + row)

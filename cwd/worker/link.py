@@ -15,7 +15,17 @@ from cwd.errors import Code
 from cwd.jit import inner_kernel
 from cwd.net.clock import monotonic_ns
 from cwd.net.native import load_i8
-from cwd.net.zmq import DONTWAIT, EAGAIN, EINTR, SNDMORE, message, message_data, message_size, receive_frames, send_bytes
+from cwd.net.zmq import (
+    DONTWAIT,
+    EAGAIN,
+    EINTR,
+    SNDMORE,
+    message,
+    message_data,
+    message_size,
+    receive_frames,
+    send_bytes,
+)
 from cwd.wire import kernel as wire
 from cwd.wire.memory import array_address
 
@@ -83,7 +93,8 @@ def link_read(link, scratch, table, first, frames_max, now_ns, action):
     """Receive one message into the messages first.. of `table` and deal with it: (what, frames or code).
 
     NOTHING: there was none. HANDLED: done with (a heartbeat, or a fault that was counted). ACTION: `action` was filled
-    from it, `frames` includes frame 0; those past frames_max were dropped; rows is -1 if it is not the payload frames. RARE: for Python. LOST: the socket is unusable. The messages are the caller's.
+    from it; `frames` includes frame 0, those past frames_max were dropped, and rows is -1 if it is not the number of
+    payload frames. RARE: for Python. LOST: the socket is unusable. The messages are the caller's.
     """
     frames = receive_frames(link["socket"], table, first, frames_max)
     if frames < 0:
@@ -219,7 +230,8 @@ def _send_heartbeat(link, scratch, reply, echo_ns, heard_ns):
 
 
 @inner_kernel
-def link_answer(link, scratch, kind, action, epoch, received_ns, status, begin_ns, end_ns, device_ns, pages_free, rows_done):
+def link_answer(link, scratch, kind, action, epoch, received_ns, status, begin_ns, end_ns, device_ns, pages_free,
+                rows_done):
     """Send the EXEC_RESULT of an EXEC, or the RESULT of any other `kind` of action; True if the socket took it.
 
     If True, the caller must send `rows_done` payload frames, the last one without SNDMORE.
@@ -254,8 +266,8 @@ def link_answer(link, scratch, kind, action, epoch, received_ns, status, begin_n
 @inner_kernel
 def link_refuse(link, scratch, action, status, pages_free):
     """Answer an action (an ACTION record) that never began."""
-    link_answer(link, scratch, action["kind"], action["action"], action["epoch"], action["received_ns"], status, 0, 0, 0,
-                pages_free, 0)
+    link_answer(link, scratch, action["kind"], action["action"], action["epoch"], action["received_ns"], status,
+                0, 0, 0, pages_free, 0)
 
 
 @inner_kernel

@@ -17,10 +17,10 @@ import numpy as np
 
 from cwd.errors import Code, CwdError
 from cwd.jit import lean_kernel
+from cwd.net.clock import monotonic_ns
 from cwd.net.native import I4, I8, copy_bytes, external
 from cwd.net.wake import wait_fd
 from cwd.units import format_size
-from cwd.net.clock import monotonic_ns
 
 _PROT_NONE, _PROT_RW = 0, mmap.PROT_READ | mmap.PROT_WRITE
 _SHARED_FIXED = mmap.MAP_SHARED | 0x10 | 0x8000  # MAP_FIXED, MAP_POPULATE: no page fault in an execution
@@ -44,8 +44,8 @@ class PagePool:
             raise CwdError(f"a pool needs pages, of a multiple of {mmap.PAGESIZE} bytes; got {pages} of {page_bytes}")
         total_bytes = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
         if pages * page_bytes > total_bytes:  # asking the kernel would first eat all of it
-            raise CwdError(f"a pool of {format_size(pages * page_bytes)} does not fit the {format_size(total_bytes)} of "
-                           "memory of this machine", code=Code.NO_PAGES)
+            raise CwdError(f"a pool of {format_size(pages * page_bytes)} does not fit this machine's "
+                           f"{format_size(total_bytes)} of memory", code=Code.NO_PAGES)
         self.pages, self.page_bytes = pages, page_bytes
         self._fd = os.memfd_create("cwd-pool", os.MFD_CLOEXEC)
         try:

@@ -1,4 +1,4 @@
-"""A device's connection to the controller, the rare half: sockets, HELLO, WELCOME, back-off. Python, a call now and then.
+"""A device's connection to the controller, the rare half: sockets, HELLO, WELCOME, back-off. Python.
 
 The frequent half is link.py, with which this shares one LINK record. It must not know what a device does: whoever owns
 one gives a function that says what HELLO shall tell of it.

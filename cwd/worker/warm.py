@@ -1,4 +1,4 @@
-"""Compile, or load from the cache, every kernel of a worker: by calling each entry point on tiny tables, with real sockets."""
+"""Compile, or load from the cache, every kernel of a worker: by calling each entry point on tiny tables."""
 
 from __future__ import annotations
 

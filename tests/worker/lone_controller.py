@@ -98,7 +98,8 @@ class FakeController:
         self.send(peer, kind, payload, **{**defaults, **fields})
         return self.last_action
 
-    def load(self, peer: bytes, model: int, pages: int = 1, image: bytes = b"", program_index: int = 0, **more: Any) -> int:
+    def load(self, peer: bytes, model: int, pages: int = 1, image: bytes = b"", program_index: int = 0,
+             **more: Any) -> int:
         return self.act(peer, Type.LOAD, model=model, pages=pages, image=image or bytes([model % 256]) * 16,
                         program_index=program_index, **more)
 

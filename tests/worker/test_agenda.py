@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from naive_agenda import NaiveLane
 
 from cwd.worker import agenda as real
-from naive_agenda import NaiveLane
 
 STEPS = st.lists(
     st.one_of(

@@ -1,4 +1,4 @@
-"""The cpu worker: real torch models through the socket equal the same program run directly, wherever their pages lie."""
+"""The cpu worker: models through the socket equal the same program run directly, wherever their pages lie."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from lone_controller import FakeController
 
 from cwd.errors import Code
 from cwd.models import importers, zoo
 from cwd.models.repository import Repository
 from cwd.net.notify import NotifyListener
 from cwd.wire.messages import Type
-from lone_controller import FakeController
 
 torch = pytest.importorskip("torch")
 
@@ -39,8 +39,8 @@ class Worker:
 
     def __init__(self, repository: Repository, endpoint: str, notify: str, *more: str) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "cwd", "worker", "--repo", str(repository.root), "--endpoint", endpoint, "--name", "cpu",
-             "--pages", "40", "--page-bytes", str(PAGE), *more],
+            [sys.executable, "-m", "cwd", "worker", "--repo", str(repository.root), "--endpoint", endpoint,
+             "--name", "cpu", "--pages", "40", "--page-bytes", str(PAGE), *more],
             env={**os.environ, "NOTIFY_SOCKET": notify}, stderr=subprocess.PIPE, text=True)
 
     def end(self, *signals: int) -> tuple[int, str]:
@@ -76,8 +76,8 @@ def test_instances_equal_torch_before_and_after_eviction(repository, tmp_path):
             controller.welcome(peer)
             for index, program in enumerate(sorted({entry.manifest.program_hash for entry in entries})):
                 some = next(entry for entry in entries if entry.manifest.program_hash == program)
-                controller.act(peer, Type.PREPARE, name=some.manifest.name, version=some.manifest.version, program=program,
-                               image=bytes(16), program_index=index)
+                controller.act(peer, Type.PREPARE, name=some.manifest.name, version=some.manifest.version,
+                               program=program, image=bytes(16), program_index=index)
                 assert controller.result(peer)[0]["status"] == 0
             programs = sorted({entry.manifest.program_hash for entry in entries})
             handle, free, loaded = 0, 40, []

@@ -9,12 +9,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
+from lone_controller import FakeController
 
 from cwd.errors import Code
 from cwd.wire.messages import Type
 from cwd.worker.emulated_host import EmulatedWorker
 from cwd.worker.options import WorkerOptions
-from lone_controller import FakeController
 
 
 @contextmanager
@@ -188,7 +188,8 @@ def test_hello_tells_the_images_that_are_resident_after_a_reconnection(endpoint)
 def test_heartbeats_are_answered_with_the_askers_clock(endpoint):
     with FakeController(endpoint, heartbeat_ms=50) as controller, running(options(endpoint)):
         peer, _ = controller.greet()
-        controller.send(peer, Type.HEARTBEAT, seq=9, reply=0, sent_ns=1234, echo_ns=0, hold_ns=0, loop_max_ns=0, queued=0)
+        controller.send(peer, Type.HEARTBEAT, seq=9, reply=0, sent_ns=1234, echo_ns=0, hold_ns=0, loop_max_ns=0,
+                        queued=0)
         while not controller.inbox[peer]:
             assert controller.pump(5000)
         kind, fields, _ = controller.inbox[peer].popleft()

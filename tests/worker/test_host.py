@@ -5,14 +5,14 @@ from __future__ import annotations
 import time
 
 import pytest
+from fake_backend import PAGE, PROGRAM, FakeBackend, FakeStore
+from lone_controller import FakeController
 
 from cwd.errors import Code
 from cwd.wire.messages import Type
 from cwd.worker import residency as rs
 from cwd.worker.host import DeviceWorker
 from cwd.worker.options import WorkerOptions
-from fake_backend import PAGE, PROGRAM, FakeBackend, FakeStore
-from lone_controller import FakeController
 
 
 class Rig:

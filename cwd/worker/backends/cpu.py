@@ -27,7 +27,7 @@ from cwd.models.program import Binding, Program
 
 LOG = logging.getLogger("cwd.worker")
 
-#: A program's warm-up runs its shapes, the small ones first, for about so long; a rare big one warms up when it is used.
+#: A program's warm-up runs its shapes, the small ones first, for about so long; a big one may warm up when it is used.
 WARM_NS = 1_000_000_000
 
 

@@ -85,13 +85,13 @@ def make_emulated(n: int, pages: int, agenda_max: int) -> Emulated:
     lanes = 2 * n
     state = Emulated(
         np.zeros(n, ln.LINK), ln.make_scratch(), message_table(1), np.zeros(1, ag.ACTION), np.zeros(1, ag.ACTION),
-        ag.make_agenda(lanes, agenda_max), rs.make_residency(n, pages), np.zeros(lanes, ag.ACTION), np.zeros(lanes, np.int64),
-        np.full(lanes, ag.NEVER, np.int64), np.full(lanes, ag.NEVER, np.int64), np.zeros(lanes, np.int64),
-        np.full(lanes, -1, np.int64), np.full((n, PROGRAMS_MAX), -1, np.int32),
-        np.zeros((PROGRAMS_MAX, BATCHES_MAX, CLASSES_MAX), np.int64),
-        np.zeros((PROGRAMS_MAX, BATCHES_MAX), np.int32), np.full((PROGRAMS_MAX, CLASSES_MAX), -1, np.int64),
-        np.zeros(1, np.uint8), np.zeros(n, np.int64), np.zeros(n, np.uint8), np.full(FDS_MAX, -1, np.int32),
-        np.zeros(_EVENTS_MAX * _EVENT_BYTES, np.uint8), np.zeros(1, COUNTS))
+        ag.make_agenda(lanes, agenda_max), rs.make_residency(n, pages), np.zeros(lanes, ag.ACTION),
+        np.zeros(lanes, np.int64), np.full(lanes, ag.NEVER, np.int64), np.full(lanes, ag.NEVER, np.int64),
+        np.zeros(lanes, np.int64), np.full(lanes, -1, np.int64), np.full((n, PROGRAMS_MAX), -1, np.int32),
+        np.zeros((PROGRAMS_MAX, BATCHES_MAX, CLASSES_MAX), np.int64), np.zeros((PROGRAMS_MAX, BATCHES_MAX), np.int32),
+        np.full((PROGRAMS_MAX, CLASSES_MAX), -1, np.int64), np.zeros(1, np.uint8), np.zeros(n, np.int64),
+        np.zeros(n, np.uint8), np.full(FDS_MAX, -1, np.int32), np.zeros(_EVENTS_MAX * _EVENT_BYTES, np.uint8),
+        np.zeros(1, COUNTS))
     state.counts["timer_ns"] = ag.NEVER
     state.counts["random"], state.counts["order"] = 1, -1
     return state
@@ -379,8 +379,9 @@ def _finish(state, device, lane):
         return
     device_ns = end_ns - begin_ns if status == OK else 0
     rows = np.int64(action["rows"]) if status == OK and action["kind"] == TYPE_EXEC else np.int64(0)
-    if ln.link_answer(link, state.scratch, action["kind"], action["action"], action["epoch"], action["received_ns"], status,
-                      begin_ns, end_ns, device_ns, rs.pages_free(state.residency, device), rows):
+    if ln.link_answer(
+            link, state.scratch, action["kind"], action["action"], action["epoch"], action["received_ns"], status,
+            begin_ns, end_ns, device_ns, rs.pages_free(state.residency, device), rows):
         _send_outputs(state, link, action, rows)
 
 
