@@ -1,0 +1,345 @@
+"""Scripts of events and what the core must leave in its outbox: codes, windows, order, retries, unknown copies."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from cwd.core import engine
+from cwd.core.check import check
+from cwd.core.world import (
+    ACTION_EXEC, ACTION_LOAD, ACTION_UNLOAD, FOREVER_NS, OUT_ACTION, OUT_RELEASE, OUT_REPLY, Config, make_world,
+)
+from cwd.errors import Code, CwdError
+
+US, MS = 1_000, 1_000_000
+T0 = 1_000 * MS
+
+
+class Script:
+    """A world with one GPU, one program of batches 1, 2, 4 (3, 4, 6 ms; class 1 twice that) and LOAD 10 ms."""
+
+    def __init__(self, pages=20, gpus=1, **config):
+        sizes = dict(models_max=8, programs_max=2, requests_max=32, gpus_max=gpus, copies_max=16, actions_max=32,
+                     clients_max=4, events_max=32)
+        sizes.update(config)
+        self.world, self.now = make_world(Config(**sizes)), T0
+        engine.program_added(self.world, 0, np.array([1, 2, 4], np.int64), 3, 2)
+        for b, duration in enumerate((3, 4, 6)):
+            engine.estimate_seed(self.world, 0, 0, b, 0, duration * MS)
+            engine.estimate_seed(self.world, 0, 0, b, 1, 2 * duration * MS)
+        engine.load_seed(self.world, 0, 0, 10 * MS)
+        for gpu in range(gpus):
+            assert engine.gpu_joined(self.world, self.now, gpu, 0, pages) == 0
+            engine.program_prepared(self.world, self.now, gpu, 0, 1)
+        self.model = self.add()
+
+    def add(self, pages=7):
+        return int(engine.model_added(self.world, self.now, 0, pages))
+
+    def hold(self, model=None, gpu=0):
+        assert engine.gpu_resident(self.world, self.now, gpu, model or self.model) == 0
+
+    def ask(self, request_id, slo=100 * MS, model=None, size_class=0, client=1, deadline=0):
+        code = engine.request_arrived(
+            self.world, self.now, client, request_id, model or self.model, size_class, deadline, slo, 0, request_id)
+        return int(code)
+
+    def tick(self, later=0):
+        self.now += later
+        engine.tick(self.world, self.now)
+        return self.take()
+
+    def take(self):
+        counters = self.world.counters[0]
+        records = [{name: int(out[name]) for name in out.dtype.names}
+                   for out in self.world.outbox[:counters["outbox_count"]]]
+        counters["outbox_count"] = 0
+        assert check(self.world) == 0
+        return records
+
+    def done(self, out, status=Code.OK, later=None, result=-1, pages_free=-1):
+        """The action of record `out` ends now, having taken what was expected (or `later` has passed)."""
+        self.now += out["expected_ns"] + 300 * US if later is None else later
+        ran = status == Code.OK
+        return int(engine.action_done(
+            self.world, self.now, out["action"], int(status), self.now - out["expected_ns"] - 100 * US if ran else 0,
+            self.now - 100 * US if ran else 0, 0, out["rows"] if ran else 0, pages_free, result))
+
+    def ids(self, out):
+        found, r = [], out["first"]
+        while r != -1:
+            found.append(int(self.world.requests[r]["request_id"]))
+            r = int(self.world.requests[r]["next"])
+        return found
+
+
+def only(records, **fields):
+    assert len(records) == 1, records
+    assert {name: records[0][name] for name in fields} == fields
+    return records[0]
+
+
+def test_cold_request_is_loaded_executed_and_answered():
+    """The whole path, with every time in the reply."""
+    s = Script()
+    assert s.ask(5) == 0
+    load = only(s.tick(), kind=OUT_ACTION, verb=ACTION_LOAD, pages=7, model=s.model, expected_ns=10 * MS, first=-1)
+    assert load["earliest_ns"] == T0 and load["latest_ns"] > T0 and load["expire_ns"] > load["latest_ns"]
+    assert s.done(load, pages_free=13) == 0
+    run = only(s.tick(), kind=OUT_ACTION, verb=ACTION_EXEC, batch=1, rows=1, expected_ns=3 * MS)
+    assert s.ids(run) == [5]
+    # it may not start so late that the answer would be
+    assert run["latest_ns"] + run["expected_ns"] < T0 + 100 * MS
+    assert s.done(run, result=77) == 0
+    reply, release = s.tick()
+    assert (reply["kind"], reply["status"], reply["request_id"], reply["payload"]) == (OUT_REPLY, 0, 5, 5)
+    assert (reply["result"], reply["row"], reply["batch"], reply["gpu"], reply["cold"]) == (77, 0, 1, 0, 1)
+    assert reply["load_ns"] == 10 * MS + 300 * US and reply["exec_ns"] == 3 * MS
+    assert reply["total_ns"] == s.now - T0 and reply["queued_ns"] == s.now - T0 - 3 * MS - 100 * US
+    assert (release["kind"], release["result"], release["payload"]) == (OUT_RELEASE, 77, -1)
+    assert s.done(run) == engine.STALE and s.take() == []
+    # the model's expiry timer is lazy: it goes off once more, finds nothing, and is not set again
+    assert s.tick(later=100 * MS) == []
+    assert engine.next_timer(s.world, s.now) == FOREVER_NS
+
+
+@pytest.mark.parametrize("change, code", [
+    (dict(slo=0), Code.BAD_SLO), (dict(slo=-5), Code.BAD_SLO), (dict(slo=1 << 60), Code.BAD_SLO),
+    (dict(model=1), Code.UNKNOWN_MODEL), (dict(model=-3), Code.UNKNOWN_MODEL), (dict(model=7 << 40), Code.UNKNOWN_MODEL),
+    (dict(size_class=2), Code.UNKNOWN_SIZE), (dict(size_class=-1), Code.UNKNOWN_SIZE),
+    (dict(request_id=1), Code.DUPLICATE_REQUEST), (dict(slo=2 * MS), Code.SLO_BELOW_EXECUTION),
+    (dict(slo=5 * MS, size_class=1), Code.SLO_BELOW_EXECUTION),
+])
+def test_faults_of_a_request_are_refused_at_once(change, code):
+    """One reply with the code and the payload handle; the request that was there before is not disturbed."""
+    s = Script()
+    s.hold()
+    assert s.ask(1) == 0
+    arguments = dict(request_id=2) | change
+    assert s.ask(**arguments) == code
+    only(s.take(), kind=OUT_REPLY, status=code, request_id=arguments["request_id"], result=-1)
+    assert s.ids(only(s.tick(), verb=ACTION_EXEC, rows=1)) == [1]
+
+
+def test_refusals_that_depend_on_the_cluster():
+    """No worker with the program, not profiled, draining, and a deadline that a LOAD cannot meet, with the time it could."""
+    s = Script()
+    assert s.ask(1, slo=12 * MS) == Code.DEADLINE_UNREACHABLE
+    refused = only(s.take(), status=Code.DEADLINE_UNREACHABLE)
+    # with that SLO it is accepted: the promise is exact
+    assert 13 * MS < refused["served_ns"] < 16 * MS
+    assert s.ask(1, slo=refused["served_ns"] - 1) == Code.DEADLINE_UNREACHABLE
+    assert s.ask(1, slo=refused["served_ns"]) == 0
+    engine.set_draining(s.world, 1)
+    assert s.ask(2) == Code.DRAINING
+    engine.set_draining(s.world, 0)
+    engine.program_added(s.world, 1, np.array([1], np.int64), 1, 1)
+    other = int(engine.model_added(s.world, s.now, 1, 3))
+    assert s.ask(3, model=other) == Code.NO_WORKER
+    engine.program_prepared(s.world, s.now, 0, 1, 1)
+    assert s.ask(3, model=other) == Code.MODEL_NOT_READY
+    engine.gpu_lost(s.world, s.now, 0)
+    assert s.ask(4) == Code.NO_WORKER
+    s.take()
+
+
+def test_edf_order_and_padding():
+    """Three requests in order of deadline, not arrival, in one padded batch of four."""
+    s = Script()
+    s.hold()
+    blocker = s.add()
+    s.hold(blocker)
+    assert s.ask(9, model=blocker) == 0
+    s.tick()
+    for request_id, slo in ((1, 90), (2, 50), (3, 70)):
+        assert s.ask(request_id, slo=slo * MS) == 0
+    run = only(s.tick(later=2 * MS), verb=ACTION_EXEC, batch=4, rows=3)
+    assert s.ids(run) == [2, 3, 1]
+
+
+def test_a_batch_has_the_class_of_its_head():
+    """A smaller request is padded into a larger head's batch; a larger one waits for its own turn."""
+    s = Script()
+    s.hold()
+    blocker = s.add()
+    s.hold(blocker)
+    s.ask(9, model=blocker)
+    s.tick()
+    s.ask(1, slo=60 * MS, size_class=0)
+    s.ask(2, slo=61 * MS, size_class=1)
+    s.ask(3, slo=62 * MS, size_class=0)
+    first = only(s.tick(later=2 * MS), verb=ACTION_EXEC, size_class=0, batch=2, rows=2)
+    assert s.ids(first) == [1, 3]
+    second = only(s.tick(later=4 * MS), verb=ACTION_EXEC, size_class=1, batch=1, expected_ns=6 * MS)
+    assert s.ids(second) == [2]
+
+
+def test_hopeless_requests_are_dropped_before_their_deadline():
+    """A request is queued for a cold model when the only GPU is drained: it is given up at its last moment, not later."""
+    s = Script()
+    s.ask(1, slo=100 * MS)
+    s.take()
+    engine.gpu_draining(s.world, s.now, 0)
+    s.tick()
+    timer = int(engine.next_timer(s.world, s.now))
+    assert T0 + 80 * MS < timer < T0 + 98 * MS
+    dropped = only(s.tick(later=timer - s.now), status=Code.DEADLINE_EXPIRED)
+    assert dropped["total_ns"] < 98 * MS
+
+
+def test_a_late_result_is_no_answer():
+    """An execution that ended after the deadline: DEADLINE_MISSED and no output."""
+    s = Script()
+    s.hold()
+    s.ask(1, slo=20 * MS)
+    run = only(s.tick(), verb=ACTION_EXEC)
+    assert s.done(run, later=30 * MS, result=5) == 0
+    reply, release = s.tick()
+    assert (reply["status"], reply["result"]) == (Code.DEADLINE_MISSED, -1) and release["result"] == 5
+
+
+@pytest.mark.parametrize("status, final", [
+    (Code.TOO_LATE, None), (Code.LANE_FULL, None), (Code.ABANDONED, None), (Code.NOT_PREPARED, None),
+    (Code.DEVICE_ERROR, Code.EXECUTION_FAILED), (Code.BAD_BATCH, Code.EXECUTION_FAILED),
+])
+def test_refused_executions_are_tried_again_and_failures_are_not(status, final):
+    """A refusal sends the request back to its queue, up to attempts_max; a failure answers it."""
+    s = Script()
+    s.hold()
+    s.ask(1)
+    for attempt in range(3):
+        run = only(s.tick(), verb=ACTION_EXEC, rows=1)
+        assert s.done(run, status, later=MS) == 0
+        if final is not None:
+            only(s.tick(), kind=OUT_REPLY, status=final)
+            return
+    only(s.tick(), kind=OUT_REPLY, status=Code.EXECUTION_FAILED)
+
+
+def test_a_lost_load_is_settled_by_an_unload():
+    """No result of a LOAD: the copy is unknown, an UNLOAD asks, and whatever it says the pages are free again."""
+    s = Script(pages=7)
+    s.ask(1, slo=5_000 * MS)
+    load = only(s.tick(), verb=ACTION_LOAD)
+    unload = only(s.tick(later=load["expire_ns"] - s.now), verb=ACTION_UNLOAD, model=s.model)
+    # the late result changes nothing
+    assert s.done(load, pages_free=0) == engine.STALE
+    assert s.done(unload, Code.NOT_RESIDENT, pages_free=7) == 0
+    again = only(s.tick(), verb=ACTION_LOAD, model=s.model)
+    assert again["action"] != load["action"]
+    s.done(again)
+    only(s.tick(), verb=ACTION_EXEC)
+
+
+def test_a_refused_unload_is_parked_and_tried_again():
+    """Its pages are charged again, so that nothing is loaded into them; the next UNLOAD frees them."""
+    s = Script(pages=7)
+    s.hold()
+    other = s.add()
+    s.ask(1, model=other, slo=5_000 * MS)
+    unload, load = s.tick()
+    assert (unload["verb"], load["verb"]) == (ACTION_UNLOAD, ACTION_LOAD)
+    s.done(unload, Code.IN_USE, later=MS)
+    s.done(load, Code.NO_PAGES, later=MS, pages_free=0)
+    s.tick()
+    timer = int(engine.next_timer(s.world, s.now))
+    again = only(s.tick(later=timer - s.now), verb=ACTION_UNLOAD, model=s.model)
+    s.done(again, later=MS, pages_free=7)
+    only(s.tick(), verb=ACTION_LOAD, model=other)
+
+
+def test_pages_that_the_worker_lacks_are_not_planned_with():
+    """A worker that reports fewer free pages than expected is believed."""
+    s = Script(pages=14)
+    s.ask(1)
+    load = only(s.tick(), verb=ACTION_LOAD)
+    s.done(load, pages_free=3)
+    s.tick()
+    s.ask(2, model=s.add())
+    records = s.tick()
+    assert all(out["verb"] != ACTION_LOAD for out in records if out["kind"] == OUT_ACTION)
+
+
+def test_nobody_leaves_who_has_work():
+    """With room for one model, the other waits while the first has requests queued or running, and then gets in."""
+    s = Script(pages=7)
+    other = s.add()
+    s.hold()
+    s.ask(1, slo=200 * MS)
+    s.ask(2, slo=200 * MS, model=other)
+    run = only(s.tick(), verb=ACTION_EXEC, model=s.model)
+    s.done(run)
+    records = s.tick()
+    assert [out["verb"] for out in records if out["kind"] == OUT_ACTION] == [ACTION_UNLOAD, ACTION_LOAD]
+
+
+def test_a_model_whose_gpus_are_swamped_is_replicated():
+    """200 ms of work on one GPU, an idle one beside it: the model is loaded there, with nothing else asking."""
+    s = Script(gpus=2, requests_max=256)
+    s.hold()
+    for i in range(100):
+        assert s.ask(i, slo=1_000 * MS) == 0
+    verbs = [(out["verb"], out["gpu"]) for out in s.tick() if out["kind"] == OUT_ACTION]
+    assert (ACTION_LOAD, 1) in verbs
+
+
+def test_reserved_lanes_hold_back_executions():
+    """A PREPARE of 50 ms: a request behind it is planned after it, one with less time is refused."""
+    s = Script()
+    s.hold()
+    action = int(engine.lane_reserve(s.world, s.now, 0, 50 * MS))
+    assert action > 0
+    assert s.ask(1, slo=40 * MS) == Code.DEADLINE_UNREACHABLE
+    assert s.ask(2, slo=80 * MS) == 0
+    only(s.tick(), status=Code.DEADLINE_UNREACHABLE)
+    s.now += 10 * MS
+    engine.action_done(s.world, s.now, action, 0, s.now - 10 * MS, s.now, 0, 0, -1, -1)
+    assert s.ids(only(s.tick(), verb=ACTION_EXEC)) == [2]
+
+
+def test_an_expired_execution_gives_its_requests_another_chance():
+    """The result is lost; with time left the request runs again, and the first result, late, changes nothing."""
+    s = Script()
+    s.hold()
+    s.ask(1, slo=2_000 * MS)
+    run = only(s.tick(), verb=ACTION_EXEC)
+    again = only(s.tick(later=run["expire_ns"] - s.now), verb=ACTION_EXEC, rows=1)
+    assert s.done(run, later=0, result=3) == engine.STALE
+    s.done(again, result=4)
+    assert [out["status"] for out in s.tick() if out["kind"] == OUT_REPLY] == [0]
+
+
+def test_junk_changes_nothing():
+    """Ids that never were, slots out of range: codes, no crash, no change."""
+    s = Script()
+    for action in (0, -1, 1 << 62, 5, (3 << 32) | 1):
+        assert engine.action_done(s.world, s.now, action, 0, 0, 0, 0, 0, -1, -1) == engine.STALE
+    assert engine.request_cancelled(s.world, s.now, 99, 1) == 0
+    engine.client_gone(s.world, s.now, -1)
+    engine.gpu_lost(s.world, s.now, 55)
+    assert engine.gpu_joined(s.world, s.now, 0, 0, 5) == Code.BAD_ARGUMENT
+    assert engine.gpu_resident(s.world, s.now, 0, 1 << 50) == Code.UNKNOWN_MODEL
+    assert engine.model_removed(s.world, s.now, -7) == Code.UNKNOWN_MODEL
+    assert engine.lane_reserve(s.world, s.now, 9, MS) == -1
+    assert s.ask(1, client=77) == Code.QUEUE_FULL
+    s.take()
+
+
+def test_a_full_registry_says_so():
+    """Beyond models_max: minus REGISTRY_FULL; a removed model makes room."""
+    s = Script()
+    handles = [s.model] + [s.add() for _ in range(7)]
+    assert len(set(handles)) == 8 and s.add() == -Code.REGISTRY_FULL
+    assert engine.model_removed(s.world, s.now, handles[3]) == 0
+    fresh = s.add()
+    assert fresh > 0 and fresh not in handles
+
+
+@pytest.mark.parametrize("field", ["models_max", "requests_max", "schedule_ahead_ns"])
+def test_a_bad_configuration_is_one_clear_error(field):
+    """Zero and text are no capacities; an unknown policy is named."""
+    with pytest.raises(CwdError, match=field):
+        Config(**{field: 0})
+    with pytest.raises(CwdError, match="nonsense"):
+        Config(policy="nonsense")
