@@ -194,7 +194,7 @@ def _draw_cold(axes: Any, rows: Rows, actions: Rows) -> None:
     times, resident = resident_over_time(actions)
     twin = axes.twinx()
     twin.step(np.append(times / NS_PER_S, edges[-1]), np.append(resident, resident[-1:]) if len(resident) else [0],
-              where="post", color=GREEN, linewidth=1.8, linestyle=":", label="resident models")
+              where="post", color=GREEN, linewidth=1.0, label="resident models")
     twin.set_ylabel("models on the devices", color=GREEN)
     twin.set_ylim(0, max(resident.max() if len(resident) else 1, 1) * 1.35)
     twin.spines["top"].set_visible(False)
