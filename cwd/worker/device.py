@@ -28,6 +28,9 @@ from cwd.worker.pages import PagePool
 LOG = logging.getLogger("cwd.worker")
 OK = int(Code.OK)
 
+#: A PROFILE runs at most so often: the exec lane is not to be lost to one message.
+REPEATS_MAX = 1000
+
 
 class Window(NamedTuple):
     """A range of addresses with what the backend bound to it."""
@@ -127,7 +130,7 @@ class Device:
         program = self.programs[self.residency.residents[0, index]["program"]]
         try:
             samples = self.backend.profile(program, self._window_of[index].bound, int(action["batch"]),
-                                           int(action["size_class"]), max(int(action["repeats"]), 1))
+                                           int(action["size_class"]), min(max(int(action["repeats"]), 1), REPEATS_MAX))
             median_ns = sorted(samples)[len(samples) // 2]
         except RepositoryError as error:
             status = int(error.code)

@@ -207,6 +207,22 @@ def test_a_silent_controller_is_given_up_and_greeted_again(endpoint):
         controller.welcome(peer)
 
 
+def test_mutated_messages_disturb_nothing(endpoint):
+    with FakeController(endpoint) as controller, running(options(endpoint)):
+        peer, _ = controller.greet()
+        controller.load(peer, 1)
+        assert controller.result(peer)[0]["status"] == 0
+        for batch in range(20):
+            for frames in controller.mutants(100, seed=batch):
+                controller.socket.send_multipart([peer, *frames])
+            controller.execute(peer, 1, (b"a",), action=10**6 + batch)
+            while controller.result(peer)[0]["action"] != 10**6 + batch:
+                pass
+        controller.execute(peer, 1, (b"a", b"b"))
+        fields, payload = controller.result(peer)
+        assert fields["status"] in (0, Code.NOT_RESIDENT) and len(payload) == (0 if fields["status"] else 2)
+
+
 def test_a_worker_of_another_version_says_so_and_ends(endpoint):
     wake, stop = os.pipe()
     with FakeController(endpoint) as controller:

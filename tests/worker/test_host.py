@@ -222,3 +222,22 @@ def test_goodbye_comes_after_what_runs_has_ended(rig):
     rig.worker.stop()
     assert rig.controller.result(rig.peer)[0]["type"] == Type.GOODBYE
     rig.worker.stop = lambda: None
+
+
+def test_mutated_messages_disturb_nothing(rig):
+    """Each is answered or counted; afterwards the worker serves as before and has lost no entry."""
+    kept = 0xABCDEF  # no mutant's
+    assert rig.load(kept, image=b"\1" * 16) == 0
+    served = 0
+    for batch in range(20):
+        for frames in rig.controller.mutants(100, seed=batch):
+            rig.controller.socket.send_multipart([rig.peer, *frames])
+        marker = rig.controller.execute(rig.peer, kept, (b"abc",), dims=(3,), action=10**6 + batch) and 10**6 + batch
+        fields = {"action": 0}
+        while fields["action"] != marker:
+            fields, payload = rig.controller.result(rig.peer)
+        assert (fields["status"], payload) == (0, [b"bcd"]) or fields["status"] == Code.LANE_FULL
+        served += fields["status"] == 0
+    assert served
+    entries = rig.worker.io.entries
+    assert entries.counts[0] >= len(entries.free) - 1 - 2 * 5  # (a mutant may wait for a far window)
