@@ -1,6 +1,6 @@
 """The controller's tables besides the core's world: connections, payloads held, what the loop counts. Fixed capacity.
 
-`Host` is a NamedTuple of structured arrays that the compiled loop and the Python part share; both run in one thread, so
+`Host` is a bundle of structured arrays that the compiled loop and the Python part share; both run in one thread, so
 nothing here is locked. A *key* names a connection: the routing id's u32, a mark, and the socket's index above them. A
 client is known to the core by `client_id`, its peer slot and that slot's generation, so that a late reply can never
 reach who took the slot over. This module must not know messages.
@@ -8,15 +8,17 @@ reach who took the slot over. This module must not know messages.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cwd.controller.config import ControllerConfig
 from cwd.controller.shapes import SHAPE
+from cwd.core.tables import Tables
 from cwd.core.world import SLOT
 from cwd.net.clock import OFFSET
+from cwd.net.sync import Ring
 from cwd.net.zmq import message_table
 from cwd.wire import kernel as wire
 
@@ -109,11 +111,10 @@ ROWS = np.dtype(
         "infer", "reply", "cancel", "heartbeat", "result", "exec_result", "load", "unload", "exec")], align=True)
 
 
-class Host(NamedTuple):
+class Host(Tables):
     """Everything the loop works on besides `World`; see the dtypes above.
 
-    Few tables, since numba passes each of them as seven words to every function: so all messages are rows of one
-    table, from the `*_AT` above on, and all single records are fields of one.
+    All of libzmq's messages are rows of one table, from the `*_AT` above on.
     """
 
     state: Table  #: STATE [1]
@@ -128,10 +129,11 @@ class Host(NamedTuple):
     rare: Table
     items: Table  #: POLL_ITEM: clients, workers, admins, timer, wake
     rows: Table  #: ROWS [1]
-    ring: Any  #: of RECORD
+    log_control: Table  #: the two arrays of a `cwd.net.sync.Ring` of RECORD
+    log_records: Table
 
 
-def make_host(config: ControllerConfig, epoch: int, items: Table, ring: Any) -> Host:
+def make_host(config: ControllerConfig, epoch: int, items: Table, ring: Ring) -> Host:
     """All tables, empty. `items` are the poll items in the order of `Host.items`."""
     peers_max = config.gpus_max + config.clients_max + config.admins_max
     host = Host(
@@ -139,7 +141,8 @@ def make_host(config: ControllerConfig, epoch: int, items: Table, ring: Any) -> 
         gpus=np.zeros(config.gpus_max, GPU), models=np.zeros(config.models_max, MODEL),
         shapes=np.zeros(config.programs_max, SHAPE), held=np.zeros(config.requests_max, HELD),
         messages=message_table(HELD_AT + config.requests_max), buffer=np.zeros(BUFFER_BYTES, np.uint8),
-        rare=np.zeros(RARE_MAX, RARE), items=items, rows=np.zeros(1, ROWS), ring=ring)
+        rare=np.zeros(RARE_MAX, RARE), items=items, rows=np.zeros(1, ROWS),
+        log_control=ring.control, log_records=ring.records)
     host.gpus["peer"] = host.gpus["special"] = -1
     host.models["handle"] = -1
     host.held["next"] = _links(config.requests_max)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +58,7 @@ class Controller:
     def __init__(self, root: Path, **settings: Any) -> None:
         self.run_dir, self.state_dir = root / "run", root / "state"
         self.settings = {"run_dir": str(self.run_dir), "state_dir": str(self.state_dir), "page_bytes": PAGE_BYTES,
-                         **settings}
+                         "lost_ns": 3 * SECOND, **settings}
         self.process: subprocess.Popen[bytes] | None = None
         self.context = zmq.Context()
 
@@ -67,7 +67,6 @@ class Controller:
                    "from cwd.controller.daemon import serve\n"
                    "logging.basicConfig(level=logging.INFO)\n"
                    "serve(ControllerConfig(**json.loads(sys.argv[1])))\n")
-        import json
         with NotifyListener() as listener:
             self.process = subprocess.Popen(
                 [sys.executable, "-c", program, json.dumps(self.settings)],
@@ -136,6 +135,13 @@ class Peer:
                 continue
             return Type(kind), fields, frames[1:]
         raise AssertionError("no message came")
+
+    def poll(self, timeout_ms: int = 20) -> tuple[Type, dict[str, Any], list[bytes]] | None:
+        """The next message that is no heartbeat question, or None after the time."""
+        try:
+            return self.receive(timeout_ms)
+        except AssertionError:
+            return None
 
     def until(self, kind: Type, timeout_ms: int = WAIT_MS, **wanted: Any) -> tuple[dict[str, Any], list[bytes]]:
         """The next message of a kind, with those field values; others are kept in `seen`."""
@@ -251,10 +257,19 @@ class Worker(Peer):
             self.done(fields)
 
 
-def each(peers: list[Peer]) -> Iterator[Peer]:
-    """The peers, closed at the end."""
-    try:
-        yield from peers
-    finally:
-        for peer in peers:
-            peer.close()
+def serve(worker: Worker, client: Client, wanted: set[int], status: int = 0) -> dict[int, dict[str, Any]]:
+    """Have the worker do all that it is asked until the client has the replies that it wants: those replies."""
+    replies: dict[int, dict[str, Any]] = {}
+    end = time.monotonic() + WAIT_MS / 1000
+    while not wanted <= set(replies):
+        assert time.monotonic() < end, f"no replies for {wanted - set(replies)}"
+        if (came := worker.poll()) is not None:
+            kind, fields, payload = came
+            if kind == Type.EXEC:
+                worker.executed(fields, [] if status else [b"answer!!"] * len(payload), status)
+            else:
+                worker.done(fields)
+        while (answer := client.poll(1)) is not None:
+            if answer[0] == Type.REPLY:
+                replies[answer[1]["request"]] = answer[1]
+    return replies
