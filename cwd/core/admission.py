@@ -13,8 +13,8 @@ from cwd.core.estimate import exec_ns, margin_ns
 from cwd.core.lanes import available_ns, wake
 from cwd.core.queues import COPIES_LOOK, enlist, load_need_ns
 from cwd.core.world import (
-    BATCHES_MAX, BUCKET_BITS, BUCKETS, COPY_LOADING, COPY_READY, COPY_UNKNOWN, COPY_UNLOADING, FOREVER_NS, GPU_UP, LANE_EXEC, LANE_LOAD,
-    MARGIN_OVER, MARGIN_RESULT, MARGIN_SEND, NONE,
+    BATCHES_MAX, BUCKET_BITS, BUCKETS, COPY_LOADING, COPY_READY, COPY_UNKNOWN, COPY_UNLOADING, FOREVER_NS, GPU_UP,
+    LANE_EXEC, LANE_LOAD, MARGIN_OVER, MARGIN_RESULT, MARGIN_SEND, NONE,
 )
 from cwd.jit import inner_kernel
 

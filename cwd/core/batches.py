@@ -81,3 +81,36 @@ def densest(world, now_ns, gpu, m, first, start_ns):
         if program["batches"][b] >= at_hand:
             break
     return best, best_rows
+
+
+@inner_kernel
+def densest_late(world, now_ns, gpu, m, start_ns):
+    """As `densest`, but passing over heads that a larger batch would make late: (first, batch index, rows, duration).
+
+    For use under overload, where somebody is given up anyway. (-1, -1, 0, 1): nothing would be in time.
+    """
+    model = world.models[m]
+    program = world.programs[model["program"]]
+    kind = world.gpus[gpu]["kind"]
+    best_first, best, best_rows, best_ns = NONE, NONE, 0, 1
+    r, left = model["queue_head"], model["queued"]
+    for b in range(program["n_batches"]):
+        batch_ns = 0
+        for _ in range(SKIPS_MAX):
+            if r == NONE:
+                break
+            batch_ns = exec_ns(world, now_ns, model["program"], kind, b, world.requests[r]["size_class"])
+            if batch_ns > 0 and start_ns + batch_ns <= latest_end_ns(world, now_ns, gpu, r):
+                break
+            r = ordered.successor(world.request_nodes, r)
+            left -= 1
+        if r == NONE or batch_ns == 0:
+            break
+        rows = left if left < program["batches"][b] else program["batches"][b]
+        if program["n_classes"] > 1:
+            rows = count_rows(world, r, rows)
+        if best == NONE or rows * best_ns >= best_rows * batch_ns:
+            best_first, best, best_rows, best_ns = r, b, rows, batch_ns
+        if program["batches"][b] >= left:
+            break
+    return best_first, best, best_rows, best_ns

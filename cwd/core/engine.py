@@ -139,6 +139,8 @@ def _refuse(world, now_ns, r, done_ns):
         code, served_ns = MODEL_NOT_READY, 0
     elif now_ns + best > request["due_ns"]:
         code = SLO_BELOW_EXECUTION
+    elif request["home"] != NONE:
+        world.gpus[request["home"]]["pressed_ns"] = now_ns
     world.counters[0]["refused"] += 1
     queues.finish(world, now_ns, r, code, served_ns)
     return code

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from cwd.core import actions, admission, estimate, lanes, queues, residency
 from cwd.core.world import (
-    ACTION_EXEC, BATCHES_MAX, BUCKETS, COPY_DRAINING, COPY_READY, FOREVER_NS, GPU_ABSENT, GPU_DRAINING, GPU_UP,
+    BATCHES_MAX, BUCKETS, COPY_DRAINING, COPY_READY, FOREVER_NS, GPU_ABSENT, GPU_DRAINING, GPU_UP,
     LANE_EXEC, LANE_LOAD, MODEL_FREE, MODEL_READY, MODEL_REMOVING, NONE, SLOT_BITS, SLOT_MASK, Code,
 )
 from cwd.jit import inner_kernel, lean_kernel
@@ -35,7 +35,7 @@ def gpu_joined(world, now_ns, gpu, kind, pages_total):
     row["kind"] = kind
     row["epoch"] += 1
     row["pages_total"] = row["pages_free"] = pages_total
-    row["pages_hidden"] = row["copies"] = row["backlog_ns"] = row["dirty"] = 0
+    row["pages_hidden"] = row["copies"] = row["backlog_ns"] = row["dirty"] = row["pressed_ns"] = 0
     row["ready_root"] = row["ready_head"] = row["lru_first"] = row["lru_last"] = NONE
     for bucket in range(BUCKETS + 1):
         world.backlog[gpu, bucket] = 0
@@ -127,6 +127,8 @@ def gpu_lost(world, now_ns, gpu):
         m = world.copies[copy]["model"]
         residency.destroy(world, copy)
         model_settle(world, now_ns, m)
+        # what is queued for it and has no copy left must be loaded elsewhere
+        admission.want(world, now_ns, m)
         copy = after
     lanes.rank_load_lane(world, gpu)
     while lost != NONE:

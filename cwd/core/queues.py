@@ -260,6 +260,9 @@ def arm_model(world, now_ns, m):
 @inner_kernel
 def drop(world, now_ns, r, status):
     """Give a queued request up."""
+    home = world.requests[r]["home"]
+    if status == DEADLINE_EXPIRED and home != NONE:
+        world.gpus[home]["pressed_ns"] = now_ns
     dequeue(world, r)
     finish(world, now_ns, r, status, 0)
 

@@ -79,7 +79,7 @@ ESTIMATE = np.dtype(
     + [("samples", np.int64, (WINDOW,))], align=True)
 GPU = _table(
     "state kind epoch pages_total pages_free pages_hidden dirty dirty_next ready_root ready_head "
-    "lru_first lru_last copies backlog_ns prepared"
+    "lru_first lru_last copies backlog_ns pressed_ns"
 )
 #: `first`..`last` are outstanding actions in the order sent; available_ns is the predicted end of the last
 LANE = _table("first last count available_ns")

@@ -182,10 +182,13 @@ def test_hopeless_requests_are_dropped_before_their_deadline():
     s.take()
     engine.gpu_draining(s.world, s.now, 0)
     s.tick()
-    timer = int(engine.next_timer(s.world, s.now))
-    assert T0 + 80 * MS < timer < T0 + 98 * MS
-    dropped = only(s.tick(later=timer - s.now), status=Code.DEADLINE_EXPIRED)
-    assert dropped["total_ns"] < 98 * MS
+    # armed for the last LOAD in time; with no GPU left that could load it, once more for the last execution in time
+    records = []
+    for _ in range(2):
+        assert records == []
+        records = s.tick(later=int(engine.next_timer(s.world, s.now)) - s.now)
+    dropped = only(records, status=Code.DEADLINE_EXPIRED)
+    assert 80 * MS < dropped["total_ns"] < 98 * MS
 
 
 def test_a_late_result_is_no_answer():

@@ -1,7 +1,9 @@
 """Clockwork's policy (OSDI'20, sections 5.2 and 5.3), with the defects of the published code corrected.
 
 INFER: the model whose head has the least time left goes first, in the densest batch that keeps the head's deadline
-(theirs: the largest that can be filled, from a queue in order of arrival; ours is in order of deadline, and pads).
+(theirs: the largest that can be filled, from a queue in order of arrival; ours is in order of deadline, and pads). While
+the GPU has to refuse or give up requests, so that somebody is lost anyway, the densest of the most urgent models goes
+first, past heads that its batch would make late; the published code gives up such heads too, and at any time.
 LOAD: the model with the largest demand that its copies do not serve. Demand expires with its requests; a model whose
 copies serve it is not loaded (their test compared a pointer); nobody leaves who has queued or running work.
 """
@@ -16,6 +18,30 @@ from cwd.jit import inner_kernel
 STEPS_MAX = 64
 #: most models that one look at one GPU considers loading
 LOADS_LOOK = 16
+#: how long a refusal or a request given up marks a GPU as pressed, and how many of its models it then compares
+PRESSED_NS = 100_000_000
+PRESSED_LOOK = 24
+
+
+@inner_kernel
+def _plan_pressed(world, gpu, now_ns):
+    """Issue the densest batch of the most urgent models; returns the rows taken."""
+    start_ns = lanes.available_ns(world, now_ns, gpu, LANE_EXEC)
+    best_copy, best_first, best, best_rows, best_ns = NONE, NONE, NONE, 0, 1
+    copy = world.gpus[gpu]["ready_head"]
+    for _ in range(PRESSED_LOOK):
+        if copy == NONE:
+            break
+        m = world.copies[copy]["model"]
+        first, b, rows, batch_ns = batches.densest_late(world, now_ns, gpu, m, start_ns)
+        # of equals the more urgent, which was met first
+        if b != NONE and rows * best_ns > best_rows * batch_ns:
+            best_copy, best_first, best, best_rows, best_ns = copy, first, b, rows, batch_ns
+        copy = ordered.successor(world.copy_nodes, copy)
+    if best == NONE:
+        return 0
+    size_class = world.requests[best_first]["size_class"]
+    return actions.issue_exec(world, now_ns, best_copy, best, size_class, best_first, best_rows)
 
 
 @inner_kernel
@@ -31,6 +57,8 @@ def plan_infer(world, gpu, now_ns):
         elif residency.urgency(world, copy) > world.copy_nodes[copy]["key"]:
             residency.deactivate(world, copy)
             residency.activate(world, copy)
+        elif now_ns - world.gpus[gpu]["pressed_ns"] < PRESSED_NS and _plan_pressed(world, gpu, now_ns) > 0:
+            continue
         elif _run(world, gpu, copy, now_ns) == 0:
             # nothing of it can be in time here; it comes back with its next head or arrival
             residency.deactivate(world, copy)
