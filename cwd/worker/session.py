@@ -129,7 +129,8 @@ class Session:
     def _error(self, fields: dict[str, Any]) -> None:
         code = fields["code"]
         text = fields["text"] or SENTENCES.get(code, f"code {code}")
-        if code == Code.UNSUPPORTED_VERSION:
+        refused = self.link["state"][0] == links.WAITING and code not in _START_AGAIN
+        if code == Code.UNSUPPORTED_VERSION or refused:  # another HELLO would be the same
             raise CwdError(f"the controller at {self.endpoint} refused this worker: {text}", code=Code(code))
         if code in _START_AGAIN:
             self.reconnect(text)

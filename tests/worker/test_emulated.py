@@ -11,7 +11,7 @@ from contextlib import contextmanager
 import pytest
 from lone_controller import FakeController
 
-from cwd.errors import Code
+from cwd.errors import Code, CwdError
 from cwd.wire.messages import Type
 from cwd.worker.emulated_host import EmulatedWorker
 from cwd.worker.options import WorkerOptions
@@ -223,22 +223,20 @@ def test_mutated_messages_disturb_nothing(endpoint):
         assert fields["status"] in (0, Code.NOT_RESIDENT) and len(payload) == (0 if fields["status"] else 2)
 
 
-def test_a_worker_of_another_version_says_so_and_ends(endpoint):
+@pytest.mark.parametrize(("code", "text"), [
+    (Code.UNSUPPORTED_VERSION, "wanted CWDP/2"), (Code.MALFORMED, "pages of 4096 bytes, wanted 16777216")])
+def test_a_worker_that_is_refused_says_why_and_ends(endpoint, code, text):
     wake, stop = os.pipe()
     with FakeController(endpoint) as controller:
         worker = EmulatedWorker(options(endpoint), wake)
         while not controller.hellos:
-            worker_step(worker, stop)
+            worker.step()
             controller.pump(1)
         peer, _ = controller.hello()
-        controller.send(peer, Type.ERROR, code=Code.UNSUPPORTED_VERSION, re_type=1, re_id=0, text="wanted CWDP/2")
-        with pytest.raises(Exception, match="refused this worker: wanted CWDP/2"):
+        controller.send(peer, Type.ERROR, code=code, re_type=1, re_id=0, text=text)
+        with pytest.raises(CwdError, match=f"refused this worker: {text}"):
             while worker.step():
                 pass
         worker.close()
     os.close(wake)
     os.close(stop)
-
-
-def worker_step(worker: EmulatedWorker, stop: int) -> None:
-    worker.step()
