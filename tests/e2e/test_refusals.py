@@ -11,24 +11,14 @@ import numpy as np
 import pytest
 from rederive import judge, rederive
 
-from cwd import LocalCluster
 from cwd.controller.record import RECORD, Kind
+from cwd.controller.replay import replay
 from cwd.controller.telemetry import log_parts, read_header, read_log
 from cwd.errors import Code
-from cwd.models import profile
-from cwd.models.importers import add_zoo
-from cwd.models.repository import Repository
 from cwd.units import NS_PER_MS
-from cwd.workload.arrivals import Shaping, schedule
-from cwd.workload.lengths import synthetic_texts
-from cwd.workload.outcome import summary
-from cwd.workload.replay import replay
-from cwd.workload.synthetic import synthetic_trace
 
-ROOT = Path(__file__).resolve().parents[2]
 HEADER = {"core": {"requests_max": 2, "margin_max_ns": NS_PER_MS, "client_ns": 0}}
 MODEL, GPU, CLIENT = 7, 0, 3
-PAGE_BYTES = 64 << 10
 
 
 def record(kind: Kind, now_ms: float, **columns: int) -> np.void:
@@ -46,7 +36,7 @@ def world() -> list[np.void]:
         record(Kind.SEED, 0, id=0, a=0, b=0, c=0, d=10 * NS_PER_MS),
         record(Kind.LOAD_SEED, 0, id=0, a=0, b=20 * NS_PER_MS),
         record(Kind.JOINED, 0, gpu=GPU, a=0, b=100),
-        record(Kind.PREPARED, 0, gpu=GPU, id=0, flag=1),
+        record(Kind.PREPARED, 0, gpu=GPU, id=0, a=1),
         record(Kind.MODEL_ADDED, 0, model=MODEL, id=0, a=1),
     ]
 
@@ -111,36 +101,14 @@ def test_a_reply_to_nobody() -> None:
     assert judge(HEADER, [*world(), refused(1, 9, Code.DEADLINE_EXPIRED)])[1]
 
 
-@pytest.fixture(scope="module")
-def strained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, int]]:
-    """(log, the client's counts) of an emulated GPU at twice its capacity, with a table and SLOs that are too small."""
-    folder = tmp_path_factory.mktemp("strained")
-    repository = Repository(folder / "models", create=True)
-    entries = add_zoo(repository, "m", "mlp", seed=1, copies=12)
-    program = entries[0].manifest.program_hash
-    # 4 ms alone, 11 ms for eight: 727 requests/s at the most; a load takes as long as two executions
-    table = {(batch, 0): (3 + batch) * NS_PER_MS for batch in entries[0].manifest.batch_sizes}
-    profile.write_table(repository, program, "emulated", table, load_ns_per_page=8 * NS_PER_MS, page_bytes=PAGE_BYTES)
-    trace = synthetic_trace(functions=40, minutes=1, per_second=1200 / 8, seed=3)
-    arrivals = schedule(trace, len(entries), Shaping(speed=8, seed=3))
-    slo_ns = [60 * NS_PER_MS, 60 * NS_PER_MS, 2 * NS_PER_MS, *[60 * NS_PER_MS] * 4, *[25 * NS_PER_MS] * 5]
-    with LocalCluster(folder / "models", device="emulated:1", pool=4 * PAGE_BYTES, page=PAGE_BYTES, timeout=600,
-                      controller={"state_dir": str(folder / "state"), "requests_max": 64}) as cluster:
-        names = [entry.manifest.key for entry in entries]
-        cluster.wait_servable(*names)
-        rows, _ = replay(cluster.endpoint(), names, arrivals, slo_ns, synthetic_texts())
-    facts = summary(rows)
-    assert facts["offered"] == sum(facts[name] for name in ("answered_in_time", "late", "refused", "failed"))
-    return folder / "state", facts["refused_by"]
-
-
 @pytest.mark.e2e
 def test_every_refusal_of_a_strained_cluster_is_upheld(strained: tuple[Path, dict[str, int]]) -> None:
     log, told = strained
     upheld, wrong = rederive(log)
     assert not wrong, "\n".join(wrong[:20])
-    # what the client was told is what the log says, and the strain brought out every kind that it was to
-    assert {name: upheld.get(name, 0) for name in told} == told
+    # what the client was told is in the log (which has more: a client gives up on a refusal that comes too late), and
+    # the strain brought out every kind that it was to
+    assert all(upheld.get(name, 0) >= count for name, count in told.items()), (upheld, told)
     assert {"DEADLINE_UNREACHABLE", "SLO_BELOW_EXECUTION"} <= set(told)
 
 
@@ -158,3 +126,10 @@ def test_a_forged_reason_is_found_out(strained: tuple[Path, dict[str, int]]) -> 
             forged += 1
     _, wrong = judge(header, log)
     assert forged > 50 and len(wrong) > 0.8 * forged
+
+
+@pytest.mark.e2e
+def test_the_log_lived_again_decides_the_same(strained: tuple[Path, dict[str, int]]) -> None:
+    again = replay(str(strained[0]))
+    assert not again.differences, "\n".join(again.differences)
+    assert again.counts["replies"] > 1000 and again.counts["actions"] > 100
