@@ -38,6 +38,11 @@ CORE_NAMES = tuple(name for name in COUNTERS.names or () if not name.startswith(
 WORKERS_PAGE = 8
 MODELS_PAGE = 16
 
+_ARGUMENTS = {
+    "status": {"after"}, "model.add": {"name", "version"}, "model.rm": {"name", "version"}, "model.ls": {"after"},
+    "drain": {"on"},
+}
+
 Task = Iterator[None]
 
 
@@ -63,6 +68,9 @@ class Admin:
             steps = self._verbs.get(verb)
             if steps is None:
                 raise CwdError(f"no verb {verb[:40]!r}", code=Code.UNKNOWN_VERB)
+            unknown = fields["args"].keys() - _ARGUMENTS.get(verb, frozenset())
+            if unknown:
+                raise CwdError(f"{verb} has no argument {min(unknown)[:40]!r}", code=Code.BAD_ARGUMENT)
             yield from steps(key, request, fields["args"])
         except CwdError as error:
             self._fail(key, request, error)

@@ -38,13 +38,15 @@ from cwd.net.notify import notify
 from cwd.net.sockets import bind_router, make_context
 from cwd.net.zmq import message, message_close, message_data, message_size, messages_close, poll_items
 from cwd.units import NS_PER_MS, NS_PER_S
-from cwd.wire.messages import Type
+from cwd.wire.messages import FRAME0_BYTES_MAX, Type
 
 LOG = logging.getLogger("cwd.controller")
 
 #: a slice without anything rare to do: only the watchdog and the status line wait for it
 IDLE_SLICE_NS = 100 * NS_PER_MS
 STATUS_NS = 5 * NS_PER_S
+#: a payload that is too large is answered with TOO_LARGE; libzmq hangs up on one that is so many times too large
+HANG_UP = 2
 
 
 def core_config(config: ControllerConfig) -> Config:
@@ -70,7 +72,8 @@ class Controller:
         try:
             for name in ("clients", "workers", "admin"):
                 self._sockets.append(bind_router(
-                    self._context, config.endpoint(name), message_bytes_max=config.payload_max_bytes))
+                    self._context, config.endpoint(name),
+                    message_bytes_max=max(HANG_UP * config.payload_max_bytes, FRAME0_BYTES_MAX)))
         except CwdError:
             self._context.destroy(0)
             raise

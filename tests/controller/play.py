@@ -267,9 +267,11 @@ def serve(worker: Worker, client: Client, wanted: set[int], status: int = 0) -> 
             kind, fields, payload = came
             if kind == Type.EXEC:
                 worker.executed(fields, [] if status else [b"answer!!"] * len(payload), status)
-            else:
+            elif kind in (Type.LOAD, Type.UNLOAD, Type.PREPARE):
                 worker.done(fields)
         while (answer := client.poll(1)) is not None:
             if answer[0] == Type.REPLY:
                 replies[answer[1]["request"]] = answer[1]
+            else:
+                client.seen.append(answer)
     return replies

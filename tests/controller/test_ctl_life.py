@@ -1,0 +1,254 @@
+"""Admin verbs, models that come and go, restarts, signals, and the log that tells all of it again."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from play import DYNAMIC, FIXED, MS, PAGE_BYTES, SECOND, Controller, make_repository, serve
+
+from cwd.controller import telemetry
+from cwd.errors import Code
+from cwd.models.repository import Repository
+from cwd.wire.messages import Type
+
+
+@pytest.fixture
+def started(tmp_path):
+    """A function that starts a controller on a repository of `models` fixed models."""
+    running: list[Controller] = []
+
+    def start(models: int = 3, dynamic: int = 0, **settings) -> Controller:
+        make_repository(tmp_path / "repo", models, dynamic)
+        controller = Controller(tmp_path, repository=str(tmp_path / "repo"), **settings)
+        running.append(controller)
+        controller.start()
+        return controller
+
+    yield start
+    for controller in running:
+        controller.__exit__()
+
+
+def _ready(controller: Controller, name: str = "worker", programs: int = 1, **caps):
+    worker = controller.worker(name, **caps)
+    worker.settle(programs)
+    return worker
+
+
+def test_what_an_admin_asks_wrongly_is_answered_with_its_code(started):
+    admin = started().admin()
+    for verb, args, code in (
+        ("frobnicate", {}, Code.UNKNOWN_VERB), ("model.add", {}, Code.BAD_ARGUMENT),
+        ("model.add", {"name": 7}, Code.BAD_ARGUMENT), ("model.rm", {"name": "nobody"}, Code.UNKNOWN_MODEL),
+        ("model.ls", {"after": -1}, Code.BAD_ARGUMENT), ("model.add", {"name": "nobody"}, Code.UNKNOWN_MODEL),
+        ("model.add", {"name": "../etc"}, Code.BAD_MODEL), ("model.add", {"name": "fixed-0"}, Code.MODEL_EXISTS),
+        ("model.add", {"name": "fixed-0", "version": 1}, Code.MODEL_EXISTS), ("drain", {"on": 3}, Code.BAD_ARGUMENT),
+        ("status", {"nonsense": 1}, Code.BAD_ARGUMENT),
+    ):
+        found, result = admin.ask(verb, **args)
+        assert (Code(found), list(result)) == (code, ["error"]) and "\n" not in result["error"], (verb, args, result)
+
+
+def test_models_come_and_go_while_others_are_served(started, tmp_path):
+    controller = started(models=2)
+    repository = Repository(tmp_path / "repo")
+    worker, client, admin = _ready(controller), controller.client(), controller.admin()
+    first = client.lookup("fixed-0")
+    assert serve(worker, client, {client.infer(first)})
+    program = repository.get("fixed-0").manifest.program_hash
+    repository.add("late", 1, program, {}, seed=7)
+    code, result = admin.ask("model.add", name="late", version=0)
+    assert code == 0 and result["ready"]
+    late = client.lookup("late")
+    assert late == result["handle"]
+    replies = serve(worker, client, {client.infer(late), client.infer(first)})
+    assert {fields["status"] for fields in replies.values()} == {0}
+    repository.add("late", 2, program, {}, seed=8)
+    assert admin.ask("model.add", name="late")[0] == 0
+    newest = client.lookup("late")
+    assert newest != late and client.lookup("late", 1) == late
+    assert set(admin.ask("model.ls", after=0)[1]["models"]) == {"fixed-0/1", "fixed-1/1", "late/1", "late/2"}
+    assert admin.ask("model.rm", name="late", version=0) == (0, {"removed": 2})
+    for handle in (late, newest):
+        request = client.infer(handle)
+        assert client.reply(request)[0]["status"] == Code.UNKNOWN_MODEL
+    kind, unload, _ = worker.next_action()
+    assert kind == Type.UNLOAD and unload["model"] == late, "its pages are wanted back"
+    worker.done(unload)
+    assert serve(worker, client, {client.infer(first)})
+
+
+def test_a_program_profiled_and_added_later_is_prepared_and_served(started, tmp_path):
+    controller = started(models=1)
+    worker, client, admin = _ready(controller), controller.client(), controller.admin()
+    make_repository(tmp_path / "repo", 0, 1)
+    assert admin.ask("model.add", name="dynamic-0")[0] == 0
+    worker.settle(2)
+    model = client.lookup("dynamic-0")
+    assert serve(worker, client, {client.infer(model, bytes(64), dims=(16,))})
+
+
+def test_a_full_registry_and_a_model_too_large_are_refused_and_the_rest_is_served(started, tmp_path):
+    controller = started(models=2, models_max=2)
+    admin, client = controller.admin(), controller.client()
+    repository = Repository(tmp_path / "repo")
+    repository.add("more", 1, repository.get("fixed-0").manifest.program_hash, {}, seed=9)
+    assert admin.ask("model.add", name="more")[0] == Code.REGISTRY_FULL
+    worker = _ready(controller, pages=1)
+    assert serve(worker, client, {client.infer(client.lookup("fixed-1"))})
+
+
+def test_corrupt_entries_are_skipped_and_the_others_served(started, tmp_path):
+    repository = make_repository(tmp_path / "repo", 3, 0)
+    (repository.root / "fixed-1" / "1" / "model.json").write_text("{nonsense")
+    (repository.root / "fixed-2" / "1" / "weights.safetensors").write_bytes(b"short")
+    controller = Controller(tmp_path, repository=str(tmp_path / "repo"))
+    with controller:
+        admin = controller.admin()
+        assert set(admin.ask("model.ls", after=0)[1]["models"]) == {"fixed-0/1"}
+        assert admin.ask("model.add", name="fixed-1")[0] == Code.BAD_MODEL
+        assert admin.ask("model.add", name="fixed-2")[0] in (Code.CORRUPT, Code.BAD_MODEL)
+
+
+def test_after_kill_9_a_new_epoch_takes_residency_from_the_workers(started):
+    controller = started()
+    worker, client = _ready(controller), controller.client()
+    epoch = worker.epoch
+    assert serve(worker, client, {client.infer(client.lookup("fixed-1"))})
+    load = next(fields for kind, fields in worker.received if kind == Type.LOAD) if worker.received else None
+    program = worker.prepared[0]["program"]
+    image = Repository(controller.settings["repository"]).get("fixed-1").manifest.image_hash
+    assert controller.process is not None
+    controller.process.kill()
+    controller.process.wait()
+    worker.close()
+    client.close()
+    controller.start()
+    worker = controller.worker("again", resident=image + program, programs=program)
+    client = controller.client()
+    assert worker.epoch > epoch
+    worker.settle(1)
+    adopted, _ = worker.until(Type.LOAD)
+    model = client.lookup("fixed-1")
+    assert adopted["model"] == model and adopted["image"] == image and adopted["pages"] == 1
+    worker.done(adopted)
+    request = client.infer(model)
+    kind, action, _ = worker.next_action()
+    assert kind == Type.EXEC, "it need not be loaded again"
+    worker.executed(action, [b"answer!!"])
+    fields, _ = client.reply(request)
+    assert fields["status"] == 0 and fields["cold"] == 0
+    assert load is None or load["epoch"] == epoch
+
+
+def test_draining_refuses_what_is_new_and_answers_what_is_queued(started):
+    controller = started()
+    worker, client, admin = _ready(controller), controller.client(), controller.admin()
+    model = client.lookup("fixed-0")
+    request = client.infer(model, slo_ns=8 * SECOND)
+    worker_kind, action, _ = worker.next_action()
+    assert worker_kind == Type.LOAD
+    assert admin.ask("drain", on=True) == (0, {"queued": 1})
+    refused = client.infer(model)
+    assert client.reply(refused)[0]["status"] == Code.DRAINING
+    assert admin.ask("drain", on=False)[0] == 0
+    controller.process.send_signal(signal.SIGTERM)
+    worker.done(action)
+    assert serve(worker, client, {request})[request]["status"] == 0
+    if not any(kind == Type.GOODBYE for kind, _, _ in client.seen):
+        assert client.until(Type.GOODBYE)[0]["code"] == 0
+    assert controller.process.wait(10) == 0
+
+
+def test_a_signal_in_mid_slice_is_acted_on_at_once(started):
+    controller = started()
+    time.sleep(0.2)
+    begin = time.monotonic()
+    assert controller.stop() == 0
+    assert time.monotonic() - begin < 3.0
+
+
+def test_a_second_signal_ends_it_though_requests_are_queued(started):
+    controller = started()
+    worker, client = _ready(controller), controller.client()
+    client.infer(client.lookup("fixed-0"), slo_ns=15 * SECOND)
+    worker.next_action()
+    controller.process.send_signal(signal.SIGTERM)
+    time.sleep(0.3)
+    assert controller.process.poll() is None
+    assert controller.stop() == 0
+
+
+def test_a_socket_in_use_is_one_clear_error(started, tmp_path):
+    started()
+    again = Controller(tmp_path)
+    with pytest.raises(AssertionError, match="did not become ready"):
+        again.start()
+
+
+def test_the_log_replays_through_plain_python_to_the_same_actions(started):
+    controller = started(models=6, dynamic=2)
+    client = controller.client()
+    first, second = _ready(controller, "a", programs=2, pages=2), _ready(controller, "b", programs=2, pages=2)
+    models = [client.lookup(f"fixed-{i}") for i in range(6)]
+    wanted = {client.infer(models[i % 6], slo_ns=(30 + 40 * i) * MS) for i in range(40)}
+    cancelled = client.infer(models[0], slo_ns=9 * SECOND)
+    client.send(Type.CANCEL, request=cancelled)
+    client.infer(models[0], payload=b"short")
+    answered: set[int] = set()
+    end = time.monotonic() + 20
+    while not wanted <= answered:
+        assert time.monotonic() < end
+        for worker in (first, second):
+            if worker is not None and (came := worker.poll(1)) is not None:
+                kind, fields, payload = came
+                worker.executed(fields, [b"answer!!"] * len(payload)) if kind == Type.EXEC else worker.done(fields)
+        while (answer := client.poll(1)) is not None:
+            if answer[0] == Type.REPLY:
+                answered.add(answer[1]["request"])
+        if len(answered) > 20 and second is not None:
+            second.send(Type.GOODBYE, code=0, text="")
+            second = None
+    assert controller.admin().ask("model.rm", name="fixed-5", version=0)[0] == 0
+    assert controller.stop() == 0
+    log = telemetry.read_log(controller.state_dir)
+    requests = telemetry.requests_frame(log)
+    assert telemetry.gaps(log) == 0 and len(requests) >= 42
+    assert (requests["status"] != telemetry.OPEN).all()
+    served = requests[requests["status"] == 0]
+    assert (served["reply_ns"] <= served["deadline_ns"]).all() and (served["action"] >= 0).all()
+    actions = telemetry.actions_frame(log)
+    assert (actions["actual_ns"] >= 0).any() and set(telemetry.read_names(controller.state_dir)["gpu"]) == {0, 1}
+    done = subprocess.run(
+        [sys.executable, "-m", "cwd.controller.replay", str(controller.state_dir)], capture_output=True, text=True,
+        env={**os.environ, "NUMBA_DISABLE_JIT": "1"}, timeout=120, check=False)
+    facts = json.loads(done.stdout)
+    assert facts["differs"] == [] and facts["actions"] == len(actions) and facts["replies"] >= 41, facts
+
+
+def test_images_are_staged_by_prepare_before_a_model_is_ready(started):
+    controller = started(models=2)
+    worker, client = controller.worker(images=b"", prepares=True), controller.client()
+    program, _ = worker.until(Type.PREPARE)
+    assert program["image"] == bytes(16)
+    worker.done(program)
+    staged, _ = worker.until(Type.PREPARE)
+    assert staged["name"] == "fixed-0" and staged["image"] != bytes(16)
+    client.send(Type.LOOKUP, request=1, name="fixed-0", version=0)
+    assert client.until(Type.ERROR, re_id=1)[0]["code"] == Code.MODEL_NOT_READY
+    worker.done(staged)
+    failed, _ = worker.until(Type.PREPARE)
+    worker.done(failed, status=Code.NOT_HERE)
+    assert client.lookup("fixed-0")
+    client.send(Type.LOOKUP, request=1000, name="fixed-1", version=0)
+    assert client.until(Type.ERROR, re_id=1000)[0]["code"] == Code.NOT_HERE
+
+
+def test_the_constants_of_these_tests_fit_together():
+    assert FIXED.payload_bytes(()) == 8 and DYNAMIC.payload_bytes((17,)) == 68 and PAGE_BYTES == 1 << 20
