@@ -1,4 +1,4 @@
-"""Closed loops: clients that each have one request in flight, send the next when the answer comes, and back off a little.
+"""Closed loops: clients with one request in flight each, that send the next when an answer comes, or back off a little.
 
 Compiled, and many loops to a process, since they share a core with the controller that they load. A loop that is
 refused sooner than `quick_ns` after sending waits `pause_ns` before it tries again. Counted are answers that came back
@@ -16,6 +16,7 @@ import sys
 from typing import Any
 
 import numpy as np
+import zmq
 
 from cwd.bench.generate import _answer_heartbeat
 from cwd.bench.histogram import BUCKETS, bucket_of, summary_ms
@@ -25,13 +26,15 @@ from cwd.jit import lean_kernel
 from cwd.net.clock import monotonic_ns
 from cwd.net.native import address_of
 from cwd.net.sockets import make_context
-from cwd.net.wake import timerfd_arm, timerfd_clear
+from cwd.net.wake import make_timerfd, timerfd_arm, timerfd_clear
 from cwd.net.zmq import (
-    DONTWAIT, EAGAIN, EINTR, SNDMORE, message, message_copy, message_data, message_fill, message_size, poll,
-    receive_frames, send, send_bytes,
+    DONTWAIT, EAGAIN, EINTR, SNDMORE, message, message_copy, message_data, message_fill, message_size,
+    message_table, poll, poll_items, receive_frames, send, send_bytes,
 )
 from cwd.units import NS_PER_MS, NS_PER_S, parse_duration_ns
-from cwd.wire.kernel import TYPE_HEARTBEAT, TYPE_REPLY, decode_heartbeat, decode_reply, encode_infer, peek_type
+from cwd.wire.kernel import (
+    HEARTBEAT, INFER, REPLY, TYPE_HEARTBEAT, TYPE_REPLY, decode_heartbeat, decode_reply, encode_infer, peek_type,
+)
 
 _FRAMES = 2
 _HEADER_BYTES = 256
@@ -162,55 +165,71 @@ def _answer(reply, loops, ring, counts, state):
     state["count"] += 1
 
 
-def measure(endpoint: str, *, inflight: int, slo_ns: int, seconds: float, payload_bytes: int, warm_s: float = 2.0,
-            quick_ns: int = 2 * NS_PER_MS, pause_ns: int = NS_PER_MS) -> dict[str, Any]:
-    """Run `inflight` loops against each registered model; count from `warm_s` on, for `seconds`."""
-    with make_context() as context:
-        client = LoadGenerator(context, endpoint)
-        try:
-            handles = [handle for handle in client.models().values() for _ in range(inflight)]
-            if len(handles) > client.credits:
-                raise CwdError(f"{len(handles)} in flight, and the controller gives {client.credits} credits")
-            loops = np.zeros(len(handles), LOOP)
-            loops["handle"] = handles
-            # interleave the models, so that the first round does not come in blocks
-            order = np.arange(len(handles)).reshape(-1, inflight).T.ravel()
-            ring = np.ascontiguousarray(order, np.int64)
-            counts = (np.zeros(_CODES, np.int64), np.zeros(BUCKETS, np.int64))
-            state = np.zeros(1, STATE)[0]
-            state["slo_ns"], state["quick_ns"], state["pause_ns"] = slo_ns, quick_ns, pause_ns
-            message_fill(message(client._table, _FRAMES + 1), np.zeros(max(payload_bytes, 1), np.uint8).ctypes.data,
-                         payload_bytes)
+class Loops:
+    """`inflight` closed loops against each registered model, over one connection. Close it."""
 
-            def run(until_ns: int) -> None:
-                while monotonic_ns() < until_ns:
-                    error = drive(client.socket.underlying, client._items, client._timer, client._table, client._rows,
-                                  loops, ring, counts, state, min(until_ns, monotonic_ns() + _SLICE_NS))
-                    if error not in (0, EAGAIN, EINTR):
-                        raise CwdError(f"the client's socket failed: {os.strerror(-error)}")
+    def __init__(self, endpoint: str, *, inflight: int, slo_ns: int, payload_bytes: int, quick_ns: int,
+                 pause_ns: int) -> None:
+        self._context = make_context()
+        self._compile()
+        self._client = LoadGenerator(self._context, endpoint)
+        handles = [handle for handle in self._client.models().values() for _ in range(inflight)]
+        if len(handles) > self._client.credits:
+            raise CwdError(f"{len(handles)} in flight, and the controller gives {self._client.credits} credits")
+        self._loops = np.zeros(len(handles), LOOP)
+        self._loops["handle"] = handles
+        # the models in turn, so that the first round does not come in blocks
+        self._ring = np.ascontiguousarray(np.arange(len(handles)).reshape(-1, inflight).T.ravel(), np.int64)
+        self._counts = (np.zeros(_CODES, np.int64), np.zeros(BUCKETS, np.int64))
+        self._state = np.zeros(1, STATE)[0]
+        self._state["slo_ns"], self._state["quick_ns"], self._state["pause_ns"] = slo_ns, quick_ns, pause_ns
+        self._state["count"] = len(handles)
+        message_fill(message(self._client._table, _FRAMES + 1), np.zeros(max(payload_bytes, 1), np.uint8).ctypes.data,
+                     payload_bytes)
 
-            run(0)
-            drive(client.socket.underlying, client._items, client._timer, client._table, client._rows, loops, ring,
-                  counts, state, 0)  # compiles, with nothing in the ring
-            state["count"] = len(handles)
-            begin = monotonic_ns()
-            state["since_ns"] = begin + round(warm_s * NS_PER_S)
-            run(int(state["since_ns"]))
-            sent = int(state["sent"])
-            run(int(state["since_ns"]) + round(seconds * NS_PER_S))
-            elapsed = (monotonic_ns() - int(state["since_ns"])) / NS_PER_S
-            sent, in_time, ok = int(state["sent"]) - sent, int(state["in_time"]), int(counts[0][0])
-            found = {
-                "goodput_rps": in_time / elapsed, "attempts_rps": sent / elapsed, "late": int(state["late"]),
-                "by_status": {int(code): int(counts[0][code]) for code in np.flatnonzero(counts[0])},
-                "mean_batch": int(state["batch_sum"]) / ok if ok else 0.0, "latency_ms": summary_ms(counts[1]),
-                "strange": int(state["strange"]),
-            }
-            state["stop"] = 1
-            run(monotonic_ns() + slo_ns + 50 * NS_PER_MS)  # what is in flight belongs to this row, not to the next
-            return found
-        finally:
-            client.close()
+    def _compile(self) -> None:
+        """Before we say HELLO: the controller gives up a client that is silent for as long as compiling may take."""
+        socket, timer = self._context.socket(zmq.DEALER), make_timerfd()
+        rows = (np.zeros(2, INFER), np.zeros(1, REPLY), np.zeros(2, HEARTBEAT), np.zeros(_HEADER_BYTES, np.uint8))
+        counts = (np.zeros(_CODES, np.int64), np.zeros(BUCKETS, np.int64))
+        drive(socket.underlying, poll_items([socket], [timer]), timer, message_table(_FRAMES + 2), rows,
+              np.zeros(1, LOOP), np.zeros(1, np.int64), counts, np.zeros(1, STATE)[0], 0)
+        os.close(timer)
+        socket.close(0)
+
+    def run(self, until_ns: int) -> None:
+        """Keep the loops going."""
+        client = self._client
+        while monotonic_ns() < until_ns:
+            error = drive(client.socket.underlying, client._items, client._timer, client._table, client._rows,
+                          self._loops, self._ring, self._counts, self._state, min(until_ns, monotonic_ns() + _SLICE_NS))
+            if error not in (0, EAGAIN, EINTR):
+                raise CwdError(f"the client's socket failed: {os.strerror(-error)}")
+
+    def measure(self, seconds: float, warm_s: float) -> dict[str, Any]:
+        """Count from `warm_s` on, for `seconds`; then stop, and wait for what is in flight."""
+        state, counts = self._state, self._counts
+        since_ns = monotonic_ns() + round(warm_s * NS_PER_S)
+        state["since_ns"] = since_ns
+        self.run(since_ns)
+        sent = int(state["sent"])
+        self.run(since_ns + round(seconds * NS_PER_S))
+        elapsed = (monotonic_ns() - since_ns) / NS_PER_S
+        sent, in_time, ok = int(state["sent"]) - sent, int(state["in_time"]), int(counts[0][0])
+        found = {
+            "goodput_rps": in_time / elapsed, "attempts_rps": sent / elapsed, "late": int(state["late"]),
+            "by_status": {int(code): int(counts[0][code]) for code in np.flatnonzero(counts[0])},
+            "mean_batch": int(state["batch_sum"]) / ok if ok else 0.0, "latency_ms": summary_ms(counts[1]),
+        }
+        if int(state["strange"]):
+            raise CwdError(f"{int(state['strange'])} messages were no answers: the connection was lost")
+        state["stop"] = 1
+        self.run(monotonic_ns() + int(state["slo_ns"]) + 50 * NS_PER_MS)
+        return found
+
+    def close(self) -> None:
+        self._client.close()
+        self._context.term()
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -223,8 +242,10 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--payload", type=int, default=0, help="bytes per request")
     given = parser.parse_args(arguments)
     try:
-        found = measure(given.connect, inflight=given.inflight, slo_ns=parse_duration_ns(given.slo),
-                        seconds=given.seconds, payload_bytes=given.payload, warm_s=given.warm)
+        loops = Loops(given.connect, inflight=given.inflight, slo_ns=parse_duration_ns(given.slo),
+                      payload_bytes=given.payload, quick_ns=2 * NS_PER_MS, pause_ns=NS_PER_MS)
+        found = loops.measure(given.seconds, given.warm)
+        loops.close()
     except CwdError as error:
         sys.exit(f"closed: {error}")
     sys.stdout.write(json.dumps(found) + "\n")

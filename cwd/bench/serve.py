@@ -1,9 +1,9 @@
 """`cwd bench serve`: goodput under an SLO, in the manner of Clockwork's figure 5, on a CPU.
 
 `instances` copies of the 5-million-parameter convnet, each with its own weights, `inflight` closed loops against each;
-a loop that is refused within 2 ms waits 1 ms. The worker has one core; the controller and the clients share another. The
-bound is what the same module does when it is called directly in its best batch size, on the worker's core, measured
-before every row.
+a loop that is refused within 2 ms waits 1 ms. The worker has one core; the controller and the clients share another.
+The bound is what the same module does when it is called directly in its best batch size, on the worker's core,
+measured before every row.
 """
 
 from __future__ import annotations

@@ -1,43 +1,82 @@
 """`cwd bench worker`: what the whole path costs, with a model that does nothing, beside a bare echo over as many hops.
 
 One Python client talks to a controller and a CPU worker in processes of their own, and in turns, in the same run, to a
-compiled forwarder and a compiled echo that decide nothing and decode nothing. Ours goes through `cwd.Client`; the bare
-side is the plain pyzmq that it is made of: the same socket type, frames and poll, so the client's own cost counts
-against us.
+compiled forwarder and a compiled echo that decide nothing. Both sides are driven by the same `cwd.Client`; on the bare
+one its session takes the INFER that comes back for the answer. `raw` is plain pyzmq on the bare side, without the
+client's own work.
 """
 
 from __future__ import annotations
 
 import statistics
+import struct
 import tempfile
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import zmq
 
-from cwd.client import Client
-from cwd.client.hot import encode_infer
+from cwd.client import Client, Model
+from cwd.client.connection import Connection
+from cwd.client.hot import Reply, encode_infer
+from cwd.client.session import FOREVER_NS, Session, State
 from cwd.cluster import Child, LocalCluster
+from cwd.errors import ControllerLost
 from cwd.net.sockets import connect_dealer
 
 MODEL = "noop"
 _SLO = "5s"
 _clock = time.perf_counter_ns
+#: where a canonical INFER has its request id
+_REQUEST = struct.Struct(">9xQ")
 
 
-class Bare:
-    """The bare echo's client: pyzmq, two frames there and back."""
+class EchoSession(Session):
+    """A session with an echo: nobody to say HELLO to, and each INFER is its own answer."""
+
+    def _connect(self, now_ns: int) -> None:
+        super()._connect(now_ns)
+        self.outbox.clear()
+        self.state = State.READY
+        self.credits = self.payload_bytes_max = 1 << 20
+        self.clock.same_host()
+        self._beat_ns = FOREVER_NS
+
+    def receive(self, frames: Sequence[Any], now_ns: int, since_ns: int | None = None) -> None:
+        (request,) = _REQUEST.unpack_from(frames[0])
+        self._on_reply(Reply(request, 0, 0, 0, 0, 0, 0, 1, 0, 0), frames, now_ns,
+                       now_ns if since_ns is None else since_ns)
+
+
+class EchoConnection(Connection):
+    _session_type = EchoSession
+
+
+class EchoClient(Client):
+    """`cwd.Client` against the bare forwarder, with a model that it was told of."""
+
+    _connection_type = EchoConnection
+
+    def __init__(self, endpoint: str, model: Model) -> None:
+        super().__init__(endpoint, name="echo")
+        self._session.models[MODEL, 0] = model
+        socket = self._connection._socket
+        if socket is None or not socket.poll(5000, zmq.POLLOUT):
+            raise ControllerLost(f"no forwarder answers at {endpoint}")
+
+
+class Raw:
+    """The bare echo by plain pyzmq: two frames there and back."""
 
     def __init__(self, endpoint: str) -> None:
         self._socket = connect_dealer(zmq.Context.instance(), endpoint)
         self._items = [(self._socket, zmq.POLLIN)]
         self._frames = (encode_infer(1, 1, 10**9, 0, 0, (0, 0, 0, 0)), b"x")
         self._socket.poll(5000, zmq.POLLOUT)
-        self._flying = 0
 
     def one(self) -> None:
         """One round trip."""
@@ -60,18 +99,17 @@ class Bare:
         self._socket.close(0)
 
 
-class Ours:
-    """The same through the whole of cwd."""
+class Driven:
+    """The client's side of the benchmark, the same for cwd and for the echo."""
 
-    def __init__(self, client: Client) -> None:
+    def __init__(self, client: Client, model: Model) -> None:
         self._client = client
-        self._input = np.zeros(client.lookup(MODEL).inputs[0].shape, np.uint8)
-        self.timings: list[dict[str, Any]] = []
+        self._input = np.zeros(model.inputs[0].shape, np.uint8)
+        self.results: list[Any] = []
 
     def one(self) -> None:
-        """One round trip; its timing is kept."""
-        result = self._client.infer(MODEL, self._input, _SLO)
-        self.timings.append(result.timing())
+        """One round trip; its result is kept."""
+        self.results.append(self._client.infer(MODEL, self._input, _SLO))
 
     def many(self, inflight: int, count: int) -> None:
         """`count` requests with `inflight` at once."""
@@ -108,60 +146,65 @@ def run(requests: int = 4000, inflight: int = 64, rounds: int = 8, count: int = 
             with LocalCluster(repository.root, device="cpu", pool="16MiB", page="1MiB", progress=progress) as cluster:
                 cluster.wait_servable(timeout=120)
                 with cluster.client(name="bench") as client:
-                    bare, ours = Bare(clients), Ours(client)
-                    facts = {"one": _one(bare, ours, requests, rounds, progress),
-                             f"inflight{inflight}": _many(bare, ours, inflight, count, rounds, progress)}
-                    bare.close()
+                    model = client.lookup(MODEL)
+                    with EchoClient(clients, model) as echo_client:
+                        sides = {"bare": Driven(echo_client, model), "ours": Driven(client, model), "raw": Raw(clients)}
+                        facts = {"one": _one(sides, requests, rounds, progress),
+                                 f"inflight{inflight}": _many(sides, inflight, count, rounds, progress)}
+                        sides["raw"].close()
         finally:
             for child in (echo, forwarder):
                 child.stop(2)
     return facts
 
 
-def _one(bare: Bare, ours: Ours, requests: int, rounds: int, progress: Callable[[str], None]) -> dict[str, Any]:
-    """Turns of each, so that what else happens on the machine hits both."""
-    times: dict[str, list[int]] = {"bare": [], "ours": []}
-    for warm in (bare.one, ours.one):
+def _one(sides: dict[str, Any], requests: int, rounds: int, progress: Callable[[str], None]) -> dict[str, Any]:
+    """Turns of each, so that what else happens on the machine hits all."""
+    times: dict[str, list[int]] = {name: [] for name in sides}
+    for side in sides.values():
         for _ in range(200):
-            warm()
-    ours.timings.clear()
+            side.one()
+    sides["ours"].results.clear()
     for turn in range(rounds):
-        for name, one in (("bare", bare.one), ("ours", ours.one)):
+        for name, side in sides.items():
+            one, taken = side.one, times[name]
             for _ in range(requests // rounds):
                 begin = _clock()
                 one()
-                times[name].append(_clock() - begin)
+                taken.append(_clock() - begin)
         progress(f"one in flight: turn {turn + 1} of {rounds}")
-    mine, other = np.array(times["ours"]) / 1e6, np.array(times["bare"]) / 1e6
-    facts = {f"p{name}_ms": float(np.quantile(mine, q)) for name, q in (("50", 0.5), ("99", 0.99), ("999", 0.999))}
-    bare_p50 = float(np.quantile(other, 0.5))
-    return {**facts, "bare_p50_ms": bare_p50, "ratio_to_bare": facts["p50_ms"] / bare_p50, "stages": _stages(ours),
-            "bare_p99_ms": float(np.quantile(other, 0.99))}
+    ms = {name: np.array(taken) / 1e6 for name, taken in times.items()}
+    points = {"p50_ms": 0.5, "p99_ms": 0.99, "p999_ms": 0.999}
+    facts = {name: float(np.quantile(ms["ours"], point)) for name, point in points.items()}
+    bare_ms = float(np.quantile(ms["bare"], 0.5))
+    return {**facts, "bare_p50_ms": bare_ms, "ratio_to_bare": facts["p50_ms"] / bare_ms,
+            "stages": _stages(sides["ours"].results), "bare_p99_ms": float(np.quantile(ms["bare"], 0.99)),
+            "raw_p50_ms": float(np.quantile(ms["raw"], 0.5))}
 
 
-def _stages(ours: Ours) -> dict[str, float]:
+def _stages(results: Sequence[Any]) -> dict[str, float]:
     """Where the median round trip goes: medians, which need not add up exactly."""
     def median_ms(values: Any) -> float:
         return statistics.median(values) / 1e6
 
-    timings = ours.timings
     return {
-        "client_to_controller_and_back_ms": median_ms(t["round_trip_ns"] - t["total_ns"] for t in timings),
-        "queued_ms": median_ms(t["queued_ns"] for t in timings),
-        "executed_ms": median_ms(t["exec_ns"] for t in timings),
-        "worker_to_controller_ms": median_ms(t["total_ns"] - t["queued_ns"] - t["exec_ns"] for t in timings),
+        "client_to_controller_and_back_ms": median_ms(r.round_trip_ns - r.total_ns for r in results),
+        "queued_ms": median_ms(r.queued_ns for r in results),
+        "executed_ms": median_ms(r.exec_ns for r in results),
+        "worker_to_controller_ms": median_ms(r.total_ns - r.queued_ns - r.exec_ns for r in results),
     }
 
 
-def _many(bare: Bare, ours: Ours, inflight: int, count: int, rounds: int,
+def _many(sides: dict[str, Any], inflight: int, count: int, rounds: int,
           progress: Callable[[str], None]) -> dict[str, float]:
-    seconds = {"bare": 0.0, "ours": 0.0}
+    seconds = dict.fromkeys(sides, 0.0)
     share = max(count // rounds, 2 * inflight)
     for turn in range(rounds):
-        for name, many in (("bare", bare.many), ("ours", ours.many)):
+        for name, side in sides.items():
             begin = _clock()
-            many(inflight, share)
+            side.many(inflight, share)
             seconds[name] += (_clock() - begin) / 1e9
         progress(f"{inflight} in flight: turn {turn + 1} of {rounds}")
-    rps, bare_rps = share * rounds / seconds["ours"], share * rounds / seconds["bare"]
-    return {"rps": rps, "bare_rps": bare_rps, "ratio_to_bare": rps / bare_rps}
+    rps = {name: share * rounds / taken for name, taken in seconds.items()}
+    return {"rps": rps["ours"], "bare_rps": rps["bare"], "ratio_to_bare": rps["ours"] / rps["bare"],
+            "raw_rps": rps["raw"]}

@@ -69,12 +69,14 @@ class Client:
     made again after a loss, in the background; `timeout` bounds, in seconds, what has no deadline of its own.
     """
 
+    _connection_type = Connection
+
     def __init__(self, endpoint: str | None = None, *, name: str = "client", app: str | None = None,
                  slo: str | float | None = None, timeout: float = 10.0, context: zmq.Context | None = None) -> None:
         self._app = app_tag(app)
         self._slo_ns = 0 if slo is None else slo_to_ns(slo)
         self._timeout_ns = round(timeout * NS_PER_S)
-        self._connection = Connection(endpoint or client_endpoint(), name, Role.CLIENT, context)
+        self._connection = self._connection_type(endpoint or client_endpoint(), name, Role.CLIENT, context)
         self._session = self._connection.session
 
     @property

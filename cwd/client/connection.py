@@ -33,6 +33,10 @@ from cwd.wire.messages import Role
 _PAUSE_NS = NS_PER_MS
 #: the caretaker looks in at least this often
 _LOOK_IN_NS = 250 * NS_PER_MS
+#: plain integers: pyzmq's flags are enums, and joining two of them takes longer than a send
+_DONTWAIT = int(zmq.DONTWAIT)
+_SEND_FIRST = int(zmq.DONTWAIT | zmq.SNDMORE)
+_POLL_BOTH = int(zmq.POLLIN | zmq.POLLOUT)
 _BOOT = secrets.token_bytes(16)
 
 _now = time.monotonic_ns
@@ -58,10 +62,12 @@ class Gate:
 class Connection:
     """A session and its socket, shared by any number of threads. `Client` and `Admin` are made of it."""
 
+    _session_type = Session
+
     def __init__(self, endpoint: str, name: str, role: Role, context: zmq.Context | None = None) -> None:
         self.endpoint = endpoint
         self._context = context or zmq.Context.instance()
-        self.session = Session(name=name, boot=_BOOT, host=host_id(), now_ns=_now(), role=role)
+        self.session = self._session_type(name=name, boot=_BOOT, host=host_id(), now_ns=_now(), role=role)
         self._lock = threading.Lock()
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._leading = False
@@ -190,7 +196,7 @@ class Connection:
             patience_ns = 0
         items = self._items
         if session.outbox:
-            items = [(self._socket, zmq.POLLIN | zmq.POLLOUT), items[1]]
+            items = [(self._socket, _POLL_BOTH), items[1]]
         self._leading = True
         self._lock.release()
         try:
@@ -215,14 +221,23 @@ class Connection:
             self._wake_all()
 
     def _take(self, now_ns: int, since_ns: int) -> None:
-        """Receive until the socket is empty; what is there came at `since_ns` at the earliest."""
-        receive, session, generation = self._socket.recv, self.session, self._generation  # type: ignore[union-attr]
+        """Receive until the socket is empty or nothing is in flight; what is there came at `since_ns` at the earliest."""
+        session, generation = self.session, self._generation
+        receive, option = self._socket.recv, self._socket.getsockopt  # type: ignore[union-attr]
         try:
             while session.generation == generation:
-                frames: list[Any] = [receive(zmq.DONTWAIT)]
-                while self._socket.getsockopt(zmq.RCVMORE):  # type: ignore[union-attr]
-                    frames.append(receive(zmq.DONTWAIT, copy=False).buffer)
-                session.receive(frames, now_ns, since_ns)
+                head: bytes = receive(_DONTWAIT)
+                if option(zmq.RCVMORE):
+                    frame = receive(_DONTWAIT, copy=False)
+                    frames: list[Any] = [head, frame.buffer]
+                    while frame.more:
+                        frame = receive(_DONTWAIT, copy=False)
+                        frames.append(frame.buffer)
+                    session.receive(frames, now_ns, since_ns)
+                else:
+                    session.receive((head,), now_ns, since_ns)
+                if not session.calls:
+                    break
         except zmq.Again:
             pass
 
@@ -239,10 +254,10 @@ class Connection:
             while outbox:
                 frames = outbox[0]
                 if len(frames) == 1:
-                    send(frames[0], zmq.DONTWAIT)
+                    send(frames[0], _DONTWAIT)
                 else:
-                    send(frames[0], zmq.DONTWAIT | zmq.SNDMORE)
-                    send(frames[1], zmq.DONTWAIT)
+                    send(frames[0], _SEND_FIRST)
+                    send(frames[1], _DONTWAIT)
                 outbox.popleft()
         except zmq.Again:
             # Nobody is connected. While CONNECTING that is why we wait; else it is news, and a new socket is due.

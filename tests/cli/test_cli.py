@@ -81,7 +81,8 @@ def test_missing_packages_name_the_extra(capfd):
     for gone, extra, arguments in [("torch", "server", ["model", "add", "m", "--zoo", "mlp"]),
                                    ("numba", "server", ["compile"]), ("click", "server", ["status"]),
                                    ("transformers", "zoo", ["model", "add", "m", "--folder", "."])]:
-        done = subprocess.run([sys.executable, "-c", code, gone, *arguments], capture_output=True, text=True, timeout=60)
+        done = subprocess.run([sys.executable, "-c", code, gone, *arguments], capture_output=True, text=True,
+                              timeout=60)
         assert done.returncode == 1 and done.stdout == ""
         assert f"{gone} is not installed: pip install 'cwd[{extra}]'" in error_line(done.stderr)
 
@@ -126,7 +127,8 @@ def test_controller_settings_reach_its_record(tmp_path, monkeypatch):
 
 def test_repository_life(capfd, tmp_path):
     pytest.importorskip("torch")
-    code, out, err = call(capfd, "model", "add", "m", "--zoo", "mlp", "--copies", "2", "--no-profile", "-r", "r", "--json")
+    code, out, err = call(capfd, "model", "add", "m", "--zoo", "mlp", "--copies", "2", "--no-profile", "-r", "r",
+                          "--json")
     assert code == 0 and json.loads(out)["added"] == ["m-000/1", "m-001/1"] and "2/2" in err
     code, out, err = call(capfd, "model", "add", "m", "--zoo", "mlp", "--copies", "2", "-r", "r")
     assert code == 1 and "exists already" in err.splitlines()[-1]
@@ -168,8 +170,8 @@ def test_inputs_from_files(tmp_path):
 
 
 def test_reader_that_goes_away_is_no_traceback():
-    done = subprocess.run(f"{sys.executable} -m cwd worker --help | head -1", shell=True, capture_output=True, text=True,
-                          timeout=60)
+    done = subprocess.run(f"{sys.executable} -m cwd worker --help | head -1", shell=True, capture_output=True,
+                          text=True, timeout=60)
     assert "Traceback" not in done.stderr
 
 

@@ -120,7 +120,8 @@ def test_command_line_against_a_cluster(real, capfd, tmp_path, monkeypatch):
     facts = json.loads(capfd.readouterr().out)
     assert facts["outputs"] == {"y": {"dtype": "uint8", "shape": [1], "data": [7]}} and facts["batch"] == 1
     (tmp_path / "x.json").write_text("[9]")
-    assert run(["infer", "same-000/1", "-i", str(tmp_path / "x.json"), "--slo", "5s", "-o", str(tmp_path / "y.npz")]) == 0
+    assert run(["infer", "same-000/1", "-i", str(tmp_path / "x.json"), "--slo", "5s", "-o",
+                str(tmp_path / "y.npz")]) == 0
     assert "round trip" in capfd.readouterr().out and np.load(tmp_path / "y.npz")["y"][0] == 9
     assert run(["infer", "same-000", "-i", str(tmp_path / "x.npy"), "--slo", "1us"]) == 1
     assert capfd.readouterr().err.startswith("cwd: error: same-000: ")
