@@ -20,6 +20,10 @@ VICTIMS_MAX = 64
 @inner_kernel
 def find(world, model, gpu):
     """The copy of a model (slot) on a GPU, or -1."""
+    # most models have one copy, and then the map need not be asked
+    copy = world.models[model]["copies"]
+    if copy == NONE or world.copies[copy]["gpu"] == gpu:
+        return copy
     return hashmap.get(world.copy_map, model * world.settings[0]["gpus_max"] + gpu)
 
 
