@@ -84,7 +84,8 @@ def test_missing_packages_name_the_extra(capfd):
         done = subprocess.run([sys.executable, "-c", code, gone, *arguments], capture_output=True, text=True,
                               timeout=60)
         assert done.returncode == 1 and done.stdout == ""
-        assert f"{gone} is not installed: pip install 'cwd[{extra}]'" in error_line(done.stderr)
+        line = error_line(done.stderr)
+        assert gone in line and f"pip install 'cwd[{extra}]'" in line
 
 
 def test_precedence_flag_over_variable_over_file(tmp_path, monkeypatch):
@@ -106,8 +107,8 @@ def test_precedence_flag_over_variable_over_file(tmp_path, monkeypatch):
     assert run(arguments) == 0 and (seen[-1].page_bytes, seen[-1].pages) == (8192, 6)
     (tmp_path / "bad.toml").write_text("[worker]\npagez = 5\n")
     assert run(["--config", str(tmp_path / "bad.toml"), "worker"]) == 1
-    assert run([*arguments, "--pages", "7", "--page-bytes", "1024"]) == 0
-    assert (seen[-1].page_bytes, seen[-1].pages) == (1024, 7)
+    assert run([*arguments, "--pages", "7", "--page-bytes", "16384"]) == 0
+    assert (seen[-1].page_bytes, seen[-1].pages) == (16384, 7)
 
 
 def test_controller_settings_reach_its_record(tmp_path, monkeypatch):
