@@ -94,8 +94,9 @@ class Workers:
         if caps["page_bytes"] != self._registry.page_bytes:
             raise CwdError(f"pages of {caps['page_bytes']} bytes; this controller counts pages of "
                            f"{self._registry.page_bytes}", code=Code.MALFORMED)
-        if caps["pages_total"] < 1 or caps["agenda_max"] < 1:
-            raise CwdError("caps: pages_total and agenda_max must be positive", code=Code.MALFORMED)
+        for key in ("pages_total", "agenda_max"):  # u32: what RESULT can say of pages, and all that the core may be told
+            if not 1 <= caps[key] < 1 << 32:
+                raise CwdError(f"caps: {key} is {caps[key]}, not from 1 to {(1 << 32) - 1}", code=Code.MALFORMED)
         by_program: dict[bytes, list[bytes]] = {}
         for at in range(0, len(resident) - 31, 32):
             by_program.setdefault(resident[at + 16:at + 32], []).append(resident[at:at + 16])
