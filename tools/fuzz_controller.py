@@ -34,6 +34,8 @@ from cwd.wire.codec import decode, encode
 from cwd.wire.messages import BY_TYPE, Type
 
 PAYLOAD_MAX = 256 << 10
+#: so large that libzmq ends the connection
+HANG_UP_BYTES = 5 << 20
 PAGE_BYTES = 64 << 10
 SOCKETS = ("clients", "workers", "admin")
 ROLES = {"clients": 2, "workers": 1, "admin": 3}
@@ -56,13 +58,14 @@ class Peer:
         self.context, self.endpoint, self.which = context, endpoint, which
         self.said: Counter[str] = Counter()
         self.actions: list[int] = []
+        self.introduced = False
         self.socket: zmq.Socket[bytes] | None = None
 
     def open(self, introduce: bool, hello: bytes) -> None:
         """A new connection in place of the old one."""
         self.close()
         self.socket = self.context.socket(zmq.DEALER)
-        self.socket.setsockopt(zmq.LINGER, 0)
+        self.socket.setsockopt(zmq.LINGER, 2_000)  # what was sent before a reconnection shall arrive
         self.socket.setsockopt(zmq.SNDTIMEO, 20_000)
         self.socket.connect(self.endpoint)
         self.introduced = introduce
@@ -89,7 +92,7 @@ class Peer:
 
     def close(self) -> None:
         if self.socket is not None:
-            self.socket.close(0)
+            self.socket.close()
             self.socket = None
 
 
@@ -110,6 +113,8 @@ class Forge:
     def message(self, peer: Peer) -> list[bytes]:
         """The frames of the next message for this connection."""
         draw = self.random.random()
+        if not peer.introduced and draw < 0.2:
+            return self._count("hello", [encode(Type.HELLO, **self._odd_hello(peer.which))])
         if draw < 0.05:
             return self._count("random", [self.random.randbytes(self.random.choice((0, 1, 5, 30, 300, 3000)))])
         if draw < 0.12:
@@ -178,7 +183,7 @@ class Forge:
         elif draw < 0.9997:
             return self._count("many frames", frames + [b""] * rng.randrange(100, 900))
         else:
-            return self._count("oversized", [*frames[:1], bytes(PAYLOAD_MAX + rng.randrange(1, PAYLOAD_MAX))])
+            return self._count("oversized", [*frames[:1], bytes(rng.choice((PAYLOAD_MAX + 1, HANG_UP_BYTES)))])
         return self._count(what, [*frames[:at], bytes(frame), *frames[at + 1:]])
 
     def _count(self, what: str, frames: list[bytes]) -> list[bytes]:
