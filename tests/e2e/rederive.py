@@ -52,6 +52,8 @@ class Naive:
         self.exec: dict[tuple[int, int, int, int], Durations] = {}
         self.load: dict[tuple[int, int], Durations] = {}
         self.under_way: dict[int, dict[str, int]] = {}
+        #: requests that each EXEC under way took
+        self.took: dict[int, list[tuple[int, int]]] = {}
         self.loaded: set[tuple[int, int]] = set()
         self.live: dict[tuple[int, int], dict[str, int]] = {}
         self.lost_at_ns: list[int] = []
@@ -172,7 +174,7 @@ def _follow(world: Naive, kind: Kind, row: dict[str, int]) -> None:
         if row["action_kind"] == UNLOAD:
             world.loaded.discard((row["gpu"], row["model"]))
         if row["action_kind"] == EXEC:
-            _mark_running(world, row)
+            world.took[row["action"]] = _mark_running(world, row)
     elif kind is Kind.RESERVED:
         world.under_way[row["action"]] = {**row, "verb": RESERVED}
     elif kind is Kind.DONE and not row["stale"]:
@@ -183,7 +185,9 @@ def _follow(world: Naive, kind: Kind, row: dict[str, int]) -> None:
         world.gpus.pop(row["gpu"], None)
         world.prepared = {pair for pair in world.prepared if pair[0] != row["gpu"]}
         world.loaded = {pair for pair in world.loaded if pair[0] != row["gpu"]}
-        world.under_way = {key: action for key, action in world.under_way.items() if action["gpu"] != row["gpu"]}
+        for action in [key for key, action in world.under_way.items() if action["gpu"] == row["gpu"]]:
+            del world.under_way[action]
+            _wait_again(world, action)
         world.lost_at_ns += [row["now_ns"]] if kind is Kind.LOST else []
     elif kind is Kind.RESIDENT and row["status"] == 0:
         world.loaded.add((row["gpu"], row["model"]))
@@ -218,18 +222,30 @@ def _arrive(world: Naive, row: dict[str, int]) -> None:
     world.live[key] = request
 
 
-def _mark_running(world: Naive, row: dict[str, int]) -> None:
+def _mark_running(world: Naive, row: dict[str, int]) -> list[tuple[int, int]]:
     """Which requests an EXEC took is not in its record: the earliest deadlines of its model, as EDF has it."""
     waiting = sorted((live["deadline_ns"], key) for key, live in world.live.items()
                      if live["model"] == row["model"] and not live["running"] and live["size_class"] <= row["size_class"])
-    for _, key in waiting[:row["rows"]]:
+    taken = [key for _, key in waiting[:row["rows"]]]
+    for key in taken:
         world.live[key]["running"] = 1
+    return taken
+
+
+def _wait_again(world: Naive, action: int) -> None:
+    """Requests of an EXEC that did not run are queued once more."""
+    for key in world.took.pop(action, ()):
+        if key in world.live:
+            world.live[key]["running"] = 0
 
 
 def _settle(world: Naive, row: dict[str, int]) -> None:
     action = world.under_way.pop(row["action"], None)
     if action is None or action["verb"] == RESERVED:
         return
+    if row["status"] != Code.OK:
+        _wait_again(world, row["action"])
+    world.took.pop(row["action"], None)
     kind = world.gpus.get(action["gpu"], -1)
     took_ns = row["end_ns"] - row["begin_ns"]
     if action["verb"] == LOAD:
