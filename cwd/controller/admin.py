@@ -33,10 +33,11 @@ LOG = logging.getLogger("cwd.controller")
 
 _NAMES = STATE.names or ()
 COUNTER_NAMES = _NAMES[_NAMES.index(FIRST_COUNTER):]
-CORE_NAMES = tuple(name for name in COUNTERS.names or () if not name.startswith(("free_", "dirty_", "wanted_")))
+_INNER = ("free_", "dirty_", "wanted_", "map_", "copy_map_", "outbox_", "timers_", "loads_", "sequence")
+CORE_NAMES = tuple(name for name in COUNTERS.names or () if not name.startswith(_INNER))
 #: rows of one answer: encoding them must fit into a chunk
-WORKERS_PAGE = 8
-MODELS_PAGE = 16
+WORKERS_PAGE = 4
+MODELS_PAGE = 8
 
 _ARGUMENTS = {
     "status": {"after"}, "model.add": {"name", "version"}, "model.rm": {"name", "version"}, "model.ls": {"after"},
@@ -76,7 +77,7 @@ class Admin:
             self._fail(key, request, error)
 
     def _reply(self, key: int, request: int, result: dict[str, Any]) -> None:
-        self._outgoing.send(key, Type.ADMIN_REPLY, request=request, code=0, done=1, result=result)
+        self._outgoing.send_map(key, Type.ADMIN_REPLY, "result", result, request=request, code=0, done=1)
 
     def _fail(self, key: int, request: int, error: CwdError) -> None:
         self._outgoing.send(key, Type.ADMIN_REPLY, request=request, code=int(error.code), done=1,
@@ -95,6 +96,7 @@ class Admin:
             "core": {name: core[name] for name in CORE_NAMES},
             "loop": dict(self._loop), "models": len(self._registry.models), "programs": len(self._registry.programs),
         }
+        self._loop["python_recent_max_ns"] = 0  # since the last status
         yield
         workers: dict[str, Any] = {}
         order = sorted(self._workers.by_slot.values(), key=lambda worker: worker.gpu)
@@ -139,7 +141,7 @@ class Admin:
         def answer(told: dict[str, Any]) -> None:
             try:
                 if "program" in told:
-                    self._registry.add_program(told["program"])
+                    self._workers.program_changed(self._registry.add_program(told["program"]))
                 elif "model" in told:
                     added.append(self.add_model(told["model"]))
                 elif "error" in told or "bad" in told:

@@ -6,8 +6,6 @@ not one long one. Workers are asked in every interval (their answers carry clock
 
 from __future__ import annotations
 
-import numpy as np
-
 from cwd.controller.feed import feed_client_gone, feed_lost
 from cwd.controller.host import (
     RARE_GONE,

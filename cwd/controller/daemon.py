@@ -89,7 +89,8 @@ class Controller:
         self.workers = Workers(self.host, self.world, self.registry, outgoing, config.prepare_ns)
         self._reader = RepositoryReader(config.repository) if config.repository else None
         #: exported: how long Python kept the loop waiting, and how often
-        self.python: dict[str, int] = {"slices": 0, "chunks": 0, "python_max_ns": 0, "python_ns": 0, "tasks": 0}
+        self.python: dict[str, int] = {"slices": 0, "chunks": 0, "python_max_ns": 0, "python_cpu_max_ns": 0,
+                                       "python_recent_max_ns": 0, "python_ns": 0, "tasks": 0}
         self.admin = Admin(self.host, self.world, self.registry, self.workers, outgoing, self._reader, self.log,
                            self.python, self.stop)
         self._rare = Rare(config, self.host, self.registry, self.workers, self.admin, outgoing, self.log)
@@ -130,7 +131,7 @@ class Controller:
         asking = self._reader is not None and self._reader.pending > 0
         until_ns = now_ns if busy else now_ns + (self.config.slice_ns if asking or self._stops else IDLE_SLICE_NS)
         why = loop.run(self.host, self.world, until_ns)
-        begin_ns = monotonic_ns()
+        begin_ns, begin_cpu_ns = monotonic_ns(), time.thread_time_ns()
         if why == loop.CLOSED:
             raise InvariantError("a socket or the poll set is closed")
         if self.world.counters[0]["broken"] != 0:
@@ -147,6 +148,10 @@ class Controller:
             state["fed"] = 1
             python["chunks"] += 1
         python["python_max_ns"] = max(python["python_max_ns"], spent_ns)
+        # what the thread itself used: a busy machine may have put it aside in between
+        cpu_ns = time.thread_time_ns() - begin_cpu_ns
+        python["python_cpu_max_ns"] = max(python["python_cpu_max_ns"], cpu_ns)
+        python["python_recent_max_ns"] = max(python["python_recent_max_ns"], cpu_ns)
 
     def _chunk(self, until_ns: int) -> bool:
         """Rare work until `until_ns`, at least one piece of it if there is any: whether there was."""

@@ -13,7 +13,6 @@ from cwd.controller.feed import log_action, log_release, log_reply
 from cwd.controller.held import release
 from cwd.controller.host import (
     HELD_AT,
-    ONE,
     OUTGOING_AT,
     RESULTS_AT,
     ROLE_CLIENT,

@@ -13,14 +13,14 @@ import numpy as np
 from cwd.controller.beats import beat, next_beat, settle_leaving
 from cwd.controller.feed import feed_tick
 from cwd.controller.flush import flush
+from cwd.controller.host import NONE
 from cwd.controller.receive import BROKEN, INTERRUPTED, drain_admins, drain_clients, drain_workers
 from cwd.core import engine
-from cwd.controller.host import NONE
 from cwd.jit import inline, lean_kernel
 from cwd.net.clock import monotonic_ns
 from cwd.net.native import address_of
 from cwd.net.wake import timerfd_arm
-from cwd.net.zmq import EINTR, ETERM, zmq_errno, zmq_poll
+from cwd.net.zmq import EINTR, zmq_errno, zmq_poll
 
 #: why `run` came back
 SLICE_END, RARE, SIGNAL, CLOSED = 0, 1, 2, 3

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 from typing import Any
 
+import msgpack
 import zmq
 
 from cwd.controller.host import Host
@@ -28,10 +29,18 @@ class Outgoing:
     def send(self, key: int, kind: Type, **fields: Any) -> bool:
         """True if the socket took it."""
         try:
-            frame = encode(kind, **fields)
+            return self._send(key, kind, encode(kind, **fields))
         except LocalProtocolError as error:
             LOG.error("%s could not be encoded: %s", kind.name, error.text)
             return False
+
+    def send_map(self, key: int, kind: Type, last: str, value: dict[str, Any], **fields: Any) -> bool:
+        """`send` of a message whose last field is a map of our own making: packed at once, where the codec would look
+        at every value of it for a microsecond each, which is too long for a hundred of them."""
+        frame = encode(kind, **fields, **{last: {}})
+        return self._send(key, kind, frame[:-1] + msgpack.packb(_sorted(value), use_bin_type=True))
+
+    def _send(self, key: int, kind: Type, frame: bytes) -> bool:
         routing_id = b"\0" + (key & 0xFFFFFFFF).to_bytes(4, "little")
         try:
             self._sockets[int(socket_of_key(key))].send_multipart([routing_id, frame], zmq.DONTWAIT, copy=True)
@@ -45,3 +54,12 @@ class Outgoing:
 
     def error(self, key: int, code: int, re_type: int = 0, re_id: int = 0, text: str = "") -> None:
         self.send(key, Type.ERROR, code=code, re_type=re_type, re_id=re_id, text=text)
+
+
+def _sorted(value: Any) -> Any:
+    """Maps with their keys in order, as the canonical form wants them."""
+    if type(value) is dict:
+        return {key: _sorted(value[key]) if type(value[key]) in (dict, list) else value[key] for key in sorted(value)}
+    if type(value) is list:
+        return [_sorted(item) for item in value]
+    return value

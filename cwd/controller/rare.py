@@ -64,7 +64,7 @@ class Rare:
             self._outgoing.error(key, error.code, kind, 0, error.text[:200])
             return None
         if kind == Type.HELLO:
-            return self._hello(int(row["socket"]), key, slot, fields)
+            return self._hello(int(row["socket"]), key, fields)
         if slot < 0:  # it left while its message waited for us
             return None
         if kind == Type.LOOKUP:
@@ -90,35 +90,42 @@ class Rare:
                 LOG.debug("%s is gone", name)
         return None
 
-    def _hello(self, which: int, key: int, slot: int, fields: dict[str, Any]) -> Task | None:
-        if slot >= 0:
-            self._outgoing.error(key, Code.UNEXPECTED_TYPE, Type.HELLO, 0, "HELLO came twice")
-            return None
-        role = fields["role"]
-        if role != _ROLES[which]:
-            self._outgoing.error(key, Code.UNEXPECTED_TYPE, Type.HELLO, 0, f"role {role} is not the one of this socket")
-            return None
-        now_ns, name = monotonic_ns(), fields["name"][:200].replace("\n", " ") or "?"
-        same_host = fields["host"] == self._boot_id
+    def _hello(self, which: int, key: int, fields: dict[str, Any]) -> Task:
+        """Introduce a connection, or say why not; in steps, since each of them takes some ten microseconds."""
+        role, name = fields["role"], fields["name"][:200].replace("\n", " ") or "?"
         try:
+            if find_peer(self._host, key) >= 0:
+                raise CwdError("HELLO came twice", code=Code.UNEXPECTED_TYPE)
+            if role != _ROLES[which]:
+                raise CwdError(f"role {role} is not the one of this socket", code=Code.UNEXPECTED_TYPE)
             if role == ROLE_WORKER:
-                worker = self._workers.parse(name, fields["caps"])
-                self._workers.join(worker, key, same_host, now_ns, fields["now_ns"])
-                self._welcome(worker.slot, key, fields, name, 0)
-                self._log.name("gpu", worker.gpu, name)
-                LOG.info("worker %s is gpu %d: %s, %d pages of %s", name, worker.gpu, worker.device, worker.pages_total,
-                         format_size(self._registry.page_bytes))
-                return self._workers.settle(worker)
-            slot = int(add_peer(self._host, key, role, -1, int(same_host), now_ns))
+                yield from self._hello_worker(key, name, fields)
+                return
+            now_ns = monotonic_ns()
+            slot = int(add_peer(self._host, key, role, -1, int(fields["host"] == self._boot_id), now_ns))
             if slot < 0:
                 raise CwdError("the table of connections is full", code=Code.PEERS_FULL)
             start_clock(self._host, slot, fields["now_ns"], now_ns)
             self._welcome(slot, key, fields, name, self._config.credits if role == ROLE_CLIENT else 0)
+            yield
             self._log.name("client", slot, name)
         except CwdError as error:
             LOG.warning("%s was turned away: %s", name, error.text)
             self._outgoing.error(key, error.code, Type.HELLO, 0, error.text[:200])
-        return None
+
+    def _hello_worker(self, key: int, name: str, fields: dict[str, Any]) -> Task:
+        worker = self._workers.parse(name, fields["caps"])
+        yield
+        if find_peer(self._host, key) >= 0:
+            raise CwdError("HELLO came twice", code=Code.UNEXPECTED_TYPE)
+        self._workers.join(worker, key, fields["host"] == self._boot_id, monotonic_ns(), fields["now_ns"])
+        self._welcome(worker.slot, key, fields, name, 0)
+        yield
+        self._log.name("gpu", worker.gpu, name)
+        LOG.info("worker %s is gpu %d: %s, %d pages of %s", name, worker.gpu, worker.device, worker.pages_total,
+                 format_size(self._registry.page_bytes))
+        yield
+        yield from self._workers.settle(worker)
 
     def _welcome(self, slot: int, key: int, fields: dict[str, Any], name: str, credits: int) -> None:
         self.names[slot] = name
@@ -138,9 +145,9 @@ class Rare:
             code, why = self._registry.why_not_ready(model)
             self._outgoing.error(key, code, Type.LOOKUP, request, why)
         else:
-            self._outgoing.send(key, Type.MODEL, request=request, model=model.handle, manifest=model.manifest)
+            self._outgoing.send_map(key, Type.MODEL, "manifest", model.manifest, request=request, model=model.handle)
 
     def _list(self, key: int, fields: dict[str, Any]) -> None:
         page, following = self._registry.page(fields["after"], LIST_MODELS)
-        self._outgoing.send(key, Type.MODELS, request=fields["request"], next=following,
-                            models={model.key: model.handle for model in page})
+        self._outgoing.send_map(key, Type.MODELS, "models", {model.key: model.handle for model in page},
+                                request=fields["request"], next=following)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 
 from cwd.controller.feed import feed_arrived, feed_cancelled, feed_done, log_refused
-from cwd.controller.held import hold, release
+from cwd.controller.held import hold
 from cwd.controller.host import (
     ADMINS,
     CLIENTS,
@@ -26,7 +26,7 @@ from cwd.controller.host import (
     WORKERS,
     ZERO,
 )
-from cwd.controller.peers import find_peer, handle_of, key_on, mark_leaving, post, post_error, push_rare
+from cwd.controller.peers import find_peer, key_on, mark_leaving, post, post_error, push_rare
 from cwd.controller.shapes import check_shape
 from cwd.controller.times import sample_clock, to_controller
 from cwd.core.world import SLOT_BITS, SLOT_MASK

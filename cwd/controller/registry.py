@@ -2,7 +2,8 @@
 
 Built from what the repository's reader tells. Each method is one small step, so that whoever drives it can stop between
 two. A model has a handle from the moment it is registered; it is *ready* while a connected worker's kind has a profile
-of its program, the program is prepared there, and its page image does not wait to be staged. This module must not know sockets or files.
+of its program, the program is prepared there, and its page image does not wait to be staged. This module must not know
+sockets or files.
 """
 
 from __future__ import annotations

@@ -15,7 +15,6 @@ from cwd.controller.reader import AXES, CLASSES_MAX, TERMS_MAX
 from cwd.errors import Code
 from cwd.jit import inner_kernel, lean_kernel
 
-
 #: `coefficients[t] * prod(dims[k] ** exponents[t, k])`, summed over t, is a payload's size
 SHAPE = np.dtype(
     [

@@ -70,6 +70,8 @@ class WorkerInfo:
     numbered: set[bytes] = dataclasses.field(default_factory=set)
     jobs: deque[Job] = dataclasses.field(default_factory=deque)
     job: Job | None = None
+    #: models whose images it could not stage
+    failed: list[ModelInfo] = dataclasses.field(default_factory=list)
 
 
 class Workers:
@@ -124,14 +126,19 @@ class Workers:
     def settle(self, worker: WorkerInfo) -> Iterator[None]:
         """After WELCOME: queue a PREPARE for every program and every image that is not staged. A task of small steps."""
         for program in list(self._registry.programs.values()):
+            if self.by_slot.get(worker.slot) is not worker:
+                return
             self.want_program(worker, program)
             yield
         if worker.images is not None:
             for number, model in enumerate(list(self._registry.models.values())):
+                if self.by_slot.get(worker.slot) is not worker:
+                    return
                 self.want_image(worker, model)
                 if number % _CHUNK == 0:
                     yield
-        self._next(worker)
+        if self.by_slot.get(worker.slot) is worker:
+            self._next(worker)
 
     def left(self, slot: int, generation: int) -> WorkerInfo | None:
         """The loop has taken the peer out and told the core; its GPU is free again."""
@@ -144,9 +151,18 @@ class Workers:
         for job in (*worker.jobs, *([worker.job] if worker.job else [])):
             if job.model is not None:
                 self._registry.set_staging(job.model, -1)
+        for model in worker.failed:
+            model.failed.discard(slot)
+            self._registry.set_staging(model, 0)
         worker.jobs.clear()
         worker.job = None
         return worker
+
+    def program_changed(self, program: ProgramInfo) -> None:
+        """It may have a profile for more kinds now: have their workers know it."""
+        for worker in self.by_slot.values():
+            self.want_program(worker, program)
+            self._next(worker)
 
     def model_added(self, model: ModelInfo) -> None:
         """Have every worker know the model's program and image."""
@@ -209,6 +225,7 @@ class Workers:
         if job.model is not None:
             if status != Code.OK:
                 job.model.failed.add(worker.slot)
+                worker.failed.append(job.model)
             self._registry.set_staging(job.model, -1)
         elif status == Code.OK:
             worker.programs.add(job.program.hash)

@@ -27,7 +27,7 @@ from cwd.net.sync import Ring, attach_ring, make_ring, ring_bytes, ring_pop, sha
 
 LOG = logging.getLogger("cwd.controller")
 _BATCH = 4096
-_WAIT_S = 0.01
+_WAIT_S = 0.02
 #: without a log the loop still has a ring to work with
 _NO_RING = 2
 
@@ -43,11 +43,11 @@ class LogWriter:
 
     def __init__(self, config: ControllerConfig, core: Any, state_dir: Path, epoch: int) -> None:
         self._process: subprocess.Popen[bytes] | None = None
+        self.ring: Ring = make_ring(RECORD, _NO_RING)
         if not config.log:
-            self.ring = make_ring(RECORD, _NO_RING)
             return
         block, fd = shared_block(ring_bytes(RECORD, config.log_ring))
-        self.ring: Ring = make_ring(RECORD, config.log_ring, block)
+        self.ring = make_ring(RECORD, config.log_ring, block)
         header = {
             "version": 1, "epoch": epoch, "record_bytes": RECORD.itemsize, "dtype": RECORD.descr,
             "config": dataclasses.asdict(config), "core": dataclasses.asdict(core),
