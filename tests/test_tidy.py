@@ -36,7 +36,8 @@ LAYERS: dict[str, tuple[str, ...]] = {
     # programs are built from models/; of the core the worker sees the page accounting alone
     "cwd.worker": (*_BASE, "cwd.jit", "cwd.wire", "cwd.net", "cwd.models", "cwd.core.pages"),
     # a replay is a client that also reads the controller's log
-    "cwd.workload": (*_BASE, "cwd.client", "cwd.wire.messages", "cwd.controller.telemetry", "cwd.controller.record"),
+    "cwd.workload": (*_BASE, "cwd.client", "cwd.wire.messages", "cwd.controller.telemetry", "cwd.controller.record",
+                     "cwd.controller.config"),
 }
 #: what brings whole systems up, measures them or is the command itself: everything below cli, but never cli
 TOP = ("cwd", "cwd.cluster", "cwd.compile", "cwd.bench", "cwd.cli", "cwd.__main__")

@@ -28,7 +28,8 @@ from cwd.cli.common import emit, endpoint_option, json_option
 @click.option("--data", default="", metavar="FOLDER", help="Token files for models with variable lengths.")
 @click.option("--vocabulary", default=0, help="Token ids are taken below it; 0 leaves them as they are.")
 @click.option("--out", default="replay-report", show_default=True, metavar="FOLDER", help="Where the report goes.")
-@click.option("--log", default="", metavar="PATH", help="The controller's log, for batches and loads.")
+@click.option("--log", default="auto", show_default=True, metavar="PATH", help="The controller's log, for batches and "
+              "loads; auto looks where controllers of this user keep it.")
 @click.option("--quiet", is_flag=True, help="No progress bar.")
 @endpoint_option
 @json_option

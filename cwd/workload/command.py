@@ -14,6 +14,7 @@ from typing import Any
 
 from cwd.client import Client
 from cwd.config import client_endpoint
+from cwd.controller.config import default_state_dir
 from cwd.controller.record import Kind
 from cwd.controller.telemetry import actions_frame, read_log
 from cwd.errors import Code, CwdError
@@ -27,6 +28,7 @@ from cwd.workload.synthetic import synthetic_trace
 from cwd.workload.traces import Trace, read_trace
 
 SYNTHETIC = "synthetic"
+AUTO = "auto"
 #: an open loop of more than this is a mistake in the options rather than a wish
 REQUESTS_MAX = 50_000_000
 LOG_PATIENCE_S = 3.0
@@ -35,13 +37,14 @@ LOG_PATIENCE_S = 3.0
 def main(trace: str = SYNTHETIC, *, models: Sequence[str] = ("*",), slo: str = "100ms", slo_of: Sequence[str] = (),
          minutes: str = "", pattern: str = "poisson", assignment: str = "stripe", scale: float = 1.0,
          scale_frequent: float = 1.0, frequent_per_minute: float = 1.0, speed: float = 1.0, limit: int = 0, seed: int = 0,
-         data: str = "", vocabulary: int = 0, out: str = "replay-report", log: str = "", endpoint: str = "",
+         data: str = "", vocabulary: int = 0, out: str = "replay-report", log: str = AUTO, endpoint: str = "",
          quiet: bool = False) -> dict[str, Any]:
     """Replay `trace` (a file, or "synthetic") and return the facts of the report, with the report's path.
 
     `models` are patterns over the cluster's model names; `slo_of` gives patterns SLOs of their own ("bert*=50ms");
     `minutes` is "600:605"; `limit` keeps the first so many requests (0: all); `data` is a folder of token files; `log`
-    is the controller's log (file or folder), which the panels on batches, loads and predictions need.
+    is the controller's log (file or folder), which the panels on batches, loads and predictions need: "auto" takes the
+    one where controllers of this user keep it, if it is of this run; "" takes none.
     """
     shaping = Shaping(pattern, assignment, scale, scale_frequent, frequent_per_minute, speed, seed)
     endpoint = endpoint or client_endpoint()
@@ -60,7 +63,7 @@ def main(trace: str = SYNTHETIC, *, models: Sequence[str] = ("*",), slo: str = "
                                 progress=progress)
     finally:
         close()
-    actions = read_actions(log, start_ns, rows) if log else None
+    actions = own_log_actions(start_ns, rows) if log == AUTO else read_actions(log, start_ns, rows) if log else None
     about = {"trace": trace, "minutes": minutes, "shaping": vars(shaping), "texts": texts.source, "models_named": names,
              "slo": slo, "slo_of": list(slo_of)}
     return write_report(Path(out), title_of(trace, minutes, arrivals, names, slo_ns), rows, actions, started_ns=start_ns,
@@ -116,15 +119,29 @@ def matches(name: str, pattern: str) -> bool:
 
 
 def read_actions(log: str | Path, start_ns: int, rows: Rows) -> Rows:
-    """The actions in the controller's log, once it has come as far as the replay did (it is written a little later)."""
+    """The actions in the controller's log, once it has come as far as the replay did (it is written a little later).
+
+    Raises `CwdError` if it is the log of something else.
+    """
     patience = time.monotonic() + LOG_PATIENCE_S
     wanted = int((rows["total_ns"] > 0).sum())
     while True:
         records = read_log(log)
-        replies = (records["kind"] == Kind.REPLY) & (records["now_ns"] >= start_ns)
-        if int(replies.sum()) >= wanted or time.monotonic() > patience:
+        replies = int(((records["kind"] == Kind.REPLY) & (records["now_ns"] >= start_ns)).sum())
+        if replies >= wanted:
             return actions_frame(records)
-        time.sleep(0.1)
+        if not replies or time.monotonic() > patience:
+            raise CwdError(f"{log}: {replies} replies since the replay began, but {wanted} came: it is another log",
+                           code=Code.BAD_ARGUMENT)
+        time.sleep(0.3)
+
+
+def own_log_actions(start_ns: int, rows: Rows) -> Rows | None:
+    """The actions in the newest log of this user's controllers, if it is the one that this replay went to."""
+    try:
+        return read_actions(default_state_dir(), start_ns, rows)
+    except (CwdError, OSError):
+        return None
 
 
 def title_of(trace: str, minutes: str, arrivals: Arrivals, names: Sequence[str], slo_ns: Sequence[int]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from pathlib import Path
 
@@ -9,12 +10,13 @@ import numpy as np
 import pytest
 from reply_server import ReplyServer
 
+from cwd.controller.record import LOG_MAGIC, RECORD
 from cwd.errors import Code, ControllerLost, CwdError
 from cwd.units import NS_PER_MS, NS_PER_S
 from cwd.workload.arrivals import ARRIVAL
-from cwd.workload.command import choose_models, main, minutes_of, slos
+from cwd.workload.command import choose_models, main, minutes_of, read_actions, slos
 from cwd.workload.lengths import synthetic_texts
-from cwd.workload.outcome import PENDING, summary
+from cwd.workload.outcome import OUTCOME, PENDING, summary
 from cwd.workload.replay import replay
 
 
@@ -95,6 +97,16 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert Path(facts["report"]).is_file()
     printed = capsys.readouterr()
     assert printed.out == "" and "replay" in printed.err
+
+
+def test_the_log_of_something_else_is_noticed(tmp_path: Path) -> None:
+    header = json.dumps({"record_bytes": RECORD.itemsize}).encode()
+    (tmp_path / "log-01.cwdlog").write_bytes(LOG_MAGIC + len(header).to_bytes(4, "little") + header)
+    rows = np.zeros(3, OUTCOME)
+    rows["total_ns"] = 1
+    with pytest.raises(CwdError, match="it is another log"):
+        read_actions(tmp_path, 0, rows)
+    assert len(read_actions(tmp_path, 0, rows[:0])) == 0
 
 
 def test_options() -> None:
