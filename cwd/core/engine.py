@@ -17,7 +17,7 @@ set_draining(world, on)
 
 from __future__ import annotations
 
-from cwd.core import actions, admission, lanes, loads, members, outbox, queues
+from cwd.core import actions, admission, estimate, lanes, loads, members, outbox, queues
 from cwd.core.policies import plan
 from cwd.core.world import (
     ACTION_EXEC, ACTION_FREE, ACTION_RESERVED, FOREVER_NS, GPU_UP, LANE_EXEC, LANE_LOAD, MODEL_READY, NONE,
@@ -139,6 +139,9 @@ def _refuse(world, now_ns, r, done_ns):
         code, served_ns = MODEL_NOT_READY, 0
     elif now_ns + best > request["due_ns"]:
         code = SLO_BELOW_EXECUTION
+        for kind in range(world.settings[0]["kinds_max"]):
+            estimate.doubt(
+                world.estimates[estimate.exec_row(world, program, kind, 0, request["size_class"])], now_ns)
     elif request["home"] != NONE:
         world.gpus[request["home"]]["pressed_ns"] = now_ns
     world.counters[0]["refused"] += 1

@@ -3,8 +3,9 @@
 One ESTIMATE row per (program, kind of GPU, batch, size class) for executions, per (program, kind) for loads, and per
 kind for the margins (send path, result path, execution over its estimate). A window starts full of its seed; the
 estimate is the second largest of the last WINDOW samples, so a single bad sample never counts. Two do: then the part
-above the floor, which is the least of seed and window, halves with each 4.3 s in which no sample came. So whatever was
-measured, the core tries again after a while: nothing is locked out for good.
+above the floor, which is the least of seed and window, halves with each 4.3 s in which no sample came. A seed that is
+itself too high, so that it turns everybody away, is doubted: refusals lower it step by step until one request is tried.
+So whatever was measured or claimed, the core tries again after a while: nothing is locked out for good.
 """
 
 from __future__ import annotations
@@ -35,7 +36,17 @@ def seed(row, duration_ns):
     for i in range(WINDOW):
         row["samples"][i] = duration_ns
     row["seed_ns"] = row["low_ns"] = row["high_ns"] = duration_ns
-    row["position"] = row["count"] = 0
+    row["position"] = row["count"] = row["doubted_ns"] = 0
+
+
+@inner_kernel
+def doubt(row, now_ns):
+    """A refusal rests on this estimate alone: lower its floor by a quarter, once in a half-life without a sample."""
+    half_life_ns = 1 << DECAY_BITS
+    if now_ns - row["updated_ns"] >= half_life_ns and now_ns - row["doubted_ns"] >= half_life_ns:
+        row["doubted_ns"] = now_ns
+        row["seed_ns"] -= row["seed_ns"] >> 2
+        row["low_ns"] -= row["low_ns"] >> 2
 
 
 @lean_kernel
@@ -43,6 +54,11 @@ def observe(row, now_ns, sample_ns):
     """Take in one measured duration."""
     if row["count"] == 0 and row["seed_ns"] == 0:
         seed(row, sample_ns)
+    if row["doubted_ns"] != 0:
+        # the doubt has been settled: what was measured is as good a seed as any
+        row["doubted_ns"] = 0
+        if sample_ns > row["seed_ns"]:
+            row["seed_ns"] = sample_ns
     position = row["position"]
     row["samples"][position] = sample_ns
     row["position"] = (position + 1) & (WINDOW - 1)

@@ -80,9 +80,10 @@ MODEL = _table(
 PROGRAM = np.dtype(
     [(name, np.int64) for name in ("used", "n_batches", "n_classes", "prepared", "models")]
     + [("batches", np.int64, (BATCHES_MAX,))], align=True)
-#: high_ns is what the window says, low_ns its least; an estimate decays from high towards min(low, seed) unless sampled
+#: high_ns is what the window says, low_ns its least; an estimate decays from high towards min(low, seed) unless sampled;
+#: doubted_ns is when the seed was last lowered because nobody could be served with it, 0 if it was not
 ESTIMATE = np.dtype(
-    [(name, np.int64) for name in ("seed_ns", "low_ns", "high_ns", "updated_ns", "position", "count")]
+    [(name, np.int64) for name in ("seed_ns", "low_ns", "high_ns", "updated_ns", "doubted_ns", "position", "count")]
     + [("samples", np.int64, (WINDOW,))], align=True)
 GPU = _table(
     "state kind epoch pages_total pages_free pages_hidden dirty dirty_next ready_root ready_head "

@@ -313,6 +313,30 @@ def test_an_expired_execution_gives_its_requests_another_chance():
     assert [out["status"] for out in s.tick() if out["kind"] == OUT_REPLY] == [0]
 
 
+def test_a_seed_that_turns_everybody_away_is_tried_in_the_end():
+    script = Script()
+    script.hold()
+    engine.estimate_seed(script.world, 0, 0, 0, 0, 200 * MS)  # the truth is 3 ms
+    script.now += 10_000 * MS
+    codes = []
+    for k in range(64):
+        codes.append(script.ask(100 + k, slo=100 * MS))
+        script.now += 1_000 * MS
+        if codes[-1] == 0:
+            break
+        script.take()
+    assert set(codes[:-1]) == {Code.SLO_BELOW_EXECUTION} and codes[-1] == 0
+    # once in a half-life, not with every refusal
+    assert len(codes) > 8
+    script.now -= 1_000 * MS
+    (action,) = [out for out in script.tick() if out["kind"] == OUT_ACTION]
+    begin = script.now
+    script.now += 3 * MS
+    engine.action_done(script.world, script.now, action["action"], 0, begin, script.now, 0, 1, 13, -1)
+    (reply,) = [out for out in script.take() if out["kind"] == OUT_REPLY]
+    assert reply["status"] == Code.OK
+
+
 def test_junk_changes_nothing():
     """Ids that never were, slots out of range: codes, no crash, no change."""
     s = Script()
