@@ -1,0 +1,269 @@
+"""Kill -9 under load, and messages of another life: every request gets exactly one answer, and nobody waits for ever."""
+
+import threading
+import time
+from collections import Counter
+
+import pytest
+from peers import BYTE, PAGE_BYTES, RawPeer, make_repository, worker_caps
+
+import cwd
+from cwd.controller.record import Kind
+from cwd.controller.telemetry import events, read_log
+from cwd.core.world import ACTION_EXEC, ACTION_LOAD
+from cwd.errors import Code
+from cwd.wire.messages import Type
+
+pytest.importorskip("torch")
+pytestmark = pytest.mark.e2e
+
+COPIES = 4
+MODELS = [f"same-{number:03}" for number in range(COPIES)]
+SLO_S = 0.4
+#: a client gives a request up this long after its deadline at the latest, and threads need their turn
+PATIENCE_S = SLO_S + 1.0
+#: what a request may be told when its worker is killed; anything else is no reason
+REASONS = {Code.WORKER_LOST, Code.DEADLINE_EXPIRED, Code.DEADLINE_UNREACHABLE, Code.DEADLINE_MISSED, Code.NO_WORKER,
+           Code.QUEUE_FULL, Code.EXECUTION_FAILED}
+
+
+@pytest.fixture(scope="module")
+def repository(tmp_path_factory):
+    return make_repository(tmp_path_factory.mktemp("faults") / "models", copies=COPIES)
+
+
+@pytest.fixture(scope="module")
+def cluster(repository):
+    with cwd.LocalCluster(repository.root, workers=2, device="emulated:1", pool=16 * PAGE_BYTES, page=PAGE_BYTES,
+                          timeout=600) as cluster:
+        cluster.wait_servable()
+        yield cluster
+
+
+class OpenLoad(threading.Thread):
+    """Requests at fixed times, whatever becomes of them: `pendings` in the order of sending, `unsent` by their reason."""
+
+    def __init__(self, client, rate, seconds, slo_s=SLO_S):
+        super().__init__(daemon=True)
+        self.client, self.rate, self.count, self.slo_s = client, rate, int(rate * seconds), slo_s
+        self.pendings, self.unsent = [], Counter()
+
+    def run(self):
+        began = time.monotonic()
+        for number in range(self.count):
+            time.sleep(max(began + number / self.rate - time.monotonic(), 0))
+            try:
+                self.pendings.append(self.client.submit(MODELS[number % COPIES], BYTE, self.slo_s))
+            except cwd.RequestError as error:
+                self.unsent[error.code] += 1
+                if sum(self.unsent.values()) == 3:  # without a connection each try takes as long as the SLO
+                    self.count = number + 1
+                    break
+
+    def outcome(self):
+        """code -> how many; fails if any request is not settled in time."""
+        self.join(60)
+        found = Counter()
+        until = time.monotonic() + PATIENCE_S
+        for pending in self.pendings:
+            error = pending.exception(timeout=max(until - time.monotonic(), 0.001))  # TimeoutError: a hang
+            found[Code.OK if error is None else error.code] += 1
+        assert sum(found.values()) + sum(self.unsent.values()) == self.count
+        return found
+
+
+def settled_in_the_log(cluster, since_ns):
+    """(requests that came, answers to them) by (client, id) since then, once the log has got so far."""
+    log = read_log(cluster.log)
+    log = log[log["now_ns"] >= since_ns]
+    asked = Counter(map(tuple, events(log, Kind.ARRIVED)[["client", "request"]].tolist()))
+    asked.update(map(tuple, events(log, Kind.REFUSED)[["client", "request"]].tolist()))
+    told = Counter(map(tuple, events(log, Kind.REPLY)[["client", "request"]].tolist()))
+    told.update(map(tuple, events(log, Kind.REFUSED)[["client", "request"]].tolist()))
+    return asked, told
+
+
+def test_a_worker_killed_under_open_load(cluster):
+    since_ns = time.monotonic_ns()
+    with cluster.client() as client:
+        for name in MODELS:
+            client.infer(name, BYTE, "5s")
+        load = OpenLoad(client, rate=300, seconds=2.0)
+        load.start()
+        time.sleep(0.7)
+        cluster.kill_worker(0)
+        found = load.outcome()
+        assert set(found) <= REASONS | {Code.OK} and not load.unsent, (found, load.unsent)
+        # the other worker can do all of it: what is lost is what was under way, and what came before the loss was seen
+        assert found[Code.OK] > 0.5 * load.count, found
+        assert list(cluster.status()["workers"]) == ["1"] or len(cluster.status()["workers"]) == 1
+        for name in MODELS:
+            assert client.infer(name, BYTE, "5s").output.shape == (1,)
+        cluster.restart_worker(0)
+        cluster.wait_servable()
+        assert len(cluster.status()["workers"]) == 2 and client.infer(MODELS[0], BYTE, "5s").batch == 1
+    until = time.monotonic() + 10
+    while True:
+        asked, told = settled_in_the_log(cluster, since_ns)
+        if sum(asked.values()) == sum(told.values()) >= load.count or time.monotonic() > until:
+            break
+        time.sleep(0.1)
+    # exactly once, by the controller's own log too
+    assert asked == told and max(told.values()) == 1 and sum(told.values()) >= load.count
+    status = cluster.status()
+    assert status["in_flight"] == 0 and status["held_bytes"] == 0
+    print("\nworker killed under load:", {code.name: count for code, count in found.items()})
+
+
+def exec_result(peer, action, epoch, status=0):
+    now_ns = time.monotonic_ns()
+    peer.say(Type.EXEC_RESULT, b"\xee", action=action, epoch=epoch, status=status, received_ns=now_ns, begin_ns=now_ns,
+             end_ns=now_ns, device_ns=0, sent_ns=now_ns, rows_done=1)
+
+
+def result(peer, action, epoch, status=0):
+    now_ns = time.monotonic_ns()
+    peer.say(Type.RESULT, action=action, epoch=epoch, status=status, received_ns=now_ns, begin_ns=now_ns, end_ns=now_ns,
+             device_ns=0, sent_ns=now_ns, pages_free=0)
+
+
+def test_results_of_an_old_epoch_change_nothing(cluster):
+    """A worker whose PREPARE is answered for another epoch still has it to do; with the right one it goes on."""
+    before = cluster.status()
+    with RawPeer(cluster, "workers", caps=worker_caps(kind="emulated")) as peer, cluster.client() as client:
+        first = peer.hear(Type.PREPARE)[1]
+        assert first["epoch"] == peer.epoch
+        for epoch in (peer.epoch - 1, peer.epoch + 1, 0, (1 << 64) - 1):
+            result(peer, first["action"], epoch)
+            exec_result(peer, first["action"], epoch)
+        for _ in range(20):
+            assert client.infer(MODELS[0], BYTE, "2s").output[0] == 0
+        with pytest.raises(AssertionError, match="nothing came"):
+            peer.hear(Type.PREPARE, Type.LOAD, Type.EXEC, Type.ERROR, patience_s=0.3)
+        result(peer, first["action"], peer.epoch)
+        second = peer.hear(Type.PREPARE)[1]
+        assert second["program_index"] != first["program_index"]
+        # done with already: nothing happens a second time
+        result(peer, first["action"], peer.epoch)
+        with pytest.raises(AssertionError, match="nothing came"):
+            peer.hear(Type.PREPARE, Type.ERROR, patience_s=0.2)
+        after = cluster.status()
+        assert after["counters"]["stale_epoch"] - before["counters"]["stale_epoch"] == 8
+        # the second one, and the first too if the core had given it up as late by then
+        assert after["counters"]["results_stale"] - before["counters"]["results_stale"] in (1, 2)
+        peer.say(Type.GOODBYE, code=0, text="")
+        time.sleep(0.2)
+
+
+def test_a_worker_cannot_settle_what_another_one_does(cluster):
+    """Results for the ids that the others' next actions have are counted and dropped; the true ones count."""
+    before = cluster.status()["counters"]
+    with cluster.client() as client, RawPeer(cluster, "workers") as peer:
+        for name in MODELS:
+            client.infer(name, BYTE, "5s")
+        time.sleep(0.3)
+        log = read_log(cluster.log)
+        actions = events(log, Kind.ACTION)["action"][-20:]
+        slots = {int(action) & 0xFFFFFFFF for action in actions}
+        newest = max(int(action) >> 32 for action in actions)
+        pendings, forged = [], 0
+        for generation in range(newest, newest + 120):
+            pendings.append(client.submit(MODELS[generation % COPIES], BYTE, "5s"))
+            for slot in slots:
+                exec_result(peer, generation << 32 | slot, peer.epoch)
+                result(peer, generation << 32 | slot, peer.epoch, status=Code.NOT_RESIDENT)
+                forged += 2
+            pendings[-1].done()
+        answers = [pending.result(timeout=10).output[0] for pending in pendings]
+        assert set(answers) == {0}, "an answer that no worker of ours gave"
+        while cluster.status()["counters"]["results_stale"] - before["results_stale"] < forged:
+            time.sleep(0.05)
+        peer.say(Type.GOODBYE, code=0, text="")
+    time.sleep(0.3)
+    log = read_log(cluster.log)
+    assert forged == 0 or len(set(events(log, Kind.ACTION)["action"][-50:].tolist())) == 50
+
+
+def test_killed_controller(cluster):
+    """Its clients hear of it in time; the new one knows from HELLO what is resident, and loads none of it again."""
+    with cluster.client() as client:
+        for name in MODELS:
+            client.infer(name, BYTE, "5s")
+        resident = residency(cluster)
+        asked = []
+        waiting = threading.Thread(target=lambda: asked.append(answer_of(client)))
+        load = OpenLoad(client, rate=300, seconds=1.0)
+        load.start()
+        waiting.start()
+        time.sleep(0.4)
+        cluster.kill_controller()
+        killed = time.monotonic()
+        found = load.outcome()
+        assert set(found) <= REASONS | {Code.OK, Code.CONTROLLER_LOST} and found[Code.OK] > 0, found
+        assert found[Code.CONTROLLER_LOST] + load.unsent[Code.CONTROLLER_LOST] > 0, (found, load.unsent)
+        assert set(load.unsent) <= {Code.CONTROLLER_LOST}, load.unsent
+        with pytest.raises(cwd.ControllerLost, match="no connection to the controller"):
+            client.infer(MODELS[0], BYTE, "200ms")
+        assert time.monotonic() - killed < PATIENCE_S + 2
+        began = time.monotonic()
+        cluster.restart_controller()
+        while isinstance(ask(client), cwd.RequestError):  # until the workers have said HELLO it says that there is none
+            assert time.monotonic() < began + 20
+            time.sleep(0.01)
+        seconds = time.monotonic() - began
+        waiting.join(15)
+        assert asked and len(asked[0]) == 20, "a call hangs"
+        # back in 3 s on an idle machine with a warm cache; tools/recovery.py measures it
+        print(f"\ncontroller killed: {dict(found)}, first answer {seconds:.2f} s after its restart")
+        cluster.wait_servable()
+        while (found := residency(cluster)) != resident:  # the second worker may say HELLO a little later
+            assert time.monotonic() < began + 20 and set(found) <= set(resident), (found, resident)
+            time.sleep(0.02)
+        for name in MODELS:
+            assert not client.infer(name, BYTE, "5s").cold
+        assert residency(cluster) == resident
+    time.sleep(0.3)
+    log = read_log(cluster.log)  # of the new epoch alone
+    actions = events(log, Kind.ACTION)
+    assert (actions["action_kind"] == ACTION_EXEC).sum() >= COPIES
+    heard = log[log["kind"] == Kind.RESIDENT]
+    told = set(heard["model"].tolist())
+    assert len(heard) == sum(resident.values()) and len(told) >= COPIES
+    loads = actions[(actions["action_kind"] == ACTION_LOAD) & (actions["now_ns"] > heard["now_ns"].max())]
+    assert not told & set(loads["model"].tolist()), "a model that was resident has been loaded again"
+
+
+def residency(cluster):
+    """Worker -> how many models it holds, as the controller knows it."""
+    return {worker["name"]: worker["models"] for worker in cluster.status()["workers"].values()}
+
+
+def answer_of(client):
+    """What blocking calls around the controller's death come to."""
+    time.sleep(0.35)
+    return [ask(client) for _ in range(20)]
+
+
+def ask(client):
+    """None, or the error that a request ended with."""
+    try:
+        client.infer(MODELS[1], BYTE, "5s")
+    except cwd.RequestError as error:
+        return error
+    return None
+
+
+def test_both_at_once(cluster):
+    """Controller and a worker die together; whoever comes back finds the other."""
+    with cluster.client() as client:
+        client.infer(MODELS[0], BYTE, "5s")
+        pendings = [client.submit(MODELS[number % COPIES], BYTE, SLO_S) for number in range(50)]
+        cluster.kill_controller()
+        cluster.kill_worker(1)
+        codes = Counter(getattr(pending.exception(timeout=PATIENCE_S + 1), "code", Code.OK) for pending in pendings)
+        assert set(codes) <= REASONS | {Code.OK, Code.CONTROLLER_LOST}
+        cluster.restart_controller()
+        cluster.restart_worker(1)
+        cluster.wait_servable()
+        assert len(cluster.status()["workers"]) == 2
+        assert all(ask(client) is None for _ in range(5))
