@@ -14,7 +14,7 @@ import numpy as np
 from cwd.controller.record import Kind
 from cwd.core import engine
 from cwd.jit import inner_kernel, lean_kernel
-from cwd.net.sync import Ring, ring_claim, ring_publish
+from cwd.net.sync import ring_claim, ring_publish
 
 ARRIVED = int(Kind.ARRIVED)
 CANCELLED = int(Kind.CANCELLED)
@@ -42,9 +42,9 @@ NONE = -1
 @inner_kernel
 def _claim(host):
     """Index of a cleared record of the ring, or -1 if it is full."""
-    at = ring_claim(Ring(host.log_control, host.log_records))
+    at = ring_claim(host.log)
     if at >= 0:
-        row = host.log_records[at]
+        row = host.log.records[at]
         row["flag"] = row["status"] = 0
         row["gpu"] = row["model"] = NONE
         row["id"] = row["a"] = row["b"] = row["c"] = row["d"] = row["e"] = row["f"] = row["g"] = row["h"] = 0
@@ -59,16 +59,16 @@ def open_record(host, now_ns, kind):
         return NONE
     at = _claim(host)
     if at >= 0 and state["log_gap"] > 0:
-        row = host.log_records[at]
+        row = host.log.records[at]
         row["now_ns"], row["kind"], row["a"] = now_ns, GAP, state["log_gap"]
-        ring_publish(Ring(host.log_control, host.log_records))
+        ring_publish(host.log)
         state["log_gap"] = 0
         at = _claim(host)
     if at < 0:
         state["log_gap"] += 1
         state["log_lost"] += 1
         return NONE
-    row = host.log_records[at]
+    row = host.log.records[at]
     row["now_ns"], row["kind"] = now_ns, kind
     return at
 
@@ -78,9 +78,9 @@ def log_simple(host, now_ns, kind, gpu, model, identifier, a, b):
     """A record of the common columns."""
     at = open_record(host, now_ns, kind)
     if at >= 0:
-        row = host.log_records[at]
+        row = host.log.records[at]
         row["gpu"], row["model"], row["id"], row["a"], row["b"] = gpu, model, identifier, a, b
-        ring_publish(Ring(host.log_control, host.log_records))
+        ring_publish(host.log)
 
 
 @inner_kernel
@@ -88,10 +88,10 @@ def feed_arrived(host, world, now_ns, client, request, model, size_class, deadli
     code = engine.request_arrived(world, now_ns, client, request, model, size_class, deadline_ns, slo_ns, app, payload)
     at = open_record(host, now_ns, ARRIVED)
     if at >= 0:
-        row = host.log_records[at]
+        row = host.log.records[at]
         row["status"], row["model"], row["id"], row["a"], row["b"] = code, model, request, client, deadline_ns
         row["c"], row["d"], row["e"], row["f"] = slo_ns, size_class, app, payload
-        ring_publish(Ring(host.log_control, host.log_records))
+        ring_publish(host.log)
 
 
 @inner_kernel
@@ -115,11 +115,11 @@ def feed_done(host, world, now_ns, gpu, action, status, begin_ns, end_ns, device
         host.state[0]["results_stale"] += 1
     at = open_record(host, now_ns, DONE)
     if at >= 0:
-        row = host.log_records[at]
+        row = host.log.records[at]
         row["flag"], row["status"], row["gpu"], row["id"] = stale, status, gpu, action
         row["a"], row["b"], row["c"], row["d"], row["e"] = begin_ns, end_ns, device_ns, rows_done, pages_free
         row["f"] = payload
-        ring_publish(Ring(host.log_control, host.log_records))
+        ring_publish(host.log)
     return stale
 
 
@@ -148,13 +148,13 @@ def feed_program(host, world, now_ns, program, batches, n_classes):
     """`batches` is i8[n]; the log packs four to a column."""
     at = open_record(host, now_ns, PROGRAM)
     if at >= 0:
-        row = host.log_records[at]
+        row = host.log.records[at]
         row["id"], row["a"], row["b"] = program, len(batches), n_classes
         for i in range(min(len(batches), 4)):
             row["c"] |= batches[i] << (16 * i)
         for i in range(4, min(len(batches), 8)):
             row["d"] |= batches[i] << (16 * (i - 4))
-        ring_publish(Ring(host.log_control, host.log_records))
+        ring_publish(host.log)
     return engine.program_added(world, program, batches, len(batches), n_classes)
 
 
@@ -168,9 +168,9 @@ def feed_prepared(host, world, now_ns, gpu, program, ok):
 def feed_seed(host, world, now_ns, program, kind, batch_index, size_class, exec_ns):
     at = open_record(host, now_ns, SEED)
     if at >= 0:
-        row = host.log_records[at]
+        row = host.log.records[at]
         row["id"], row["a"], row["b"], row["c"], row["d"] = program, kind, batch_index, size_class, exec_ns
-        ring_publish(Ring(host.log_control, host.log_records))
+        ring_publish(host.log)
     engine.estimate_seed(world, program, kind, batch_index, size_class, exec_ns)
 
 
@@ -213,32 +213,32 @@ def log_refused(host, now_ns, client, request, model, status):
     """A request that the host turned away itself."""
     at = open_record(host, now_ns, REFUSED)
     if at >= 0:
-        row = host.log_records[at]
+        row = host.log.records[at]
         row["status"], row["model"], row["id"], row["a"] = status, model, request, client
-        ring_publish(Ring(host.log_control, host.log_records))
+        ring_publish(host.log)
 
 
 @inner_kernel
 def log_action(host, now_ns, out):
     at = open_record(host, now_ns, ACTION)
     if at >= 0:
-        row = host.log_records[at]
+        row = host.log.records[at]
         row["flag"], row["gpu"], row["model"], row["id"] = out["verb"], out["gpu"], out["model"], out["action"]
         row["a"], row["b"], row["c"], row["d"] = out["program"], out["pages"], out["batch"], out["size_class"]
         row["e"], row["f"], row["g"], row["h"] = out["earliest_ns"], out["latest_ns"], out["expected_ns"], out["rows"]
-        ring_publish(Ring(host.log_control, host.log_records))
+        ring_publish(host.log)
 
 
 @inner_kernel
 def log_reply(host, now_ns, out):
     at = open_record(host, now_ns, REPLY)
     if at >= 0:
-        row = host.log_records[at]
+        row = host.log.records[at]
         row["flag"], row["status"], row["gpu"], row["model"] = out["cold"], out["status"], out["gpu"], out["model"]
         row["id"], row["a"], row["b"], row["c"] = out["request_id"], out["client"], out["queued_ns"], out["load_ns"]
         row["d"], row["e"], row["f"], row["g"] = out["exec_ns"], out["total_ns"], out["served_ns"], out["batch"]
         row["h"] = out["action"]
-        ring_publish(Ring(host.log_control, host.log_records))
+        ring_publish(host.log)
 
 
 @inner_kernel

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from cwd.controller.config import ControllerConfig
 from cwd.controller.shapes import SHAPE
-from cwd.core.tables import Tables
+from cwd.tables import Tables
 from cwd.core.world import SLOT
 from cwd.net.clock import OFFSET
 from cwd.net.sync import Ring
@@ -129,8 +129,7 @@ class Host(Tables):
     rare: Table
     items: Table  #: POLL_ITEM: clients, workers, admins, timer, wake
     rows: Table  #: ROWS [1]
-    log_control: Table  #: the two arrays of a `cwd.net.sync.Ring` of RECORD
-    log_records: Table
+    log: Ring  #: of RECORD
 
 
 def make_host(config: ControllerConfig, epoch: int, items: Table, ring: Ring) -> Host:
@@ -141,8 +140,7 @@ def make_host(config: ControllerConfig, epoch: int, items: Table, ring: Ring) ->
         gpus=np.zeros(config.gpus_max, GPU), models=np.zeros(config.models_max, MODEL),
         shapes=np.zeros(config.programs_max, SHAPE), held=np.zeros(config.requests_max, HELD),
         messages=message_table(HELD_AT + config.requests_max), buffer=np.zeros(BUFFER_BYTES, np.uint8),
-        rare=np.zeros(RARE_MAX, RARE), items=items, rows=np.zeros(1, ROWS),
-        log_control=ring.control, log_records=ring.records)
+        rare=np.zeros(RARE_MAX, RARE), items=items, rows=np.zeros(1, ROWS), log=ring)
     host.gpus["peer"] = host.gpus["special"] = -1
     host.models["handle"] = -1
     host.held["next"] = _links(config.requests_max)

@@ -45,10 +45,15 @@ _STAGED_NS = 100 * NS_PER_MS
 
 @dataclasses.dataclass
 class Job:
-    """One PREPARE: number a program (`model` None: any of its models names it), or stage a model's image."""
+    """One PREPARE: number a program (`model` None: any of its models names it), or stage a model's image.
+
+    `keeps`: the model is new, and not served before every worker has tried to stage it. A worker that joins must not
+    keep the others' models from being served: it gets no work of a program before it has tried to stage its models.
+    """
 
     program: ProgramInfo
     model: ModelInfo | None = None
+    keeps: bool = False
 
 
 @dataclasses.dataclass
@@ -124,19 +129,19 @@ class Workers:
         feed.feed_joined(self._host, self._world, now_ns, gpu, kind, worker.pages_total)
 
     def settle(self, worker: WorkerInfo) -> Iterator[None]:
-        """After WELCOME: queue a PREPARE for every program and every image that is not staged. A task of small steps."""
+        """After WELCOME: queue a PREPARE for every image that is not staged, and behind them for their program, after
+        which the worker gets work. A task of small steps."""
         for program in list(self._registry.programs.values()):
+            for number, model in enumerate(list(program.models.values()) if worker.images is not None else ()):
+                if self.by_slot.get(worker.slot) is not worker:
+                    return
+                self.want_image(worker, model, keeps=False)
+                if number % _CHUNK == 0:
+                    yield
             if self.by_slot.get(worker.slot) is not worker:
                 return
             self.want_program(worker, program)
             yield
-        if worker.images is not None:
-            for number, model in enumerate(list(self._registry.models.values())):
-                if self.by_slot.get(worker.slot) is not worker:
-                    return
-                self.want_image(worker, model)
-                if number % _CHUNK == 0:
-                    yield
         if self.by_slot.get(worker.slot) is worker:
             self._next(worker)
 
@@ -150,7 +155,7 @@ class Workers:
         self._registry.kind_left(worker.kind)
         for job in (*worker.jobs, *([worker.job] if worker.job else [])):
             if job.model is not None:
-                self._registry.set_staging(job.model, -1)
+                self._registry.set_staging(job.model, -int(job.keeps))
         for model in worker.failed:
             model.failed.discard(slot)
             self._registry.set_staging(model, 0)
@@ -168,7 +173,7 @@ class Workers:
         """Have every worker know the model's program and image."""
         for worker in self.by_slot.values():
             self.want_program(worker, model.program)
-            self.want_image(worker, model)
+            self.want_image(worker, model, keeps=True)
             self._next(worker)
 
     def want_program(self, worker: WorkerInfo, program: ProgramInfo) -> None:
@@ -177,12 +182,12 @@ class Workers:
         worker.numbered.add(program.hash)
         worker.jobs.append(Job(program))
 
-    def want_image(self, worker: WorkerInfo, model: ModelInfo) -> None:
+    def want_image(self, worker: WorkerInfo, model: ModelInfo, keeps: bool) -> None:
         if worker.images is None or model.image in worker.images or worker.kind not in model.program.profiles:
             return
         worker.images.add(model.image)
-        worker.jobs.append(Job(model.program, model))
-        self._registry.set_staging(model, +1)
+        worker.jobs.append(Job(model.program, model, keeps))
+        self._registry.set_staging(model, int(keeps))
 
     def _next(self, worker: WorkerInfo) -> None:
         """Issue the next PREPARE of a worker that has none under way."""
@@ -226,7 +231,9 @@ class Workers:
             if status != Code.OK:
                 job.model.failed.add(worker.slot)
                 worker.failed.append(job.model)
-            self._registry.set_staging(job.model, -1)
+            else:
+                worker.programs.add(job.program.hash)
+            self._registry.set_staging(job.model, -int(job.keeps))
         elif status == Code.OK:
             worker.programs.add(job.program.hash)
             for _ in self._adopt(worker, job.program):

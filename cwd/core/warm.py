@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 
 from cwd.core import engine, estimate, hashmap, heap, ordered, queues
-from cwd.core.pages import pages_alloc, pages_check, pages_free, pages_init
 from cwd.core.world import ESTIMATE, FOREVER_NS, NODE, OUT_ACTION, SLOT, TIMER, Config, World, make_world
 
 MS = 1_000_000
@@ -69,8 +68,3 @@ def _structures() -> None:
     ordered.successor(nodes, 0)
     ordered.before(nodes, 0, 1)
     ordered.remove(nodes, root, 0)
-    pool = np.zeros(9, np.int64)
-    pages_init(pool)
-    pages = np.zeros(4, np.int64)
-    pages_free(pool, pages, pages_alloc(pool, pages, 2))
-    pages_check(pool)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import numpy as np
 
-from cwd.core.tables import Tables
+from cwd.tables import Tables
 from cwd.errors import Code, CwdError
 
 NONE = -1

@@ -32,6 +32,7 @@ from cwd.net.wake import (
     timerfd_clear,
     wait_fd,
 )
+from cwd.tables import Tables
 
 __all__ = [
     "ByteRing", "Ring", "attach_byte_ring", "attach_ring", "byte_ring_bytes", "bytes_advance", "bytes_claim",
@@ -56,7 +57,7 @@ _CONTROL_BYTES = 8 * _CONTROL_WORDS
 _SKIP = -1  # a ByteRing's length word: the rest of the block is unused, go on at its beginning
 
 
-class Ring(NamedTuple):
+class Ring(Tables):
     """Fixed-size records: `control` i8[64], `records` T[capacity], capacity a power of two."""
 
     control: np.ndarray
@@ -78,13 +79,13 @@ def ring_bytes(record: Any, capacity: int) -> int:
 def make_ring(record: Any, capacity: int, block: np.ndarray | None = None) -> Ring:
     """An empty ring in `block` (u1[at least ring_bytes], aligned to 64, zeroed), or in memory of its own."""
     control, data = _lay(np.dtype(record).itemsize, capacity, block, fresh=True)
-    return Ring(control, data.view(record))
+    return Ring(control=control, records=data.view(record))
 
 
 def attach_ring(record: Any, capacity: int, block: np.ndarray) -> Ring:
     """The ring that another process made in `block`; raises `InvariantError` if it has another form."""
     control, data = _lay(np.dtype(record).itemsize, capacity, block, fresh=False)
-    return Ring(control, data.view(record))
+    return Ring(control=control, records=data.view(record))
 
 
 def byte_ring_bytes(capacity: int) -> int:

@@ -12,12 +12,11 @@ and say `agenda_done` when what it started has ended.
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import numpy as np
 
 from cwd.errors import Code
 from cwd.jit import inner_kernel, lean_kernel
+from cwd.tables import Tables
 
 #: Verdicts of `agenda_next`.
 EMPTY = 0
@@ -72,7 +71,7 @@ LANE = np.dtype(
 )
 
 
-class Agenda(NamedTuple):
+class Agenda(Tables):
     """Fixed-size tables for any number of lanes."""
 
     actions: np.ndarray  # ACTION [lanes, capacity]: a ring per lane
@@ -81,7 +80,7 @@ class Agenda(NamedTuple):
 
 def make_agenda(lanes: int, capacity: int) -> Agenda:
     """An agenda of `lanes` lanes with room for `capacity` waiting actions each; the session is 0 until it is set."""
-    agenda = Agenda(np.zeros((lanes, capacity), ACTION), np.zeros(lanes, LANE))
+    agenda = Agenda(actions=np.zeros((lanes, capacity), ACTION), lanes=np.zeros(lanes, LANE))
     agenda.lanes["running"] = -1
     return agenda
 

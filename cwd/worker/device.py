@@ -17,6 +17,7 @@ import numpy as np
 from cwd.errors import Code, RepositoryError
 from cwd.net.clock import monotonic_ns
 from cwd.units import NS_PER_S
+from cwd.wire.messages import DIMS
 from cwd.worker import lanes as la
 from cwd.worker import residency as rs
 from cwd.worker.agenda import NEVER
@@ -103,7 +104,7 @@ class Device:
         n, entry = int(action["rows"]), int(action["entry"])
         program = self.programs[self.residency.residents[0, index]["program"]]
         payloads, sizes, results = self._payloads[:n], self._sizes[:n], self._results[:n]
-        dims, out_sizes = self.entries.dims[entry, :n], self._out_sizes[:n]
+        dims, out_sizes = self.entries.dims[entry].reshape(-1, DIMS)[:n], self._out_sizes[:n]
         la.entry_payloads(self.entries, entry, n, payloads, sizes)
         allocated = False
         try:

@@ -174,7 +174,7 @@ class EmulatedWorker:
     def _reserve_output(self, size_bytes: int) -> None:
         """The zeros that outputs are sent from must be as long as the longest."""
         if size_bytes > self.state.output.size:
-            self.state = self.state._replace(output=np.zeros(size_bytes, np.uint8))
+            self.state = self.state.replaced(output=np.zeros(size_bytes, np.uint8))
 
     def _caps(self, device: int) -> dict[str, Any]:
         resident = [(image, self.programs[number] if number >= 0 else bytes(HASH_BYTES))

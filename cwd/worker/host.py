@@ -118,7 +118,8 @@ class DeviceWorker:
         while la.lane_wait(lane, spin_ns) == la.START:
             found = one(action)
             done["status"], done["begin_ns"], done["end_ns"], done["device_ns"], done["rows_done"] = found
-            done["pages_free"] = self.device.pages_free()
+            # an execution moves no pages
+            done["pages_free"] = -1 if action["kind"] == TYPE_EXEC else self.device.pages_free()
 
     def _exec_one(self, action: np.void) -> Done:
         kind = action["kind"]

@@ -7,8 +7,6 @@ from the messages that the exec thread filled.
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import numpy as np
 
 from cwd.errors import Code
@@ -17,6 +15,7 @@ from cwd.net.clock import monotonic_ns
 from cwd.net.sync import ring_advance, ring_arm, ring_disarm, ring_peek
 from cwd.net.wake import eventfd_clear, timerfd_arm, timerfd_clear
 from cwd.net.zmq import DONTWAIT, SNDMORE, message, message_close, message_data, send, zmq_poll
+from cwd.tables import Tables
 from cwd.wire.kernel import TYPE_EXEC, TYPE_LOAD, TYPE_UNLOAD
 from cwd.wire.memory import array_address
 from cwd.worker import agenda as ag
@@ -56,7 +55,7 @@ COUNTS = np.dtype(
 )
 
 
-class Io(NamedTuple):
+class Io(Tables):
     link: np.ndarray  # LINK [1]
     scratch: ln.Scratch
     entries: la.Entries
@@ -71,8 +70,8 @@ def make_io(exec_lane: la.Lane, load_lane: la.Lane, entries: la.Entries, items: 
             pages: int) -> Io:
     counts = np.zeros(1, COUNTS)
     counts["agenda_max"], counts["pages_free"] = agenda_max, pages
-    return Io(np.zeros(1, ln.LINK), ln.make_scratch(), entries, np.zeros(1, ag.ACTION), exec_lane, load_lane, items,
-              counts)
+    return Io(link=np.zeros(1, ln.LINK), scratch=ln.make_scratch(), entries=entries, action=np.zeros(1, ag.ACTION),
+              exec_lane=exec_lane, load_lane=load_lane, items=items, counts=counts)
 
 
 @lean_kernel
@@ -135,7 +134,7 @@ def _sleep(io):
 def _read(io):
     """Take messages from the socket; RARE, LOST or 0."""
     link, entries, action = io.link[0], io.entries, io.action[0]
-    frames_max = 1 + entries.dims.shape[1]
+    frames_max = 1 + la.rows_max(entries)
     for _ in range(_TURN_MESSAGES):
         entry = np.int64(entries.counts[1])
         entry_frames = entry * frames_max
@@ -164,7 +163,7 @@ def _accept(io, action):
     code = OK
     if action["epoch"] != link["epoch"]:
         code = ABANDONED
-    elif action["kind"] == TYPE_EXEC and (rows < 1 or rows > entries.dims.shape[1]):
+    elif action["kind"] == TYPE_EXEC and (rows < 1 or rows > la.rows_max(entries)):
         code = BAD_BATCH
     elif outstanding > counts["agenda_max"]:  # that many wait, and one runs
         code = LANE_FULL
@@ -178,7 +177,7 @@ def _accept(io, action):
     action["entry"] = entry
     link["queued"] += 1
     if action["kind"] == TYPE_EXEC:
-        frame = message_data(message(entries.frames, entry * (1 + entries.dims.shape[1])))
+        frame = message_data(message(entries.frames, entry * (1 + la.rows_max(entries))))
         la.entry_dims(entries, entry, frame + np.int64(action["rows_at"]), rows)
     if load:
         counts["load_out"] += 1
@@ -248,7 +247,7 @@ def _count(counts, row):
 def _send_outputs(io, entry, rows, go):
     """Send an entry's output messages, or close them if not `go`; a failed send breaks the session."""
     link = io.link[0]
-    first = entry * io.entries.dims.shape[1]
+    first = entry * la.rows_max(io.entries)
     for row in range(rows):
         m = message(io.entries.outputs, first + row)
         flags = DONTWAIT | SNDMORE if row + 1 < rows else DONTWAIT

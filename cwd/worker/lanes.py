@@ -8,12 +8,10 @@ with an action and gets back with its result. It must not know what the work is.
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import numpy as np
 
 from cwd.errors import Code
-from cwd.jit import inner_kernel, lean_kernel
+from cwd.jit import inline, inner_kernel, lean_kernel
 from cwd.net.clock import monotonic_ns
 from cwd.net.native import load_acquire, load_i4, pause, store_release
 from cwd.net.sync import (
@@ -29,6 +27,8 @@ from cwd.net.sync import (
 )
 from cwd.net.wake import eventfd_clear, eventfd_signal, make_eventfd, spin_until, wait_fd
 from cwd.net.zmq import message, message_alloc, message_close, message_data, message_size, message_table
+from cwd.tables import Tables
+from cwd.wire.messages import DIMS
 from cwd.worker import agenda as ag
 
 OK = int(Code.OK)
@@ -66,18 +66,18 @@ DONE = np.dtype([("status", "i8"), ("begin_ns", "i8"), ("end_ns", "i8"), ("devic
                  ("rows_done", "i8")], align=True)
 
 
-class Entries(NamedTuple):
+class Entries(Tables):
     """Where the messages of actions live while a lane has them; the io thread alone hands entries out."""
 
     frames: np.ndarray  # u1 [n * (1 + rows_max), 64]: frame 0 and the payload frames of each entry
     outputs: np.ndarray  # u1 [n * rows_max, 64]: what the exec thread answers
-    dims: np.ndarray  # u4 [n, rows_max, 4]
+    dims: np.ndarray  # u4 [n, rows_max * 4]
     used: np.ndarray  # i4 [n]: frames that are in use
     free: np.ndarray  # i4 [n]: a stack
     counts: np.ndarray  # i8 [2]: depth of the stack; the entry that the next message is read into
 
 
-class Lane(NamedTuple):
+class Lane(Tables):
     """One lane: `actions` from the io thread, `results` back to it."""
 
     actions: Ring  # ACTION
@@ -91,8 +91,9 @@ class Lane(NamedTuple):
 
 def make_entries(n: int, rows_max: int) -> Entries:
     entries = Entries(
-        message_table(n * (1 + rows_max)), message_table(n * rows_max), np.zeros((n, rows_max, 4), np.uint32),
-        np.zeros(n, np.int32), np.arange(n, dtype=np.int32), np.zeros(2, np.int64))
+        frames=message_table(n * (1 + rows_max)), outputs=message_table(n * rows_max),
+        dims=np.zeros((n, rows_max * DIMS), np.uint32), used=np.zeros(n, np.int32), free=np.arange(n, dtype=np.int32),
+        counts=np.zeros(2, np.int64))
     entries.counts[:] = n - 1, n - 1  # the last one is the first to read into
     return entries
 
@@ -100,9 +101,9 @@ def make_entries(n: int, rows_max: int) -> Entries:
 def make_lane(agenda_max: int, io_fd: int) -> Lane:
     """A lane with its own eventfd, whose agenda holds `agenda_max` waiting actions."""
     capacity = 1 << (agenda_max + 2).bit_length()
-    return Lane(make_ring(ag.ACTION, capacity), make_ring(RESULT, 2 * capacity), ag.make_agenda(1, capacity),
-                np.zeros(1, ag.ACTION), np.zeros(1, DONE), np.zeros(16, np.int64),
-                np.array([make_eventfd(), io_fd], np.int64))
+    return Lane(actions=make_ring(ag.ACTION, capacity), results=make_ring(RESULT, 2 * capacity),
+                agenda=ag.make_agenda(1, capacity), action=np.zeros(1, ag.ACTION), done=np.zeros(1, DONE),
+                control=np.zeros(16, np.int64), fds=np.array([make_eventfd(), io_fd], np.int64))
 
 
 @inner_kernel
@@ -155,7 +156,7 @@ def lane_wait(lane, spin_ns):
             _refuse(lane, action, ABANDONED)
         elif verdict == ag.WAIT and until_ns - now_ns <= spin_ns:
             spin_until(until_ns)
-        elif not _spun(lane, min(now_ns + spin_ns, until_ns)):
+        else:
             _sleep(lane, until_ns, spin_ns)
 
 
@@ -176,17 +177,6 @@ def _take_in(lane):
     session = load_acquire(lane.control, _SESSION)
     if session > state["session"]:
         ag.agenda_session(lane.agenda, 0, session)
-
-
-@inner_kernel
-def _spun(lane, until_ns):
-    """Watch the ring until a moment: True if something came. Cheaper than to sleep, if more comes soon."""
-    while monotonic_ns() < until_ns:
-        for _ in range(8):
-            if ring_peek(lane.actions) >= 0:
-                return True
-            pause()
-    return False
 
 
 @inner_kernel
@@ -262,12 +252,17 @@ def entry_close(entries, entry):
     entries.used[entry] = 0
 
 
+@inline
+def rows_max(entries):
+    return entries.dims.shape[1] // DIMS
+
+
 @inner_kernel
 def entry_dims(entries, entry, address, n):
     """Copy the dims of n rows, n x 16 bytes at `address` inside frame 0."""
     for row in range(n):
-        for k in range(4):
-            entries.dims[entry, row, k] = load_i4(address + 16 * row + 4 * k)
+        for k in range(DIMS):
+            entries.dims[entry, DIMS * row + k] = load_i4(address + 16 * row + 4 * k)
 
 
 @lean_kernel
@@ -283,7 +278,7 @@ def entry_payloads(entries, entry, n, addresses, sizes):
 @lean_kernel
 def entry_outputs(entries, entry, n, sizes, addresses):
     """The exec thread: make n output messages of sizes i8[n]; their addresses, or False: no memory."""
-    first = entry * entries.dims.shape[1]
+    first = entry * rows_max(entries)
     for row in range(n):
         m = message(entries.outputs, first + row)
         if message_alloc(m, sizes[row]) != 0:
@@ -296,6 +291,6 @@ def entry_outputs(entries, entry, n, sizes, addresses):
 @lean_kernel
 def entry_drop_outputs(entries, entry, n):
     """Close n output messages that will not be sent."""
-    first = entry * entries.dims.shape[1]
+    first = entry * rows_max(entries)
     for row in range(n):
         message_close(message(entries.outputs, first + row))

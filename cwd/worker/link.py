@@ -7,8 +7,6 @@ session is dropped. Rare messages (WELCOME, GOODBYE, ERROR, PREPARE) are not und
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import numpy as np
 
 from cwd.errors import Code
@@ -26,6 +24,7 @@ from cwd.net.zmq import (
     receive_frames,
     send_bytes,
 )
+from cwd.tables import Tables
 from cwd.wire import kernel as wire
 from cwd.wire.memory import array_address
 
@@ -70,7 +69,7 @@ LINK = np.dtype(
 )
 
 
-class Scratch(NamedTuple):
+class Scratch(Tables):
     """One record of each hot message, and bytes to encode into; of one thread."""
 
     heartbeat: np.ndarray
@@ -84,8 +83,10 @@ class Scratch(NamedTuple):
 
 
 def make_scratch() -> Scratch:
-    dtypes = wire.HEARTBEAT, wire.LOAD, wire.UNLOAD, wire.EXEC, wire.PROFILE, wire.RESULT, wire.EXEC_RESULT
-    return Scratch(*(np.zeros(1, dtype) for dtype in dtypes), np.zeros(SCRATCH_BYTES, np.uint8))
+    return Scratch(
+        heartbeat=np.zeros(1, wire.HEARTBEAT), load=np.zeros(1, wire.LOAD), unload=np.zeros(1, wire.UNLOAD),
+        execute=np.zeros(1, wire.EXEC), profile=np.zeros(1, wire.PROFILE), result=np.zeros(1, wire.RESULT),
+        exec_result=np.zeros(1, wire.EXEC_RESULT), bytes=np.zeros(SCRATCH_BYTES, np.uint8))
 
 
 @inner_kernel

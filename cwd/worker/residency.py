@@ -14,12 +14,11 @@ devices, the cpu backend for one (and guards it with a lock of its own). `device
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import numpy as np
 
 from cwd.errors import Code, InvariantError
 from cwd.jit import inner_kernel, lean_kernel
+from cwd.tables import Tables
 
 ALREADY_RESIDENT = int(Code.ALREADY_RESIDENT)
 NO_PAGES = int(Code.NO_PAGES)
@@ -60,7 +59,7 @@ DEVICE = np.dtype(
 )
 
 
-class Residency(NamedTuple):
+class Residency(Tables):
     """Fixed-size tables; -1 ends every chain."""
 
     devices: np.ndarray  # DEVICE [devices]
@@ -76,8 +75,9 @@ def make_residency(devices: int, pages: int) -> Residency:
     while buckets < pages:
         buckets *= 2
     residency = Residency(
-        np.zeros(devices, DEVICE), np.zeros((devices, pages), RESIDENT), np.full((devices, buckets), -1, np.int32),
-        np.full((devices, pages), -1, np.int32), np.full((devices, pages), -1, np.int32))
+        devices=np.zeros(devices, DEVICE), residents=np.zeros((devices, pages), RESIDENT),
+        heads=np.full((devices, buckets), -1, np.int32), page_next=np.full((devices, pages), -1, np.int32),
+        page_owner=np.full((devices, pages), -1, np.int32))
     residency.devices["pages_total"] = residency.devices["pages_free"] = pages
     chain = np.arange(1, pages + 1, dtype=np.int32)
     chain[-1:] = -1

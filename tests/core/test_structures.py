@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from naive import NaiveEstimate, NaiveHeap, NaiveSet
 
-from cwd.core import estimate, hashmap, heap, ordered, pages
+from cwd.core import estimate, hashmap, heap, ordered
 from cwd.core.check import members
 from cwd.core.world import ESTIMATE, NODE, SLOT, TIMER
 
@@ -138,36 +138,3 @@ def test_an_unseeded_estimate_starts_from_its_first_sample():
     assert estimate.read(row, 5) == 0
     estimate.observe(row, 5, 700)
     assert estimate.read(row, 5) == 700
-
-
-@SMALL
-@given(st.lists(st.tuples(st.booleans(), st.integers(0, 5)), max_size=60))
-def test_page_pool_gives_each_page_once(script):
-    """Pages handed out are distinct and were free; all come back; the pool says no rather than give too few."""
-    pool, out = np.zeros(int(pages.pages_words(12)), np.int64), np.zeros(12, np.int64)
-    pages.pages_init(pool)
-    held: list[list[int]] = []
-    for take, count in script:
-        if take:
-            free = 12 - sum(map(len, held))
-            got = pages.pages_alloc(pool, out, count)
-            assert got == (count if count <= free else 0)
-            if got:
-                held.append(out[:got].tolist())
-        elif held:
-            back = held.pop(count % len(held))
-            assert pages.pages_free(pool, np.array(back, np.int64), len(back)) == 0
-        everything = [page for group in held for page in group]
-        assert len(set(everything)) == len(everything)
-        assert pages.pages_check(pool) == 0
-
-
-@pytest.mark.parametrize("back", [[3], [0, 0], [99], [-1], [0, 3]])
-def test_page_pool_refuses_what_is_not_out(back):
-    """A page that is free, not a page, or named twice: nothing is taken back and the pool is as before."""
-    pool, out = np.zeros(9, np.int64), np.zeros(4, np.int64)
-    pages.pages_init(pool)
-    assert pages.pages_alloc(pool, out, 2) == 2
-    before = pool.copy()
-    assert pages.pages_free(pool, np.array(back, np.int64), len(back)) == 1
-    assert (pool == before).all() and pages.pages_check(pool) == 0

@@ -8,7 +8,6 @@ of zeros. The Python half, which makes connections and reads profiles, is emulat
 from __future__ import annotations
 
 import platform
-from typing import NamedTuple
 
 import numpy as np
 
@@ -18,6 +17,7 @@ from cwd.net.clock import monotonic_ns
 from cwd.net.native import I4, I8, external, load_i4
 from cwd.net.wake import timerfd_arm, timerfd_clear
 from cwd.net.zmq import DONTWAIT, SNDMORE, message_table, send_bytes
+from cwd.tables import Tables
 from cwd.wire.kernel import TYPE_EXEC, TYPE_LOAD, TYPE_PROFILE, TYPE_UNLOAD
 from cwd.wire.memory import array_address
 from cwd.worker import agenda as ag
@@ -52,7 +52,7 @@ COUNTS = np.dtype([("random", "i8"), ("noise_ppm", "i8"), ("load_bytes_per_s", "
                   align=True)
 
 
-class Emulated(NamedTuple):
+class Emulated(Tables):
     """All state of n devices; lane 2g executes, lane 2g + 1 loads for device g."""
 
     links: np.ndarray  # LINK [n]
@@ -84,14 +84,17 @@ def make_emulated(n: int, pages: int, agenda_max: int) -> Emulated:
     """State of n devices of `pages` pages each, without connections."""
     lanes = 2 * n
     state = Emulated(
-        np.zeros(n, ln.LINK), ln.make_scratch(), message_table(1), np.zeros(1, ag.ACTION), np.zeros(1, ag.ACTION),
-        ag.make_agenda(lanes, agenda_max), rs.make_residency(n, pages), np.zeros(lanes, ag.ACTION),
-        np.zeros(lanes, np.int64), np.full(lanes, ag.NEVER, np.int64), np.full(lanes, ag.NEVER, np.int64),
-        np.zeros(lanes, np.int64), np.full(lanes, -1, np.int64), np.full((n, PROGRAMS_MAX), -1, np.int32),
-        np.zeros((PROGRAMS_MAX, BATCHES_MAX, CLASSES_MAX), np.int64), np.zeros((PROGRAMS_MAX, BATCHES_MAX), np.int32),
-        np.full((PROGRAMS_MAX, CLASSES_MAX), -1, np.int64), np.zeros(1, np.uint8), np.zeros(n, np.int64),
-        np.zeros(n, np.uint8), np.full(FDS_MAX, -1, np.int32), np.zeros(_EVENTS_MAX * _EVENT_BYTES, np.uint8),
-        np.zeros(1, COUNTS))
+        links=np.zeros(n, ln.LINK), scratch=ln.make_scratch(), message=message_table(1),
+        action=np.zeros(1, ag.ACTION), taken=np.zeros(1, ag.ACTION), agenda=ag.make_agenda(lanes, agenda_max),
+        residency=rs.make_residency(n, pages), running=np.zeros(lanes, ag.ACTION), begin_ns=np.zeros(lanes, np.int64),
+        finish_ns=np.full(lanes, ag.NEVER, np.int64), look_ns=np.full(lanes, ag.NEVER, np.int64),
+        status=np.zeros(lanes, np.int64), resident=np.full(lanes, -1, np.int64),
+        numbers=np.full((n, PROGRAMS_MAX), -1, np.int32),
+        durations_ns=np.zeros((PROGRAMS_MAX, BATCHES_MAX, CLASSES_MAX), np.int64),
+        batches=np.zeros((PROGRAMS_MAX, BATCHES_MAX), np.int32),
+        out_bytes=np.full((PROGRAMS_MAX, CLASSES_MAX), -1, np.int64), output=np.zeros(1, np.uint8),
+        next_ns=np.zeros(n, np.int64), dirty=np.zeros(n, np.uint8), device_of=np.full(FDS_MAX, -1, np.int32),
+        events=np.zeros(_EVENTS_MAX * _EVENT_BYTES, np.uint8), counts=np.zeros(1, COUNTS))
     state.counts["timer_ns"] = ag.NEVER
     state.counts["random"], state.counts["order"] = 1, -1
     return state
