@@ -232,25 +232,24 @@ def test_the_log_replays_through_plain_python_to_the_same_actions(started):
     assert facts["differs"] == [] and facts["actions"] == len(actions) and facts["replies"] >= 41, facts
 
 
-def test_images_are_staged_by_prepare_before_a_model_is_ready(started):
+def test_images_are_staged_by_prepare_before_the_worker_gets_work(started):
     controller = started(models=2)
     worker, client = controller.worker(images=b"", prepares=True), controller.client()
+    staged, _ = worker.until(Type.PREPARE)
+    assert staged["name"] == "fixed-0" and staged["image"] != bytes(16)
+    worker.done(staged)
+    failed, _ = worker.until(Type.PREPARE)
+    assert failed["name"] == "fixed-1" and failed["image"] != bytes(16)
+    # the worker is not given the program before it has tried to stage its models
+    client.send(Type.LOOKUP, request=1, name="fixed-0", version=0)
+    assert client.until(Type.ERROR, re_id=1)[0]["code"] == Code.MODEL_NOT_READY
+    worker.done(failed, status=Code.NOT_HERE)
     program, _ = worker.until(Type.PREPARE)
     assert program["image"] == bytes(16)
     worker.done(program)
-    staged, _ = worker.until(Type.PREPARE)
-    assert staged["name"] == "fixed-0" and staged["image"] != bytes(16)
-    client.send(Type.LOOKUP, request=1, name="fixed-0", version=0)
-    assert client.until(Type.ERROR, re_id=1)[0]["code"] == Code.MODEL_NOT_READY
-    worker.done(staged)
-    failed, _ = worker.until(Type.PREPARE)
-    worker.done(failed, status=Code.NOT_HERE)
-    assert client.lookup("fixed-0")
-    code, end = Code.MODEL_NOT_READY, time.monotonic() + 10
-    while code == Code.MODEL_NOT_READY and time.monotonic() < end:
-        client.send(Type.LOOKUP, request=1000, name="fixed-1", version=0)
-        code = client.until(Type.ERROR, re_id=1000)[0]["code"]
-    assert code == Code.NOT_HERE
+    client.send(Type.LOOKUP, request=1000, name="fixed-1", version=0)
+    assert client.until(Type.ERROR, re_id=1000)[0]["code"] == Code.NOT_HERE
+    serve(worker, client, {client.infer(client.lookup("fixed-0"))})
 
 
 def test_the_constants_of_these_tests_fit_together():
