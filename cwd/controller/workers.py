@@ -75,6 +75,8 @@ class WorkerInfo:
     numbered: set[bytes] = dataclasses.field(default_factory=set)
     jobs: deque[Job] = dataclasses.field(default_factory=deque)
     job: Job | None = None
+    #: programs whose residents were taken over; `resident` has those of models not registered yet
+    adopted: set[bytes] = dataclasses.field(default_factory=set)
     #: models whose images it could not stage
     failed: list[ModelInfo] = dataclasses.field(default_factory=list)
 
@@ -174,6 +176,9 @@ class Workers:
         for worker in self.by_slot.values():
             self.want_program(worker, model.program)
             self.want_image(worker, model, keeps=True)
+            if model.program.hash in worker.adopted and model.image in worker.resident[model.program.hash]:
+                worker.resident[model.program.hash].remove(model.image)  # it was said before the model was read
+                self._adopt_now(worker, [model.handle])
             self._next(worker)
 
     def want_program(self, worker: WorkerInfo, program: ProgramInfo) -> None:
@@ -244,16 +249,27 @@ class Workers:
         self._next(worker)
 
     def _adopt(self, worker: WorkerInfo, program: ProgramInfo) -> Iterator[None]:
+        """Take over what is on the device; images of models that are not registered yet wait for `model_added`."""
         images = worker.resident.pop(program.hash, [])
+        left = worker.resident[program.hash] = []
+        worker.adopted.add(program.hash)
         for at in range(0, len(images), _CHUNK):
-            models = [model.handle for image in images[at:at + _CHUNK]
-                      if (model := self._registry.by_image.get(image)) is not None]
-            if models:
-                handles, now_ns = np.array(models, np.int64), monotonic_ns()
-                adopt(self._host, self._world, now_ns, worker.slot, handles, self._adopted)
-                self._adopted += len(handles)
-                feed.feed_resident(self._host, self._world, now_ns, worker.gpu, handles)
+            models = []
+            for image in images[at:at + _CHUNK]:
+                model = self._registry.by_image.get(image)
+                if model is None:
+                    left.append(image)
+                else:
+                    models.append(model.handle)
+            self._adopt_now(worker, models)
             yield
+
+    def _adopt_now(self, worker: WorkerInfo, models: list[int]) -> None:
+        if models:
+            handles, now_ns = np.array(models, np.int64), monotonic_ns()
+            adopt(self._host, self._world, now_ns, worker.slot, handles, self._adopted)
+            self._adopted += len(handles)
+            feed.feed_resident(self._host, self._world, now_ns, worker.gpu, handles)
 
 
 def _hashes(data: bytes) -> Iterator[bytes]:
