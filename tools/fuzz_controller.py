@@ -28,6 +28,7 @@ import numpy as np
 import zmq
 
 import cwd
+from cwd.client.admin import Admin
 from cwd.errors import RemoteProtocolError
 from cwd.net.clock import boot_id
 from cwd.wire.codec import decode, encode
@@ -45,6 +46,10 @@ OWN = {
     "admin": (Type.ADMIN, Type.HEARTBEAT),
 }
 PER_SOCKET = 4
+#: every so many messages a connection is made anew; the peers that are left behind must find room until they are missed
+RENEWED = 512
+#: every so many messages we wait until the controller has caught up: what libzmq queues for it is not its own memory
+PACED = 1024
 #: what the controller's memory may grow by after the first tenth: the larger of a share and what allocators keep
 GROWTH, GROWTH_BYTES = 0.10, 8 << 20
 ANSWERED_MIN = 0.99
@@ -113,7 +118,7 @@ class Forge:
     def message(self, peer: Peer) -> list[bytes]:
         """The frames of the next message for this connection."""
         draw = self.random.random()
-        if not peer.introduced and draw < 0.2:
+        if not peer.introduced and draw < 0.05:
             return self._count("hello", [encode(Type.HELLO, **self._odd_hello(peer.which))])
         if draw < 0.05:
             return self._count("random", [self.random.randbytes(self.random.choice((0, 1, 5, 30, 300, 3000)))])
@@ -151,7 +156,7 @@ class Forge:
             # an id that was given to us only with another epoch: a worker that lies about its own work is a worker's fault
             stale = self.random.random() < 0.5
             fields["action"] = known if stale else self.random.getrandbits(64)
-            fields["epoch"] = self.epoch - 1 if stale else self.epoch
+            fields["epoch"] = self.epoch ^ 0x5A5A5A5A5A5A if stale else self.epoch  # no few bits make it the right one
             if kind == Type.EXEC_RESULT:
                 payload = [b"x"] * self.random.choice((0, 1, 3))
                 fields["rows_done"] = len(payload)
@@ -310,6 +315,7 @@ def _fuzz(cluster: cwd.LocalCluster, messages: int, seed: int, report: Callable[
     peers = [Peer(context, cluster.endpoint(which), which) for which in SOCKETS for _ in range(PER_SOCKET)]
     good = GoodClient(cluster, "same-000")
     good.start()
+    admin = Admin(cluster.endpoint("admin"), name="pace", timeout=60)
     memory: list[int] = []
     faults: list[str] = []
     started = time.monotonic()
@@ -321,7 +327,10 @@ def _fuzz(cluster: cwd.LocalCluster, messages: int, seed: int, report: Callable[
             if sent % 256 == 0:
                 for each in peers:
                     each.drain()
+            if sent % RENEWED == 0:
                 peer.open(forge.random.random() < 0.7, forge.hello(peer.which))
+            if sent % PACED == 0:
+                admin.call("status")
             peer.send(forge.message(peer))
             if sent % max(messages // 100, 1) == 0:
                 memory.append(rss_bytes(pid))
@@ -336,6 +345,7 @@ def _fuzz(cluster: cwd.LocalCluster, messages: int, seed: int, report: Callable[
         good_until = good.answered
         settled = _settled(cluster, peers, faults) if not faults else {}
         good.stop()
+        admin.close()
         for peer in peers:
             peer.close()
         context.destroy(0)
@@ -352,8 +362,8 @@ def _settled(cluster: cwd.LocalCluster, peers: list[Peer], faults: list[str]) ->
     while True:
         try:
             status = cluster.status()
-            # the two emulated GPUs, the good client, and the admin that asks
-            if status["peers"] <= 4 and status["in_flight"] <= 1 and len(status["workers"]) == 2:
+            # the two emulated GPUs, the good client, and the two admins that ask
+            if status["peers"] <= 5 and status["in_flight"] <= 1 and len(status["workers"]) == 2:
                 return status
         except cwd.CwdError as error:
             faults.append(f"status: {error}")

@@ -25,7 +25,8 @@ def test_twenty_thousand_messages(fuzzer):
     # it did get through: every kind of fault was met and answered, and requests were accepted among them
     assert facts["said"]["ERROR"] > 100 and facts["said"]["REPLY"] > 100 and facts["said"]["WELCOME"] > 10
     assert counted["malformed"] > 1000 and counted["not_introduced"] > 1000 and counted["stale_epoch"] > 100
-    assert counted["infer"] > counted["refused"] and facts["held_bytes"] == 0 and facts["in_flight"] == 0
+    # the good client may have one under way
+    assert counted["infer"] > counted["refused"] and facts["held_bytes"] <= 64 and facts["in_flight"] <= 1
     assert all(facts["made"][kind] > 0 for kind in ("random", "bits", "truncated", "version", "type", "frames",
                                                     "many frames", "oversized", "longer", "sound"))
 
