@@ -73,7 +73,7 @@ COLUMNS: dict[Kind, dict[str, str]] = {
     Kind.PROGRAM: {"id": "program", "a": "n_batches", "b": "n_classes"},
     Kind.PREPARED: {"id": "program", "a": "ok"},
     Kind.SEED: {"id": "program", "a": "kind", "b": "batch_index", "c": "size_class", "d": "exec_ns"},
-    Kind.LOAD_SEED: {"a": "kind", "b": "ns_per_page"},
+    Kind.LOAD_SEED: {"id": "program", "a": "kind", "b": "load_ns"},
     Kind.MODEL_ADDED: {"id": "program", "a": "pages"},
     Kind.MODEL_REMOVED: {},
     Kind.RESERVED: {"id": "action", "a": "expected_ns"},
