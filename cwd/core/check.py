@@ -269,7 +269,7 @@ def _wanted(world) -> bool:
     counters = world.counters[0]
     if not _set_is(world.wanted_nodes, counters["wanted_root"], counters["wanted_head"], wanted):
         return False
-    if any(world.models[m]["queued"] == 0 for m in wanted):
+    if any(world.models[m]["queued"] == 0 and world.models[m]["missed_ns"] == 0 for m in wanted):
         return False
     return ordered.first(world.wanted_nodes, counters["wanted_root"]) == counters["wanted_head"]
 

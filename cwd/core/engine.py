@@ -117,7 +117,10 @@ def _admit(world, now_ns, r):
     m = request["model"]
     done_ns, busy_ns, loader = admission.place(world, now_ns, r)
     if done_ns > request["due_ns"] or request["need_ns"] == 0:
-        return _refuse(world, now_ns, r, done_ns)
+        code = _refuse(world, now_ns, r, done_ns)
+        if code == DEADLINE_UNREACHABLE and busy_ns == FOREVER_NS and loader != NONE:
+            _miss(world, now_ns, m, loader)
+        return code
     world.counters[0]["accepted"] += 1
     queues.enqueue(world, now_ns, r)
     if busy_ns == FOREVER_NS or (loader != NONE and busy_ns > loads.horizon_ns(world, m)):
@@ -125,6 +128,18 @@ def _admit(world, now_ns, r):
         if loader != NONE:
             lanes.wake(world, loader)
     return 0
+
+
+@inner_kernel
+def _miss(world, now_ns, m, loader):
+    """A request came too late for its model to be loaded: have it loaded for the next one, when nothing else is.
+
+    Without this a model whose LOAD takes longer than its clients' SLO would never be loaded.
+    """
+    world.models[m]["missed_ns"] = now_ns
+    if world.models[m]["wanted"] == 0:
+        queues.enlist(world, m, 1)
+    lanes.wake(world, loader)
 
 
 @inner_kernel

@@ -45,14 +45,24 @@ def busy_ns(world, now_ns, m):
 
 
 @inner_kernel
+def missed(world, now_ns, m):
+    """Whether the model is on no GPU and for that alone had to refuse a request lately: the next one should find it."""
+    model = world.models[m]
+    return (model["state"] == MODEL_READY and model["copies_count"] == 0 and model["missed_ns"] > 0
+            and now_ns - model["missed_ns"] <= world.settings[0]["load_horizon_ns"])
+
+
+@inner_kernel
 def demand_ns(world, now_ns, m):
     """Queued work that the model's copies do not serve inside the horizon: all of it if there is no copy.
 
     The paper's p = d - sum of d_g * capacity / load_g, for the least loaded of the model's GPUs. 0 or less: no LOAD.
     """
     model = world.models[m]
-    if model["state"] != MODEL_READY or model["queued"] == 0:
+    if model["state"] != MODEL_READY:
         return 0
+    if model["queued"] == 0:
+        return 1 if missed(world, now_ns, m) else 0
     busy = busy_ns(world, now_ns, m)
     if busy == FOREVER_NS:
         return model["work_ns"] if model["work_ns"] > 0 else 1
@@ -71,6 +81,8 @@ def worthwhile(world, now_ns, gpu, m):
         return False
     loaded_ns = lanes.available_ns(world, now_ns, gpu, LANE_LOAD) + load_need_ns(world, now_ns, gpu, model["program"])
     r = model["queue_head"]
+    if r == NONE:
+        return missed(world, now_ns, m)
     for _ in range(SAVED_LOOK):
         if r == NONE:
             break

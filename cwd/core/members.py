@@ -200,6 +200,7 @@ def model_added(world, now_ns, program, pages):
     row["pages"] = pages
     row["queue_root"] = row["queue_head"] = row["copies"] = NONE
     row["queued"] = row["running"] = row["work_ns"] = row["copies_count"] = row["copies_ready"] = row["wanted"] = 0
+    row["missed_ns"] = 0
     world.programs[program]["models"] += 1
     return (row["generation"] << SLOT_BITS) | m
 

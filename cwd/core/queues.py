@@ -286,14 +286,21 @@ def expire(world, now_ns, m):
 
 @inner_kernel
 def enlist(world, m, demand_ns):
-    """List a model (with a queue) as wanting a LOAD, by demand; `fifo` lists by arrival. Updates one that is listed."""
+    """List a model as wanting a LOAD, by demand; `fifo` lists by arrival. Updates one that is listed.
+
+    A model without a queue is one that missed a request: it comes behind all that have one.
+    """
     unlist(world, m)
     counters = world.counters[0]
     head = world.models[m]["queue_head"]
-    key = world.requests[head]["arrival_ns"] if world.settings[0]["policy"] == POLICY_FIFO else -demand_ns
-    # of equal demands the older head goes first; sequence numbers are unique
-    counters["wanted_root"] = ordered.insert(
-        world.wanted_nodes, counters["wanted_root"], m, key, world.request_nodes[head]["tie"])
+    if head == NONE:
+        counters["sequence"] += 1
+        key, tie = FOREVER_NS, counters["sequence"]
+    else:
+        key = world.requests[head]["arrival_ns"] if world.settings[0]["policy"] == POLICY_FIFO else -demand_ns
+        # of equal demands the older head goes first; sequence numbers are unique
+        tie = world.request_nodes[head]["tie"]
+    counters["wanted_root"] = ordered.insert(world.wanted_nodes, counters["wanted_root"], m, key, tie)
     if counters["wanted_head"] == NONE or ordered.before(world.wanted_nodes, m, counters["wanted_head"]):
         counters["wanted_head"] = m
     world.models[m]["wanted"] = 1

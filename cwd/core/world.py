@@ -73,9 +73,10 @@ REQUEST = _table(
     "state client request_id key model payload size_class arrival_ns deadline_ns due_ns "
     "need_ns cost_ns home home_epoch bucket attempts cold action next app slo_ns client_next client_previous"
 )
+#: missed_ns: when a request was last refused only because the weights were on no GPU, 0 never
 MODEL = _table(
     "state generation program pages queue_root queue_head queued running work_ns "
-    "copies copies_count copies_ready wanted next", LINE
+    "copies copies_count copies_ready wanted missed_ns next", LINE
 )
 PROGRAM = np.dtype(
     [(name, np.int64) for name in ("used", "n_batches", "n_classes", "prepared", "models")]

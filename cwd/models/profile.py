@@ -65,8 +65,8 @@ def measure_cpu(repository: Repository, entry: Entry, *, repeats: int = REPEATS,
                 page_bytes: int = PAGE_BYTES, progress: Progress | None = None) -> dict[str, Any]:
     """Measure the entry's program on this CPU with one thread, store and return its profile.
 
-    `budget_ns` bounds the whole: what remains of it is shared out evenly, and it is exceeded only where 5 runs of each
-    need more.
+    `budget_ns` bounds the whole; it is exceeded only where 5 runs of each shape need more. The shapes take turns, so that
+    a busy spell of the machine falls on all of them and on few samples of each.
     """
     from cwd.models.program import Program, torch
 
@@ -78,14 +78,10 @@ def measure_cpu(repository: Repository, entry: Entry, *, repeats: int = REPEATS,
         load_ns = _measure_load(repository, entry, image, page_bytes)
         binding = program.bind(torch.from_numpy(image))
         wanted = pairs(program.spec)
-        rows = []
-        end_ns = time.monotonic_ns() + budget_ns
-        for index, (batch, size_class) in enumerate(wanted):
-            if progress:
-                progress(index, len(wanted), f"{entry.manifest.name}: batch {batch}, class {size_class}")
-            share_ns = max(0, end_ns - time.monotonic_ns()) // (len(wanted) - index)
-            samples = _measure(program, binding, batch, size_class, repeats, share_ns)
-            rows.append({"batch": batch, "size_class": size_class, **statistics(samples), "repeats": len(samples)})
+        samples = _measure(program, binding, wanted, repeats, time.monotonic_ns() + budget_ns, lambda index, pair: (
+            progress(index, len(wanted), f"{entry.manifest.name}: batch {pair[0]}, class {pair[1]}") if progress else None))
+        rows = [{"batch": batch, "size_class": size_class, **statistics(found), "repeats": len(found)}
+                for (batch, size_class), found in zip(wanted, samples, strict=True)]
         if progress:
             progress(len(wanted), len(wanted), entry.manifest.name)
     finally:
@@ -129,8 +125,28 @@ def cpu_name() -> str:
     return names[0] if names else platform.processor() or platform.machine()
 
 
-def _measure(program: Any, binding: Any, batch: int, size_class: int, repeats: int, share_ns: int) -> list[int]:
-    """Durations of a full batch at the class's largest size, from requests in memory to results in memory."""
+def _measure(program: Any, binding: Any, wanted: list[tuple[int, int]], repeats: int, end_ns: int,
+             progress: Callable[[int, tuple[int, int]], None]) -> list[list[int]]:
+    """Durations of full batches at their class's largest size, from requests in memory to results in memory."""
+    runs = []
+    for index, pair in enumerate(wanted):
+        progress(index, pair)
+        runs.append(_prepared_run(program, binding, *pair))
+        for _ in range(WARM_UPS):  # the first run may compile and allocate
+            runs[-1]()
+    samples: list[list[int]] = [[] for _ in wanted]
+    for turn in range(repeats):
+        for run, found in zip(runs, samples, strict=True):
+            start_ns = time.monotonic_ns()
+            run()
+            found.append(max(1, time.monotonic_ns() - start_ns))
+        if turn + 1 >= REPEATS_MIN and time.monotonic_ns() > end_ns:
+            break
+    return samples
+
+
+def _prepared_run(program: Any, binding: Any, batch: int, size_class: int) -> Callable[[], None]:
+    """A call that runs one full batch of sample requests."""
     from cwd.models import fit
     from cwd.models.probe import raw_bytes, sample_payload
 
@@ -140,22 +156,14 @@ def _measure(program: Any, binding: Any, batch: int, size_class: int, repeats: i
     requests = fit.requests_of([payload] * batch, [sizes] * batch)
     results = [np.empty(program.spec.output_bytes(sizes), np.uint8) for _ in range(batch)]
     targets = np.array([result.ctypes.data for result in results], np.int64)
-    samples: list[int] = []
-    began_ns = 0
-    for run in range(WARM_UPS + repeats):
-        start_ns = time.monotonic_ns()
-        if run == 1:
-            began_ns = start_ns  # the first run may compile and allocate
+
+    def run(keep: Any = (payload, results)) -> None:
         code = program.execute(binding, batch, size_class, requests.addresses, requests.sizes, requests.dims, batch,
                                targets)
-        end_ns = time.monotonic_ns()
         if code != fit.OK:
             raise RepositoryError("the program's own sizes do not fit", code=Code(code))
-        if run >= WARM_UPS:
-            samples.append(max(1, end_ns - start_ns))
-        if len(samples) >= min(repeats, REPEATS_MIN) and end_ns - began_ns > share_ns:
-            break
-    return samples
+
+    return run
 
 
 def _measure_load(repository: Repository, entry: Entry, image: np.ndarray, page_bytes: int) -> int:

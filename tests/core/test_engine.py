@@ -337,6 +337,22 @@ def test_a_seed_that_turns_everybody_away_is_tried_in_the_end():
     assert reply["status"] == Code.OK
 
 
+@pytest.mark.parametrize("policy", ["clockwork", "fifo"])
+def test_a_model_that_loads_too_slowly_for_its_clients_is_loaded_for_the_next_one(policy):
+    script = Script(policy=policy)
+    # 10 ms of LOAD do not fit into 9 ms, 3 ms of execution do
+    assert script.ask(1, slo=9 * MS) == Code.DEADLINE_UNREACHABLE
+    (load,) = [out for out in script.tick() if out["kind"] == OUT_ACTION]
+    assert load["verb"] == ACTION_LOAD
+    script.now += 10 * MS
+    engine.action_done(script.world, script.now, load["action"], 0, script.now - 10 * MS, script.now, 0, 0, 13, -1)
+    assert script.ask(2, slo=9 * MS) == 0
+    # what cannot be in time even with its weights there is no reason to load anything
+    other = script.add()
+    assert script.ask(3, slo=1 * MS, model=other) == Code.SLO_BELOW_EXECUTION
+    assert [out["verb"] for out in script.tick() if out["kind"] == OUT_ACTION] == [ACTION_EXEC]
+
+
 def test_junk_changes_nothing():
     """Ids that never were, slots out of range: codes, no crash, no change."""
     s = Script()

@@ -64,7 +64,7 @@ def plan_load(world, gpu, now_ns):
         if m == NONE or lanes.opens_ns(world, now_ns, gpu, LANE_LOAD) > now_ns:
             return
         after = ordered.successor(world.wanted_nodes, m)
-        if world.models[m]["copies_count"] > 0:
+        if world.models[m]["copies_count"] > 0 or loads.demand_ns(world, now_ns, m) <= 0:
             queues.unlist(world, m)
         else:
             loads.make_room_and_load(world, now_ns, gpu, m)
