@@ -89,6 +89,8 @@ class ControllerConfig:
     log_ring: int = 1 << 16
     #: CPU that the loop's thread is pinned to; -1 leaves it to the kernel
     cpu: int = -1
+    #: nice value of the controller's thread; a negative one takes effect where the system allows it
+    nice: int = -10
 
     def endpoint(self, which: str) -> str:
         """The endpoint of `clients`, `workers` or `admin`."""
@@ -113,7 +115,7 @@ def _value(name: str, given: Any, origin: str) -> Any:
         value = kind(given)
     except (KeyError, TypeError, ValueError, CwdError) as error:
         raise CwdError(f"{origin}: {given!r} is no value for {name}", code=Code.BAD_ARGUMENT) from error
-    if kind is int and not isinstance(value, bool) and value < 0 and name != "cpu":
+    if kind is int and not isinstance(value, bool) and value < 0 and name not in ("cpu", "nice"):
         raise CwdError(f"{origin}: {name} is negative", code=Code.BAD_ARGUMENT)
     return value
 

@@ -35,6 +35,7 @@ from cwd.errors import CwdError, InvariantError
 from cwd.net import wake
 from cwd.net.clock import monotonic_ns
 from cwd.net.notify import notify
+from cwd.net.priority import set_nice
 from cwd.net.sockets import bind_router, make_context
 from cwd.net.zmq import message, message_close, message_data, message_size, messages_close, poll_items
 from cwd.units import NS_PER_MS, NS_PER_S
@@ -67,6 +68,7 @@ class Controller:
         check_state_dir(run_dir)
         check_state_dir(state_dir)
         self.epoch = new_epoch(state_dir, time.time_ns())
+        set_nice(config.nice)  # before libzmq makes its thread, which inherits it
         self._context = make_context()
         self._sockets = []
         try:

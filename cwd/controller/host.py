@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 
 from cwd.controller.config import ControllerConfig
 from cwd.controller.shapes import SHAPE
-from cwd.tables import Tables
 from cwd.core.world import SLOT
 from cwd.net.clock import OFFSET
 from cwd.net.sync import Ring
 from cwd.net.zmq import message_table
+from cwd.tables import Tables
 from cwd.wire import kernel as wire
 
 Table = NDArray[Any]

@@ -23,6 +23,7 @@ from cwd.controller.config import ControllerConfig
 from cwd.controller.record import LOG_MAGIC, RECORD
 from cwd.errors import Code, CwdError
 from cwd.jit import lean_kernel
+from cwd.net.priority import set_nice
 from cwd.net.sync import Ring, attach_ring, make_ring, ring_bytes, ring_pop, shared_block
 
 LOG = logging.getLogger("cwd.controller")
@@ -121,6 +122,7 @@ class _Files:
 
 
 def main() -> int:
+    set_nice(0)  # the controller's own is not for what can wait
     logging.basicConfig(format="cwd controller log: %(message)s", level=logging.INFO)
     fd, capacity, folder, rotate_bytes, header = sys.argv[1:6]
     size_bytes = ring_bytes(RECORD, int(capacity))

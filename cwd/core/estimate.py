@@ -3,7 +3,7 @@
 One ESTIMATE row per (program, kind of GPU, batch, size class) for executions, per (program, kind) for loads, and per
 kind for the margins (send path, result path, execution over its estimate). A window starts full of its seed; the
 estimate is the second largest of the last WINDOW samples, so a single bad sample never counts. Two do: then the part
-above the floor, which is the least of seed and window, halves with each 4.3 s in which no sample came. A seed that is
+above the floor, which is the least of seed and window, halves with each 1.1 s in which no sample came. A seed that is
 itself too high, so that it turns everybody away, is doubted: refusals lower it step by step until one request is tried.
 So whatever was measured or claimed, the core tries again after a while: nothing is locked out for good.
 """
@@ -13,8 +13,8 @@ from __future__ import annotations
 from cwd.core.world import BATCHES_MAX, MARGINS, WINDOW
 from cwd.jit import inner_kernel, lean_kernel
 
-#: 2**32 ns: the half-life of what a silent window says above its floor
-DECAY_BITS = 32
+#: 2**30 ns: the half-life of what a silent window says above its floor
+DECAY_BITS = 30
 
 
 @lean_kernel

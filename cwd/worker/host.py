@@ -18,6 +18,7 @@ import zmq
 
 from cwd.errors import Code
 from cwd.net.clock import monotonic_ns
+from cwd.net.priority import set_nice
 from cwd.net.sockets import make_context
 from cwd.net.wake import drain, eventfd_signal, make_eventfd, make_timerfd, set_timer_slack
 from cwd.net.zmq import message, message_data, message_size, messages_close, poll_items
@@ -40,6 +41,8 @@ TYPE_LOAD = int(Type.LOAD)
 
 #: Sleeping threads wake this precisely, not within the kernel's 50 us.
 _TIMER_SLACK_NS = 1_000
+#: The io thread, and libzmq's that it starts, go before executions on the same core.
+_IO_NICE = -10
 
 
 class DeviceWorker:
@@ -137,6 +140,7 @@ class DeviceWorker:
     # the io thread
 
     def _io(self) -> None:
+        set_nice(_IO_NICE)
         set_timer_slack(_TIMER_SLACK_NS)
         self._connect_again(self.session.connect)
         while True:

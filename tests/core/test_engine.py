@@ -321,14 +321,14 @@ def test_a_seed_that_turns_everybody_away_is_tried_in_the_end():
     codes = []
     for k in range(64):
         codes.append(script.ask(100 + k, slo=100 * MS))
-        script.now += 1_000 * MS
+        script.now += 250 * MS
         if codes[-1] == 0:
             break
         script.take()
     assert set(codes[:-1]) == {Code.SLO_BELOW_EXECUTION} and codes[-1] == 0
     # once in a half-life, not with every refusal
     assert len(codes) > 8
-    script.now -= 1_000 * MS
+    script.now -= 250 * MS
     (action,) = [out for out in script.tick() if out["kind"] == OUT_ACTION]
     begin = script.now
     script.now += 3 * MS

@@ -121,7 +121,7 @@ def test_estimate_is_the_second_largest_of_the_window(seed_ns, samples):
 
 
 def test_one_bad_sample_counts_for_nothing_and_two_fade():
-    """A stall does not lock a model out: one outlier is ignored, and two lose half their excess per 4.3 s of silence."""
+    """A stall does not lock a model out: one outlier is ignored, and two lose half their excess per 1.1 s of silence."""
     row = np.zeros(1, ESTIMATE)[0]
     estimate.seed(row, 1_000)
     estimate.observe(row, 1, 9_000_000)
