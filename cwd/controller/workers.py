@@ -95,7 +95,7 @@ class Workers:
         """What HELLO says; raises `CwdError` (MALFORMED) in one line for what section 6 of the protocol forbids."""
         for key, kind in (("kind", str), ("device", str), ("page_bytes", int), ("pages_total", int), ("lanes", list),
                           ("agenda_max", int), ("programs", bytes), ("resident", bytes), ("prepares", bool)):
-            if not isinstance(caps.get(key), kind):
+            if type(caps.get(key)) is not kind:  # exactly: True is an int, and would compile the core anew for bools
                 raise CwdError(f"caps: {key} is missing or no {kind.__name__}", code=Code.MALFORMED)
         images, resident = caps.get("images"), caps["resident"]
         if images is not True and not isinstance(images, bytes):

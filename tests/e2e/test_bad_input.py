@@ -231,6 +231,7 @@ def test_a_frame_that_nobody_could_want_ends_the_connection(cluster):
     ({"role": 2}, Code.UNEXPECTED_TYPE, "role 2"),
     ({"caps": {}}, Code.MALFORMED, "kind is missing"),
     ({"caps": worker_caps(page_bytes=1)}, Code.MALFORMED, "pages of 1 bytes"),
+    ({"caps": worker_caps(pages_total=True)}, Code.MALFORMED, "pages_total"),
     ({"caps": worker_caps(pages_total=0)}, Code.MALFORMED, "pages_total is 0"),
     ({"caps": worker_caps(pages_total=-5)}, Code.MALFORMED, "pages_total is -5"),
     ({"caps": worker_caps(pages_total=(1 << 64) - 1)}, Code.MALFORMED, "pages_total"),
