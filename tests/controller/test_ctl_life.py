@@ -261,18 +261,12 @@ def test_status_under_load_does_not_lengthen_pythons_share(started):
     worker, client, admin = _ready(controller), controller.client(), controller.admin()
     model = client.lookup("fixed-0")
     admin.ask("status")
-    medians_ns = []
-    for _ in range(3):
-        longest_ns = []
-        for _ in range(30):
-            requests = {client.infer(model, slo_ns=5 * SECOND) for _ in range(20)}
-            facts = admin.ask("status")[1]
-            admin.ask("model.ls", after=0)
-            serve(worker, client, requests)
-            longest_ns.append(facts["loop"]["python_recent_max_ns"])
-        # processor time of the one thread, and the median, since a page fault may take longer
-        medians_ns.append(sorted(longest_ns)[len(longest_ns) // 2])
-        if medians_ns[-1] < 200_000:
-            break
-    # the best of three rounds: who else uses the machine's caches is not the controller's doing
-    assert min(medians_ns) < 200_000, medians_ns
+    longest_ns = []
+    for _ in range(30):
+        requests = {client.infer(model, slo_ns=5 * SECOND) for _ in range(20)}
+        facts = admin.ask("status")[1]
+        admin.ask("model.ls", after=0)
+        serve(worker, client, requests)
+        longest_ns.append(facts["loop"]["python_recent_max_ns"])
+    # processor time of the one thread: what the machine does beside does not count. The median, since a page fault may
+    assert sorted(longest_ns)[len(longest_ns) // 2] < 200_000, longest_ns
