@@ -13,19 +13,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from cwd.config import run_dir as default_run_dir
 from cwd.errors import Code, CwdError
 from cwd.units import NS_PER_MS, NS_PER_S, parse_duration_ns, parse_size_bytes
-
-
-def default_run_dir() -> str:
-    """Where the sockets live: $CWD_RUN_DIR, $XDG_RUNTIME_DIR/cwd, /run/cwd if it is ours to write, else /tmp/cwd-UID."""
-    if given := os.environ.get("CWD_RUN_DIR"):
-        return given
-    if runtime := os.environ.get("XDG_RUNTIME_DIR"):
-        return str(Path(runtime) / "cwd")
-    if os.access("/run/cwd", os.W_OK):
-        return "/run/cwd"
-    return f"/tmp/cwd-{os.getuid()}"
 
 
 def default_state_dir() -> str:

@@ -35,7 +35,7 @@ class WorkerOptions:
     agenda_max: int = 256
     #: largest batch that an EXEC may have
     rows_max: int = 64
-    #: the exec thread spins for the last part of a wait, and so long for the next action before it sleeps
+    #: the exec thread spins for so much of the wait for an action's earliest start
     spin_ns: int = 50_000
     #: stage the whole repository and build its programs before READY (else at PREPARE)
     preload: bool = True
