@@ -22,7 +22,7 @@ from cwd.bench.generate import CODES, FRAMES, HEADER_BYTES, STATE, generate
 from cwd.bench.histogram import BUCKETS, summary_ms
 from cwd.errors import SENTENCES, Code, CwdError, RemoteProtocolError
 from cwd.net.clock import boot_id, monotonic_ns
-from cwd.net.sockets import connect_dealer, make_context
+from cwd.net.sockets import SEND_QUEUE, connect_dealer, make_context
 from cwd.net.wake import make_timerfd
 from cwd.net.zmq import EAGAIN, EINTR, message, message_fill, message_table, messages_close, poll_items
 from cwd.units import parse_duration_ns, parse_size_bytes
@@ -75,8 +75,9 @@ class Report:
 class LoadGenerator:
     """A connected client with everything that a run needs; one thread. Close it."""
 
-    def __init__(self, context: zmq.Context, endpoint: str, *, bare: bool = False, timeout_s: float = 10.0) -> None:
-        self.socket = connect_dealer(context, endpoint)
+    def __init__(self, context: zmq.Context, endpoint: str, *, bare: bool = False, timeout_s: float = 10.0,
+                 send_queue: int = SEND_QUEUE) -> None:
+        self.socket = connect_dealer(context, endpoint, send_queue=send_queue)
         self.credits = 1 << 20
         self.heartbeat_ns = 0
         self._beats = 0

@@ -8,11 +8,13 @@ NOT_RESIDENT, the pages are free. A refused UNLOAD is *parked*: out of its lane,
 from __future__ import annotations
 
 from cwd.core import lanes, outbox, queues, residency
-from cwd.core.admission import end_margin_ns, want
-from cwd.core.estimate import exec_ns, exec_row, load_ns, load_row, observe, observe_margin
+from cwd.core.admission import want
+from cwd.core.estimate import (
+    exec_ns, exec_row, exec_tail_ns, load_ns, load_row, margin_ns, observe, observe_margin,
+)
 from cwd.core.world import (
     ACTION_EXEC, ACTION_FREE, ACTION_LOAD, ACTION_UNLOAD, COPY_LOADING, COPY_READY, COPY_UNKNOWN,
-    COPY_UNLOADING, FOREVER_NS, LANE_EXEC, LANE_LOAD, MARGIN_OVER, MARGIN_RESULT, MARGIN_SEND, MODEL_READY, NONE,
+    COPY_UNLOADING, FOREVER_NS, LANE_EXEC, LANE_LOAD, MARGIN_END, MARGIN_RESULT, MARGIN_SEND, MODEL_READY, NONE,
     SLOT_BITS, Code,
 )
 from cwd.jit import inner_kernel
@@ -104,9 +106,12 @@ def issue_exec(world, now_ns, copy, batch_index, size_class, first, rows_max):
     action["batch"] = world.programs[action["program"]]["batches"][batch_index]
     action["size_class"] = size_class
     due_ns = _take_rows(world, a, first, rows_max)
-    margin = end_margin_ns(world, now_ns, kind)
-    if due_ns - expected - margin < action["latest_ns"]:
-        action["latest_ns"] = due_ns - expected - margin
+    tail_ns = exec_tail_ns(world, now_ns, action["program"], kind, batch_index, size_class)
+    action["promised_ns"] = action["start_ns"] + tail_ns
+    # begun later than planned it may still be in time more often than not
+    latest_ns = due_ns - expected - margin_ns(world, now_ns, kind, MARGIN_RESULT)
+    if latest_ns < action["latest_ns"]:
+        action["latest_ns"] = latest_ns
     row["running"] += 1
     world.models[m]["running"] += 1
     residency.touch(world, copy)
@@ -197,7 +202,7 @@ def measure(world, now_ns, a, begin_ns, end_ns):
     if action["idle"] == 1:
         observe_margin(world, now_ns, kind, MARGIN_SEND, begin_ns - action["issued_ns"])
     if action["state"] == ACTION_EXEC:
-        observe_margin(world, now_ns, kind, MARGIN_OVER, took_ns - action["expected_ns"])
+        observe_margin(world, now_ns, kind, MARGIN_END, now_ns - action["promised_ns"])
         row = exec_row(world, action["program"], kind, action["batch_index"], action["size_class"])
         observe(world.estimates[row], now_ns, took_ns)
     elif action["state"] == ACTION_LOAD:

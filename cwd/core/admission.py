@@ -1,34 +1,38 @@
 """Whether a request can be served in time by the best plan at hand, on which GPU, and if not, when it could have been.
 
 The plans looked at: each GPU that has the model or is loading it (a few of them in turn, if many), behind the queued
-work that is due earlier; and a LOAD on one of the GPUs whose load lanes come free first. Work ahead is counted at what
-it costs in the largest batch that half the request's slack allows: a lower bound, so that a refusal is certain as far
-as the estimates are. Nothing is changed here except the request's own row.
+work that is due earlier; and a LOAD on one of the GPUs whose load lanes come free first. Each request counts for what
+it adds to the batches of its own model: a whole execution if it is the first to wait, little if it fills a batch that
+runs anyway. So under overload those are let in who make batches full; and whoever begins a new one on a pressed GPU
+must leave the time for it to become full. Nothing is changed here except the request's own row.
 """
 
 from __future__ import annotations
 
 from cwd.core import residency
-from cwd.core.estimate import exec_ns, margin_ns
+from cwd.core.estimate import exec_ns, exec_tail_ns, margin_ns
 from cwd.core.lanes import available_ns, wake
 from cwd.core.queues import COPIES_LOOK, enlist, load_need_ns
 from cwd.core.world import (
-    BATCHES_MAX, BUCKET_BITS, BUCKETS, COPY_LOADING, COPY_READY, COPY_UNKNOWN, COPY_UNLOADING, FOREVER_NS, GPU_UP,
-    LANE_EXEC, LANE_LOAD, MARGIN_OVER, MARGIN_RESULT, MARGIN_SEND, NONE,
+    BUCKET_BITS, BUCKETS, COPY_LOADING, COPY_READY, COPY_UNKNOWN, COPY_UNLOADING, FOREVER_NS, GPU_UP,
+    LANE_EXEC, LANE_LOAD, MARGIN_END, MARGIN_RESULT, MARGIN_SEND, NONE,
 )
 from cwd.jit import inner_kernel
+
+#: how long a refusal for want of time, or a request given up, marks a GPU as pressed
+PRESSED_NS = 100_000_000
 
 
 @inner_kernel
 def end_margin_ns(world, now_ns, kind):
-    """From the predicted end of an execution until the result can be counted on."""
-    return margin_ns(world, now_ns, kind, MARGIN_OVER) + margin_ns(world, now_ns, kind, MARGIN_RESULT)
+    """From when an execution should be over, started as predicted, until the result can be counted on."""
+    return margin_ns(world, now_ns, kind, MARGIN_END)
 
 
 @inner_kernel
 def need_ns(world, now_ns, kind, program, size_class):
     """From issuing a request alone to an idle GPU that has its model until the result is here; 0: not profiled."""
-    alone_ns = exec_ns(world, now_ns, program, kind, 0, size_class)
+    alone_ns = exec_tail_ns(world, now_ns, program, kind, 0, size_class)
     if alone_ns == 0:
         return 0
     return alone_ns + end_margin_ns(world, now_ns, kind) + margin_ns(world, now_ns, kind, MARGIN_SEND)
@@ -46,20 +50,42 @@ def best_need_ns(world, now_ns, program, size_class):
 
 
 @inner_kernel
-def cost_ns(world, now_ns, kind, program, size_class, slack_ns):
-    """What one request takes of a GPU in the largest batch whose execution fits into half the slack."""
+def pressed(world, now_ns, gpu):
+    """Whether the GPU has to turn requests away or give them up, so that some are lost whatever it does."""
+    return now_ns - world.gpus[gpu]["pressed_ns"] < PRESSED_NS
+
+
+@inner_kernel
+def _cost_ns(world, now_ns, kind, program, size_class, place):
+    """What a request adds to a GPU's work that is the `place`th, from 0, of a batch of its model.
+
+    A batch grows through the program's sizes; between two of them each request adds the same.
+    """
     sizes = world.programs[program]
-    cost = exec_ns(world, now_ns, program, kind, 0, size_class)
-    for b in range(1, BATCHES_MAX):
-        if b >= sizes["n_batches"]:
-            break
+    smaller, smaller_ns = 0, 0
+    cost_ns = 1
+    for b in range(sizes["n_batches"]):
+        size = sizes["batches"][b]
         batch_ns = exec_ns(world, now_ns, program, kind, b, size_class)
+        if place < size:
+            cost_ns = (batch_ns - smaller_ns) // (size - smaller)
+            break
+        smaller, smaller_ns = size, batch_ns
+    return cost_ns if cost_ns > 1 else 1
+
+
+@inner_kernel
+def _largest_batch(world, now_ns, kind, program, size_class, slack_ns):
+    """Index of the largest batch size that fits into the slack behind one like it that has just begun."""
+    sizes = world.programs[program]
+    slack_ns -= margin_ns(world, now_ns, kind, MARGIN_SEND) + end_margin_ns(world, now_ns, kind)
+    top = 0
+    for b in range(1, sizes["n_batches"]):
+        batch_ns = exec_tail_ns(world, now_ns, program, kind, b, size_class)
         if batch_ns == 0 or 2 * batch_ns > slack_ns:
             break
-        each_ns = batch_ns // sizes["batches"][b]
-        if each_ns < cost:
-            cost = each_ns
-    return cost
+        top = b
+    return top
 
 
 @inner_kernel
@@ -143,15 +169,24 @@ def best_load(world, now_ns, m):
 
 @inner_kernel
 def _settle(world, now_ns, r, gpu, home):
-    """Note what admission counted on; returns when the request's execution alone would be answered after it starts."""
+    """Note what admission counted on; returns how long after the work ahead of it the request would be answered."""
     request = world.requests[r]
     kind = world.gpus[gpu]["kind"]
-    program = world.models[request["model"]]["program"]
+    model = world.models[request["model"]]
+    program, size_class = model["program"], request["size_class"]
+    top = _largest_batch(world, now_ns, kind, program, size_class, request["due_ns"] - now_ns)
+    # copies share the queue
+    ahead = model["queued"] // model["copies_ready"] if model["copies_ready"] > 1 else model["queued"]
+    place = ahead % world.programs[program]["batches"][top]
     request["home"] = home
-    request["need_ns"] = need_ns(world, now_ns, kind, program, request["size_class"])
-    request["cost_ns"] = cost_ns(
-        world, now_ns, kind, program, request["size_class"], request["due_ns"] - now_ns)
-    return request["need_ns"] - margin_ns(world, now_ns, kind, MARGIN_SEND)
+    request["need_ns"] = need_ns(world, now_ns, kind, program, size_class)
+    request["cost_ns"] = _cost_ns(world, now_ns, kind, program, size_class, place)
+    own_ns = request["cost_ns"]
+    if place == 0 and pressed(world, now_ns, gpu):
+        own_ns = exec_ns(world, now_ns, program, kind, top, size_class)
+    own_ns -= exec_ns(world, now_ns, program, kind, 0, size_class)
+    own_ns += exec_tail_ns(world, now_ns, program, kind, 0, size_class)
+    return own_ns + end_margin_ns(world, now_ns, kind)
 
 
 @inner_kernel

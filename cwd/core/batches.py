@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from cwd.core import ordered, queues
 from cwd.core.admission import end_margin_ns
-from cwd.core.estimate import exec_ns
+from cwd.core.estimate import exec_ns, exec_tail_ns
 from cwd.core.world import NONE
 from cwd.jit import inner_kernel
 
@@ -19,7 +19,7 @@ SKIPS_MAX = 64
 
 @inner_kernel
 def latest_end_ns(world, now_ns, gpu, r):
-    """When an execution of request `r` on the GPU must be predicted to end at the latest."""
+    """When an execution of request `r` on the GPU must be over at the latest."""
     return world.requests[r]["due_ns"] - end_margin_ns(world, now_ns, world.gpus[gpu]["kind"])
 
 
@@ -35,7 +35,7 @@ def first_in_time(world, now_ns, gpu, m, start_ns):
     for _ in range(SKIPS_MAX):
         if r == NONE:
             break
-        alone_ns = exec_ns(world, now_ns, model["program"], kind, 0, world.requests[r]["size_class"])
+        alone_ns = exec_tail_ns(world, now_ns, model["program"], kind, 0, world.requests[r]["size_class"])
         if start_ns + alone_ns <= latest_end_ns(world, now_ns, gpu, r):
             return r
         after = ordered.successor(world.request_nodes, r)
@@ -73,8 +73,9 @@ def densest(world, now_ns, gpu, m, first, start_ns):
     at_hand = count_rows(world, first, program["batches"][program["n_batches"] - 1]) if model["queued"] > 1 else 1
     best, best_rows, best_ns = NONE, 0, 1
     for b in range(program["n_batches"]):
-        batch_ns = exec_ns(world, now_ns, model["program"], kind, b, size_class)
-        if batch_ns > 0 and start_ns + batch_ns <= end_ns:
+        tail_ns = exec_tail_ns(world, now_ns, model["program"], kind, b, size_class)
+        if tail_ns > 0 and start_ns + tail_ns <= end_ns:
+            batch_ns = exec_ns(world, now_ns, model["program"], kind, b, size_class)
             rows = at_hand if at_hand < program["batches"][b] else program["batches"][b]
             if best == NONE or rows * best_ns >= best_rows * batch_ns:
                 best, best_rows, best_ns = b, rows, batch_ns
@@ -95,17 +96,18 @@ def densest_late(world, now_ns, gpu, m, start_ns):
     best_first, best, best_rows, best_ns = NONE, NONE, 0, 1
     r, left = model["queue_head"], model["queued"]
     for b in range(program["n_batches"]):
-        batch_ns = 0
+        tail_ns = 0
         for _ in range(SKIPS_MAX):
             if r == NONE:
                 break
-            batch_ns = exec_ns(world, now_ns, model["program"], kind, b, world.requests[r]["size_class"])
-            if batch_ns > 0 and start_ns + batch_ns <= latest_end_ns(world, now_ns, gpu, r):
+            tail_ns = exec_tail_ns(world, now_ns, model["program"], kind, b, world.requests[r]["size_class"])
+            if tail_ns > 0 and start_ns + tail_ns <= latest_end_ns(world, now_ns, gpu, r):
                 break
             r = ordered.successor(world.request_nodes, r)
             left -= 1
-        if r == NONE or batch_ns == 0:
+        if r == NONE or tail_ns == 0:
             break
+        batch_ns = exec_ns(world, now_ns, model["program"], kind, b, world.requests[r]["size_class"])
         rows = left if left < program["batches"][b] else program["batches"][b]
         if program["n_classes"] > 1:
             rows = count_rows(world, r, rows)

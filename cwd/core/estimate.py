@@ -1,11 +1,13 @@
 """What an action will take: rolling windows of measured durations, with a seed and decay.
 
 One ESTIMATE row per (program, kind of GPU, batch, size class) for executions, per (program, kind) for loads, and per
-kind for the margins (send path, result path, execution over its estimate). A window starts full of its seed; the
-estimate is the second largest of the last WINDOW samples, so a single bad sample never counts. Two do: then the part
-above the floor, which is the least of seed and window, halves with each 1.1 s in which no sample came. A seed that is
-itself too high, so that it turns everybody away, is doubted: refusals lower it step by step until one request is tried.
-So whatever was measured or claimed, the core tries again after a while: nothing is locked out for good.
+kind for the margins (send path, result path, an execution's result after its tail). A window of the last WINDOW samples
+starts full of its seed and says two things. *Typical*, the mean without the largest few: what lanes are predicted with
+and batches compared by, since over many of them errors cancel. *Tail*, the third largest, about the 92nd percentile:
+what a deadline is held against, since there they do not. Two bad samples never count. Three do, until others take their
+place; where samples are rare, what is above the floor, which is the least of seed and window, halves with each 1.1 s. A
+seed that is itself too high, so that it turns everybody away, is doubted: refusals lower it step by step until one
+request is tried. So whatever was measured or claimed, the core tries again after a while: nothing is locked out for good.
 """
 
 from __future__ import annotations
@@ -13,21 +15,34 @@ from __future__ import annotations
 from cwd.core.world import BATCHES_MAX, MARGINS, WINDOW
 from cwd.jit import inner_kernel, lean_kernel
 
-#: 2**30 ns: the half-life of what a silent window says above its floor
+#: samples of a window above the tail
+BAD_SAMPLES = 2
+#: 2**30 ns: the half-life of what is above the floor of a window that is not filled anew within it
 DECAY_BITS = 30
 
 
-@lean_kernel
-def read(row, now_ns):
-    """The estimate now, ns; 0 if there is neither a seed nor a sample."""
+@inner_kernel
+def _faded(row, age_ns, value_ns):
+    """What is left of a value of the window after a time without samples."""
+    if age_ns < (1 << DECAY_BITS):
+        return value_ns
     floor = row["low_ns"] if row["low_ns"] < row["seed_ns"] else row["seed_ns"]
-    age = now_ns - row["updated_ns"]
-    if age < (1 << DECAY_BITS):
-        return row["high_ns"]
-    halvings = age >> DECAY_BITS
+    halvings = age_ns >> DECAY_BITS
     if halvings > 60:
         return floor
-    return floor + ((row["high_ns"] - floor) >> halvings)
+    return floor + ((value_ns - floor) >> halvings)
+
+
+@lean_kernel
+def tail(row, now_ns):
+    """What it takes at most but for one time in a dozen, ns; 0 if there is neither a seed nor a sample."""
+    return _faded(row, now_ns - row["updated_ns"], row["tail_ns"])
+
+
+@lean_kernel
+def typical(row, now_ns):
+    """What it takes on average, without the worst, ns; 0 if there is neither a seed nor a sample."""
+    return _faded(row, now_ns - row["updated_ns"], row["typical_ns"])
 
 
 @lean_kernel
@@ -35,8 +50,8 @@ def seed(row, duration_ns):
     """Start the window anew, as if `duration_ns` had been measured WINDOW times."""
     for i in range(WINDOW):
         row["samples"][i] = duration_ns
-    row["seed_ns"] = row["low_ns"] = row["high_ns"] = duration_ns
-    row["position"] = row["count"] = row["doubted_ns"] = 0
+    row["seed_ns"] = row["low_ns"] = row["typical_ns"] = row["tail_ns"] = duration_ns
+    row["position"] = row["count"] = row["doubted_ns"] = row["since_ns"] = 0
 
 
 @inner_kernel
@@ -59,29 +74,47 @@ def observe(row, now_ns, sample_ns):
         row["doubted_ns"] = 0
         if sample_ns > row["seed_ns"]:
             row["seed_ns"] = sample_ns
+    _fade(row, now_ns)
     position = row["position"]
     row["samples"][position] = sample_ns
     row["position"] = (position + 1) & (WINDOW - 1)
     row["count"] += 1
     row["updated_ns"] = now_ns
-    # a sample that cannot raise the estimate may wait for the next scan
-    if sample_ns > row["high_ns"] or (position & 3) == 3:
+    # a sample that cannot raise the tail may wait for the next scan
+    if sample_ns > row["tail_ns"] or (position & 3) == 3:
         _scan(row)
 
 
 @inner_kernel
+def _fade(row, now_ns):
+    """Once in a half-life: let the samples fade, unless the window has been filled anew since the last time."""
+    span_ns = now_ns - row["since_ns"]
+    if span_ns < (1 << DECAY_BITS):
+        return
+    if row["count"] < WINDOW:
+        for i in range(WINDOW):
+            row["samples"][i] = _faded(row, span_ns, row["samples"][i])
+        _scan(row)
+    row["since_ns"] = now_ns
+    row["count"] = 0
+
+
+@inner_kernel
 def _scan(row):
-    largest, second, least = -1, -1, row["samples"][0]
+    largest, second, third, least, total = -1, -1, -1, row["samples"][0], 0
     for i in range(WINDOW):
         sample = row["samples"][i]
+        total += sample
         if sample > largest:
-            second = largest
-            largest = sample
+            largest, second, third = sample, largest, second
         elif sample > second:
-            second = sample
+            second, third = sample, second
+        elif sample > third:
+            third = sample
         if sample < least:
             least = sample
-    row["high_ns"] = second
+    row["tail_ns"] = third
+    row["typical_ns"] = (total - largest - second) // (WINDOW - BAD_SAMPLES)
     row["low_ns"] = least
 
 
@@ -95,8 +128,14 @@ def exec_row(world, program, kind, batch_index, size_class):
 
 @inner_kernel
 def exec_ns(world, now_ns, program, kind, batch_index, size_class):
-    """Duration of an execution, ns; 0 if that combination is not profiled."""
-    return read(world.estimates[exec_row(world, program, kind, batch_index, size_class)], now_ns)
+    """Typical duration of an execution, ns; 0 if that combination is not profiled."""
+    return typical(world.estimates[exec_row(world, program, kind, batch_index, size_class)], now_ns)
+
+
+@inner_kernel
+def exec_tail_ns(world, now_ns, program, kind, batch_index, size_class):
+    """Duration of an execution that a deadline is held against, ns; 0 if that combination is not profiled."""
+    return tail(world.estimates[exec_row(world, program, kind, batch_index, size_class)], now_ns)
 
 
 @inner_kernel
@@ -107,15 +146,15 @@ def load_row(world, program, kind):
 
 @inner_kernel
 def load_ns(world, now_ns, program, kind):
-    """Duration of a LOAD of a model of the program, ns."""
-    return read(world.estimates[load_row(world, program, kind)], now_ns)
+    """Duration of a LOAD of a model of the program that a deadline is held against, ns."""
+    return tail(world.estimates[load_row(world, program, kind)], now_ns)
 
 
 @inner_kernel
 def margin_ns(world, now_ns, kind, which):
     """One of the measured margins of a kind of GPU, ns, capped so that one stall does not stop the service."""
     settings = world.settings[0]
-    margin = read(world.estimates[settings["margin_base"] + kind * MARGINS + which], now_ns)
+    margin = tail(world.estimates[settings["margin_base"] + kind * MARGINS + which], now_ns)
     return margin if margin < settings["margin_max_ns"] else settings["margin_max_ns"]
 
 

@@ -57,7 +57,8 @@ def _structures() -> None:
     row = np.zeros(1, ESTIMATE)[0]
     estimate.seed(row, MS)
     estimate.observe(row, MS, MS)
-    estimate.read(row, MS)
+    estimate.tail(row, MS)
+    estimate.typical(row, MS)
     timers = np.zeros(4, TIMER)
     timers["place"] = -1
     count = heap.put(timers, 0, 1, FOREVER_NS)

@@ -41,7 +41,7 @@ OUT_ACTION, OUT_REPLY, OUT_RELEASE = 1, 2, 3
 # lanes of a GPU: row `2 * gpu + lane` of `lanes`
 LANE_EXEC, LANE_LOAD = 0, 1
 # margins measured per kind of GPU
-MARGIN_SEND, MARGIN_RESULT, MARGIN_OVER, MARGINS = 0, 1, 2, 3
+MARGIN_SEND, MARGIN_RESULT, MARGIN_END, MARGINS = 0, 1, 2, 3
 
 #: samples that an estimate remembers
 WINDOW = 32
@@ -81,10 +81,11 @@ MODEL = _table(
 PROGRAM = np.dtype(
     [(name, np.int64) for name in ("used", "n_batches", "n_classes", "prepared", "models")]
     + [("batches", np.int64, (BATCHES_MAX,))], align=True)
-#: high_ns is what the window says, low_ns its least; an estimate decays from high towards min(low, seed) unless sampled;
+#: tail_ns and typical_ns are what the window says, low_ns its least; both decay towards min(low, seed) unless sampled;
 #: doubted_ns is when the seed was last lowered because nobody could be served with it, 0 if it was not
 ESTIMATE = np.dtype(
-    [(name, np.int64) for name in ("seed_ns", "low_ns", "high_ns", "updated_ns", "doubted_ns", "position", "count")]
+    [(name, np.int64) for name in ("seed_ns", "low_ns", "typical_ns", "tail_ns", "updated_ns", "doubted_ns", "since_ns",
+                                      "position", "count")]
     + [("samples", np.int64, (WINDOW,))], align=True)
 GPU = _table(
     "state kind epoch pages_total pages_free pages_hidden dirty dirty_next ready_root ready_head "
@@ -97,7 +98,7 @@ COPY = _table(
 )
 ACTION = _table(
     "state generation gpu copy model program batch_index batch size_class rows first issued_ns "
-    "earliest_ns latest_ns expected_ns start_ns end_ns expire_ns lane lane_next lane_previous idle parked next"
+    "earliest_ns latest_ns expected_ns promised_ns start_ns end_ns expire_ns lane lane_next lane_previous idle parked next"
 )
 CLIENT = _table("first count")
 #: one record of the outbox; fields that a kind does not use are 0, or -1 for handles and indices
@@ -112,7 +113,7 @@ COUNTERS = _table(
     "accepted refused answered dropped missed failed requeued stale expired loads unloads execs rows cold replicas"
 )
 SETTINGS = _table(
-    "policy schedule_ahead_ns load_ahead_ns send_ns result_ns over_ns client_ns latest_slack_ns exec_grace_ns "
+    "policy schedule_ahead_ns load_ahead_ns send_ns result_ns end_ns client_ns latest_slack_ns exec_grace_ns "
     "load_grace_ns stuck_ns lane_depth attempts_max slo_max_ns margin_max_ns load_horizon_ns "
     "requests_max models_max programs_max gpus_max copies_max actions_max clients_max kinds_max classes_max "
     "load_base margin_base gpu_timer action_timer"
@@ -165,10 +166,10 @@ class Config:
     #: an action goes out when its lane comes free within this
     schedule_ahead_ns: int = 1_000_000
     load_ahead_ns: int = 1_000_000
-    #: first margins: issue to begin, end to the host's event, execution over its estimate
+    #: first margins: issue to begin, end to the host's event, an execution's result after its promise
     send_ns: int = 200_000
     result_ns: int = 300_000
-    over_ns: int = 200_000
+    end_ns: int = 400_000
     margin_max_ns: int = 5_000_000
     #: reserved for the reply's way to the client
     client_ns: int = 200_000
@@ -243,7 +244,7 @@ def make_world(config: Config) -> World:
     for kind in range(c.kinds_max):
         _seed(world.estimates[margin_base + kind * MARGINS + MARGIN_SEND], c.send_ns)
         _seed(world.estimates[margin_base + kind * MARGINS + MARGIN_RESULT], c.result_ns)
-        _seed(world.estimates[margin_base + kind * MARGINS + MARGIN_OVER], c.over_ns)
+        _seed(world.estimates[margin_base + kind * MARGINS + MARGIN_END], c.end_ns)
     return world
 
 
@@ -275,5 +276,5 @@ def _empty_map(entries: int) -> np.ndarray:
 
 
 def _seed(row: np.void, duration_ns: int) -> None:
-    row["seed_ns"] = row["low_ns"] = row["high_ns"] = duration_ns
+    row["seed_ns"] = row["low_ns"] = row["typical_ns"] = row["tail_ns"] = duration_ns
     row["samples"] = duration_ns

@@ -37,7 +37,7 @@ class NaiveHeap:
 
 
 class NaiveEstimate:
-    """A window as a list: the second largest of the last 32, decaying towards its floor."""
+    """A window as a list: the third largest of the last 32, and the mean without the two largest."""
 
     def __init__(self, seed):
         self.seed = seed
@@ -48,5 +48,8 @@ class NaiveEstimate:
         self.samples = self.samples[1:] + [sample]
         self.updated = now
 
-    def high(self):
-        return sorted(self.samples)[-2]
+    def tail(self):
+        return sorted(self.samples)[-3]
+
+    def typical(self):
+        return sum(sorted(self.samples)[:-2]) // 30

@@ -19,6 +19,7 @@ from cwd.errors import Code
 
 LOAD, UNLOAD, EXEC, RESERVED = 1, 2, 3, 4
 FOREVER_NS = 1 << 62
+PRESSED_NS = 100_000_000
 #: the host's own refusals: the request was at fault, or a table was full; nothing of them is the scheduler's
 HOST_CODES = {code for code in Code if 200 <= code < 300} | {Code.CREDIT_EXCEEDED, Code.QUEUE_FULL, Code.NO_WORKER,
                                                              Code.DRAINING, Code.MODEL_NOT_READY}
@@ -42,8 +43,8 @@ class Naive:
     def __init__(self, header: dict[str, Any]) -> None:
         core = header["core"]
         self.requests_max = core["requests_max"]
-        #: send, result and overrun are measured, and capped at this each; then the way to the client
-        self.margins_ns = 3 * core["margin_max_ns"] + core["client_ns"]
+        #: the way to the worker and what comes after a promised end are measured, and capped; then the way to the client
+        self.margins_ns = 2 * core["margin_max_ns"] + core["client_ns"]
         self.load_margins_ns = 2 * core["margin_max_ns"]
         self.gpus: dict[int, int] = {}
         self.prepared: set[tuple[int, int]] = set()
@@ -57,6 +58,13 @@ class Naive:
         self.loaded: set[tuple[int, int]] = set()
         self.live: dict[tuple[int, int], dict[str, int]] = {}
         self.lost_at_ns: list[int] = []
+        #: when a request was last turned away or given up for want of time
+        self.pressed_at_ns = -FOREVER_NS
+
+    def full_ns(self, program: int, kind: int, size_class: int) -> int:
+        """What the largest batch takes: who begins one on a GPU that turns others away must leave it the time."""
+        return max((took.high_ns for (of, on, _, size), took in self.exec.items()
+                    if (of, on, size) == (program, kind, size_class)), default=0)
 
     def alone(self, program: int, kind: int, size_class: int) -> Durations:
         return self.exec.get((program, kind, 0, size_class), Durations())
@@ -75,8 +83,9 @@ class Naive:
         return sum(row["expected_ns"] for row in self.under_way.values()
                    if row["gpu"] == gpu and (row["verb"] in (LOAD, UNLOAD)) == load)
 
-    def done_within_ns(self, key: tuple[int, int], row: dict[str, int]) -> int:
+    def done_within_ns(self, key: tuple[int, int], row: dict[str, int], now_ns: int) -> int:
         """Within how long any sensible plan has answered the request, at the latest."""
+        pressed = now_ns - self.pressed_at_ns <= PRESSED_NS
         program = self.programs_of[row["model"]]
         queued_ns = self.queued_ns(key)
         best_ns = FOREVER_NS
@@ -84,7 +93,8 @@ class Naive:
             alone_ns = self.alone(program, kind, row["size_class"]).high_ns
             if (gpu, program) not in self.prepared or not alone_ns:
                 continue
-            busy_ns = self.lane_ns(gpu, False) + queued_ns + alone_ns + self.margins_ns
+            own_ns = self.full_ns(program, kind, row["size_class"]) if pressed else alone_ns
+            busy_ns = self.lane_ns(gpu, False) + queued_ns + own_ns + self.margins_ns
             if (gpu, row["model"]) not in self.loaded:
                 load = self.load.get((program, kind))
                 busy_ns += self.lane_ns(gpu, True) + (load.high_ns if load else 0) + self.load_margins_ns
@@ -156,7 +166,7 @@ def _fault_of_reply(world: Naive, code: Code, row: dict[str, int]) -> str:
         return "" if then["done_within_ns"] > slack_ns else f"done within {then['done_within_ns']} of {slack_ns} ns"
     if code is Code.DEADLINE_EXPIRED:
         left_ns = request["deadline_ns"] - (request["arrival_ns"] + row["total_ns"])
-        needed_ns = world.done_within_ns(key, request)
+        needed_ns = world.done_within_ns(key, request, row["now_ns"])
         return "" if needed_ns > left_ns else f"given up with {left_ns} ns left, and {needed_ns} ns were enough"
     return "no rule for this code"
 
@@ -167,6 +177,8 @@ def _follow(world: Naive, kind: Kind, row: dict[str, int]) -> None:
         _arrive(world, row)
     elif kind is Kind.REPLY:
         world.live.pop((row["client"], row["request"]), None)
+        if row["status"] in (Code.DEADLINE_UNREACHABLE, Code.DEADLINE_EXPIRED):
+            world.pressed_at_ns = row["now_ns"]
     elif kind is Kind.CLIENT_GONE:
         world.live = {key: live for key, live in world.live.items() if key[0] != row["client"]}
     elif kind is Kind.ACTION:
@@ -217,7 +229,7 @@ def _arrive(world: Naive, row: dict[str, int]) -> None:
         "prepared": int(any(pair[1] == program for pair in world.prepared)),
         "alone_high_ns": world.best_alone(program, row["size_class"], True),
         "alone_low_ns": world.best_alone(program, row["size_class"], False),
-        "done_within_ns": world.done_within_ns(key, request) if program >= 0 and row["status"] else 0,
+        "done_within_ns": world.done_within_ns(key, request, row["now_ns"]) if program >= 0 and row["status"] else 0,
     }
     world.live[key] = request
 

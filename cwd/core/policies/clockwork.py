@@ -11,6 +11,7 @@ copies serve it is not loaded (their test compared a pointer); nobody leaves who
 from __future__ import annotations
 
 from cwd.core import actions, batches, lanes, loads, ordered, queues, residency
+from cwd.core.admission import pressed
 from cwd.core.world import COPY_READY, LANE_EXEC, LANE_LOAD, NONE
 from cwd.jit import inner_kernel
 
@@ -18,8 +19,7 @@ from cwd.jit import inner_kernel
 STEPS_MAX = 64
 #: most models that one look at one GPU considers loading
 LOADS_LOOK = 16
-#: how long a refusal or a request given up marks a GPU as pressed, and how many of its models it then compares
-PRESSED_NS = 100_000_000
+#: how many of its models a pressed GPU compares
 PRESSED_LOOK = 24
 
 
@@ -57,7 +57,7 @@ def plan_infer(world, gpu, now_ns):
         elif residency.urgency(world, copy) > world.copy_nodes[copy]["key"]:
             residency.deactivate(world, copy)
             residency.activate(world, copy)
-        elif now_ns - world.gpus[gpu]["pressed_ns"] < PRESSED_NS and _plan_pressed(world, gpu, now_ns) > 0:
+        elif pressed(world, now_ns, gpu) and _plan_pressed(world, gpu, now_ns) > 0:
             continue
         elif _run(world, gpu, copy, now_ns) == 0:
             # nothing of it can be in time here; it comes back with its next head or arrival

@@ -7,7 +7,7 @@ deadline; nothing is weighed against anything else. LOAD: the model whose head a
 from __future__ import annotations
 
 from cwd.core import actions, batches, lanes, loads, ordered, queues, residency
-from cwd.core.estimate import exec_ns
+from cwd.core.estimate import exec_tail_ns
 from cwd.core.world import COPY_READY, LANE_EXEC, LANE_LOAD, NONE
 from cwd.jit import inner_kernel
 
@@ -46,8 +46,8 @@ def _run(world, gpu, copy, now_ns):
     end_ns = batches.latest_end_ns(world, now_ns, gpu, first)
     best = NONE
     for b in range(program["n_batches"]):
-        batch_ns = exec_ns(world, now_ns, program_index, kind, b, size_class)
-        if batch_ns > 0 and start_ns + batch_ns <= end_ns:
+        tail_ns = exec_tail_ns(world, now_ns, program_index, kind, b, size_class)
+        if tail_ns > 0 and start_ns + tail_ns <= end_ns:
             best = b
             if program["batches"][b] >= at_hand:
                 break
