@@ -81,8 +81,8 @@ def _largest_batch(world, now_ns, kind, program, size_class, slack_ns):
     slack_ns -= margin_ns(world, now_ns, kind, MARGIN_SEND) + end_margin_ns(world, now_ns, kind)
     top = 0
     for b in range(1, sizes["n_batches"]):
-        batch_ns = exec_tail_ns(world, now_ns, program, kind, b, size_class)
-        if batch_ns == 0 or 2 * batch_ns > slack_ns:
+        batch_ns = exec_ns(world, now_ns, program, kind, b, size_class)
+        if batch_ns == 0 or batch_ns + exec_tail_ns(world, now_ns, program, kind, b, size_class) > slack_ns:
             break
         top = b
     return top
