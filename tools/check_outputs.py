@@ -165,6 +165,9 @@ def parse_options() -> argparse.Namespace:
 
 def check(copies: int, seed: int, steps: demo.Steps) -> tuple[dict[str, Any], list[str]]:
     """(facts, problems) of the whole: the models are built, served, compared and thrown away."""
+    import torch
+
+    torch.set_num_threads(1)  # on a machine that others share, threads waiting for each other took 27 times as long
     run = demo.ROOT / "run"
     run.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="outputs-", dir=run) as folder:
