@@ -3,11 +3,13 @@
 One Python client talks to a controller and a CPU worker in processes of their own, and in turns, in the same run, to a
 compiled forwarder and a compiled echo that decide nothing. Both sides are driven by the same `cwd.Client`; on the bare
 one its session takes the INFER that comes back for the answer. `raw` is plain pyzmq on the bare side, without the
-client's own work.
+client's own work. On both sides the one in the middle has a core, as has the one at the end (cwd runs its daemons like
+that); the client may run anywhere.
 """
 
 from __future__ import annotations
 
+import os
 import statistics
 import struct
 import tempfile
@@ -134,16 +136,19 @@ def run(requests: int = 4000, inflight: int = 64, rounds: int = 8, count: int = 
         entry = add_zoo(repository, MODEL, "identity")[0]
         measure_cpu(repository, entry, budget_ns=10**9)
         bare_folder = Path(folder)
+        cores = sorted(os.sched_getaffinity(0))
+        middle, end = [cores[0]], [cores[1 % len(cores)]]
         clients, workers = f"ipc://{folder}/bare-clients.sock", f"ipc://{folder}/bare-workers.sock"
         forwarder = Child("forwarder", ["--clients", clients, "--workers", workers], module="cwd.bench.forwarder",
-                          log=bare_folder / "forwarder.log", folder=bare_folder)
+                          log=bare_folder / "forwarder.log", folder=bare_folder, cores=middle)
         echo = Child("echo", ["--connect", workers], module="cwd.bench.echo", log=bare_folder / "echo.log",
-                     folder=bare_folder)
+                     folder=bare_folder, cores=end)
         try:
             for child in (forwarder, echo):
                 child.start()
                 child.wait_ready(180)
-            with LocalCluster(repository.root, device="cpu", pool="16MiB", page="1MiB", progress=progress) as cluster:
+            with LocalCluster(repository.root, device="cpu", pool="16MiB", page="1MiB", progress=progress,
+                              cores={"controller": middle, "worker": end}) as cluster:
                 cluster.wait_servable(timeout=120)
                 with cluster.client(name="bench") as client:
                     model = client.lookup(MODEL)
