@@ -39,13 +39,21 @@ class Experiments(click.Group):
         @click.option("--noise", default="clockwork", show_default=True, help="Of execution times: clockwork, none, or a "
                       "file of recorded errors in ns.")
         @click.option("--plot", type=click.Path(dir_okay=False), help="Draw the rows into this PNG.")
+        @_options(points)
         @json_option
         def command(as_json: bool, plot: str | None, **options: Any) -> None:
             _run(name, as_json, plot, options)
 
-        for option in reversed(options_of(points)):
-            command = option(command)
         return click.command(name, help=EXPERIMENTS[name])(command)
+
+
+def _options(points: Any) -> Any:
+    """The experiment's own options; the seed is everybody's."""
+    def decorate(command: Any) -> Any:
+        for option in reversed(options_of(points, skip=("seed",))):
+            command = option(command)
+        return command
+    return decorate
 
 
 @click.group(cls=Experiments)

@@ -105,3 +105,16 @@ def _messages(sim: SimWorld) -> str:
     if (sim.messages["state"][live] == w.MESSAGE_HELD).any():
         return "a result is still held after the outbox was carried out"
     return ""
+
+
+def rest(sim: SimWorld) -> str:
+    """What a world whose clients have stopped has not finished, or did not do for its last group; empty if nothing."""
+    counters, last = sim.core.counters[0], sim.groups[-1]
+    for name in ("requests_live", "actions_live"):
+        if counters[name]:
+            return f"the core still has {int(counters[name])} {name.split('_')[0]}"
+    if counters["gpus_up"] != len(sim.gpus):
+        return f"only {int(counters['gpus_up'])} of {len(sim.gpus)} GPUs came back"
+    if last["on_time"] != last["offered"] or last["offered"] == 0:
+        return f"of {int(last['offered'])} easy requests {int(last['on_time'])} were served in time"
+    return ""

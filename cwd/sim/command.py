@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import inspect
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -16,6 +17,7 @@ from cwd.sim.scenario import build
 
 EXPERIMENTS = {
     "fig5": "15 ResNet-50 on one GPU, closed loops, SLOs from 10 to 500 ms.",
+    "soak": "A small world by chance with faults, checked after every instant.",
 }
 
 Say = Callable[[int, int, str], None]
@@ -38,7 +40,8 @@ def run(experiment: str, policy: str = "clockwork", seed: int = 0, noise: str = 
     """
     if policy not in POLICIES:
         raise CwdError(f"no policy {policy!r}; there are {', '.join(POLICIES)}", code=Code.BAD_ARGUMENT)
-    points = list(points_of(experiment)(**options))
+    make = points_of(experiment)
+    points = list(make(**options, **({"seed": seed} if "seed" in inspect.signature(make).parameters else {})))
     facts: dict[str, Any] = {"experiment": experiment, "policy": policy, "seed": seed, "noise": noise,
                              "options": options, "rows": [], "groups": []}
     digest = 0
@@ -76,4 +79,6 @@ def _run_point(point: Point, facts: dict[str, Any], progress: playing.Progress |
         swept = {**point.swept, "minute": minute} if point.minute_ns else point.swept
         facts["rows"].append(report.row(sim, scenario, swept))
         facts["groups"] += report.groups(sim, scenario, swept)
+    if point.settles:
+        playing.refuse_rest(sim, scenario)
     return int(sim.state[0]["hash"])

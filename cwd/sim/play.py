@@ -48,12 +48,23 @@ def advance(sim: SimWorld, scenario: Scenario, until_ns: int, instants: int, sta
 
 def look(sim: SimWorld, scenario: Scenario) -> None:
     """Raise `InvariantError` if the world is not as it must be."""
-    state = sim.state[0]
     found = checks.violation(sim) or checks.check(sim)
     if found:
-        at_s = (int(state["now_ns"]) - NS_PER_S) / NS_PER_S
-        raise InvariantError(f"policy {scenario.policy}, seed {scenario.seed}, {at_s:.9f} s, "
-                             f"instant {int(state['instants'])}: {found}")
+        _stop(sim, scenario, found)
+
+
+def refuse_rest(sim: SimWorld, scenario: Scenario) -> None:
+    """Raise `InvariantError` if anything is left to do, or the last group was not served wholly in time."""
+    found = checks.rest(sim)
+    if found:
+        _stop(sim, scenario, found)
+
+
+def _stop(sim: SimWorld, scenario: Scenario, found: str) -> None:
+    state = sim.state[0]
+    at_s = (int(state["now_ns"]) - NS_PER_S) / NS_PER_S
+    raise InvariantError(f"policy {scenario.policy}, seed {scenario.seed}, {at_s:.9f} s, instant {int(state['instants'])}: "
+                         f"{found}")
 
 
 def start_measuring(sim: SimWorld) -> None:
