@@ -17,6 +17,11 @@ from cwd.sim.scenario import build
 
 EXPERIMENTS = {
     "fig5": "15 ResNet-50 on one GPU, closed loops, SLOs from 10 to 500 ms.",
+    "fig6": "3600 ResNet-50 on one GPU, one more asked for each second.",
+    "fig7": "How low SLOs can be: 12 and 48 models on 6 GPUs, three rates.",
+    "fig8": "Isolation: models with SLOs beside batch clients without.",
+    "overload": "From half to eight times what the GPUs can do.",
+    "scale": "10 to 150 GPUs, thousands of models.",
     "soak": "A small world by chance with faults, checked after every instant.",
 }
 

@@ -44,7 +44,7 @@ class Load:
     dwell_ns: int = 0
     dwell2_ns: int = 0
     in_flight: int = 0  #: CLOSED, per model
-    period_ns: int = 0  #: BURST
+    period_ns: int = 0  #: BURST; POISSON: one more of its models is asked for after each such time, 0 all from the start
     count: int = 0  #: BURST: requests; MINUTES: row of the scenario's rates
     gap_ns: int = 0
     trace: np.ndarray | None = None  #: TRACE: i8 [n, 2] (ns since start, model)

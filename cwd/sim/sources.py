@@ -131,7 +131,10 @@ def due(sim, source, now_ns):
         request["model"] = sim.trace[row["position"], 1]
         row["position"] += 1
     elif row["models"] > 1:
-        request["model"] = row["model"] + below(sim.random, stream_of(sim, source), row["models"])
+        models = row["models"]
+        if row["kind"] == SOURCE_POISSON and row["period_ns"] > 0:
+            models = min(models, 1 + (row["next_ns"] - row["start_ns"]) // row["period_ns"])
+        request["model"] = row["model"] + below(sim.random, stream_of(sim, source), models)
     else:
         request["model"] = row["model"]
     _advance(sim, source)
