@@ -28,9 +28,10 @@ def points(quick: bool = False, seconds: float = 60.0, faults: bool = True, seed
     programs = tuple(dice.randrange(len(profiles)) for _ in range(models))
     largest = max(profiles[program].pages for program in programs)
     loads = tuple(_load(dice, models, busy_ns) for _ in range(dice.randint(1, 3)))
-    easy = Load(SOURCE_BURST, models=models, group=2, slo_ns=EASY_SLO_NS, start_ns=round((length_s - EASY_S) * NS_PER_S),
-                stop_ns=round((length_s - EASY_S + 2) * NS_PER_S), period_ns=200 * NS_PER_MS, count=1)
-    planned = tuple(_fault(dice, gpus, len(loads), busy_ns) for _ in range(dice.randint(0, 10))) if faults else ()
+    easy_ns = round((length_s - EASY_S) * NS_PER_S)
+    easy = Load(SOURCE_BURST, models=models, group=2, slo_ns=EASY_SLO_NS, start_ns=easy_ns,
+                stop_ns=easy_ns + 2 * NS_PER_S, period_ns=200 * NS_PER_MS, count=1)
+    planned = tuple(_fault(dice, gpus, len(loads), busy_ns) for _ in range(dice.randint(0, 10) if faults else 0))
     scenario = Scenario(
         profiles, programs, (*loads, easy), groups=("tight", "loose", "easy"), gpus=gpus, pages=largest + dice.randint(0, 3 * largest),
         faults=planned, profile_permille=dice.choice((1000, 1000, 500, 2000)) if faults else 1000,
