@@ -28,6 +28,7 @@ WARM = (
     "cwd.core.warm:warm",
     "cwd.controller.warm:warm",
     "cwd.worker.warm:warm",
+    "cwd.sim.warm:warm",
 )
 
 _STALE_S = 30 * 24 * 3600

@@ -34,8 +34,13 @@ LAYERS: dict[str, tuple[str, ...]] = {
     "cwd.models": (*_BASE, "cwd.jit"),
     "cwd.controller": (*_HOSTS, "cwd.models"),
     "cwd.worker.agenda": ("cwd.errors", "cwd.units", "cwd.jit", "cwd.tables"),
+    "cwd.worker.residency": ("cwd.errors", "cwd.units", "cwd.jit", "cwd.tables"),
+    "cwd.worker.rules": ("cwd.errors", "cwd.jit", "cwd.worker.agenda", "cwd.worker.residency"),
     # programs are built from models/; of the core the worker sees nothing
     "cwd.worker": (*_BASE, "cwd.jit", "cwd.tables", "cwd.wire", "cwd.net", "cwd.models"),
+    # the devices' rules are the workers'; no clock, no socket
+    "cwd.sim": (*_BASE, "cwd.jit", "cwd.tables", "cwd.core", "cwd.worker.agenda", "cwd.worker.residency",
+                "cwd.worker.rules"),
     # a replay is a client that also reads the controller's log
     "cwd.workload": (*_BASE, "cwd.client", "cwd.wire.messages", "cwd.controller.telemetry", "cwd.controller.record",
                      "cwd.controller.config"),

@@ -51,12 +51,12 @@ def bench() -> None:
     """The benchmarks."""
 
 
-def options_of(function: Any) -> list[Any]:
+def options_of(function: Any, skip: tuple[str, ...] = ("progress",)) -> list[Any]:
     """A click option for each keyword of `function` with a plain default; a tuple may be given several times."""
     found = []
     for name, parameter in inspect.signature(function).parameters.items():
         default = parameter.default
-        if name == "progress" or default is inspect.Parameter.empty:
+        if name in skip or default is inspect.Parameter.empty:
             continue
         flag = f"--{name.replace('_', '-')}"
         if isinstance(default, bool):

@@ -20,6 +20,7 @@ COMMANDS = {
     "infer": ("cwd.cli.infer:infer", "Send one request."),
     "status": ("cwd.cli.status:status", "What the controller is doing."),
     "replay": ("cwd.cli.replay:replay", "Replay a trace against a running cluster."),
+    "sim": ("cwd.cli.sim:sim", "The same scheduler in virtual time: experiments with emulated GPUs."),
     "bench": ("cwd.cli.bench:bench", "The benchmarks."),
 }
 

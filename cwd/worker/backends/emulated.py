@@ -23,13 +23,11 @@ from cwd.wire.memory import array_address
 from cwd.worker import agenda as ag
 from cwd.worker import link as ln
 from cwd.worker import residency as rs
+from cwd.worker import rules
 
 OK = int(Code.OK)
 TOO_LATE = int(Code.TOO_LATE)
 ABANDONED = int(Code.ABANDONED)
-NOT_RESIDENT = int(Code.NOT_RESIDENT)
-BAD_BATCH = int(Code.BAD_BATCH)
-IN_USE = int(Code.IN_USE)
 EXEC_LANE, LOAD_LANE = 0, 1
 
 #: What `emulated_run` returns for: Python must look at the message, greet, reconnect, or stop.
@@ -268,7 +266,10 @@ def _begin(state, device, lane, now_ns):
     if kind == TYPE_LOAD:
         status, duration_ns = _begin_load(state, device, lane, action)
     elif kind == TYPE_UNLOAD:
-        status, duration_ns = _begin_unload(state, device, lane, action, now_ns)
+        exec_lane = 2 * device + EXEC_LANE
+        status, index, duration_ns = rules.begin_unload(
+            state.residency, device, state.agenda, exec_lane, state.finish_ns[exec_lane], action, now_ns)
+        state.resident[lane] = index
     elif kind == TYPE_EXEC or kind == TYPE_PROFILE:
         status, duration_ns = _begin_exec(state, device, action)
     else:
@@ -281,58 +282,27 @@ def _begin(state, device, lane, now_ns):
 
 @inner_kernel
 def _begin_load(state, device, lane, action):
-    """Take pages, or adopt an orphan of the same image: (status, duration)."""
-    counts, residency = state.counts[0], state.residency
-    low, high, pages = action["image_low"], action["image_high"], action["pages"]
-    if rs.resident_adopt(residency, device, action["model"], low, high, pages) >= 0:
-        return OK, np.int64(0)
-    index = rs.resident_take(residency, device, action["model"], low, high, pages)
-    while index == -rs.NO_PAGES:
-        orphan = rs.resident_orphan_any(residency, device)
-        if orphan < 0:
-            break
-        rs.resident_give(residency, device, orphan)
-        index = rs.resident_take(residency, device, action["model"], low, high, pages)
-    if index < 0:
-        return -index, np.int64(0)
-    program = action["program"]
+    """(status, duration) of a LOAD; an adopted orphan takes no time."""
+    counts, program = state.counts[0], action["program"]
     known = 0 <= program < PROGRAMS_MAX
-    residency.residents[device][index]["program"] = state.numbers[device, program] if known else -1
+    number = np.int64(state.numbers[device, program]) if known else np.int64(-1)
+    status, index, copying = rules.begin_load(state.residency, device, action, number)
     state.resident[lane] = index
+    if not copying:
+        return status, np.int64(0)
     if counts["load_bytes_per_s"] > 0:
+        pages = action["pages"]
         return OK, np.int64(pages * counts["page_bytes"] * 1000 // max(counts["load_bytes_per_s"] // 1_000_000, 1))
     return OK, np.int64(action["expected_ns"])
 
 
 @inner_kernel
-def _begin_unload(state, device, lane, action, now_ns):
-    """Nobody may use it from now on; its pages are free when its last use is over: (status, duration)."""
-    index = rs.resident_find(state.residency, device, action["model"])
-    if index < 0:
-        return NOT_RESIDENT, np.int64(0)
-    duration_ns = np.int64(0)
-    if ag.agenda_uses(state.agenda, 2 * device + EXEC_LANE, action["model"]):
-        duration_ns = max(state.finish_ns[2 * device + EXEC_LANE] - now_ns, np.int64(0))
-        if now_ns + duration_ns > action["latest_ns"]:
-            return IN_USE, np.int64(0)
-    rs.resident_drain(state.residency, device, index)
-    state.resident[lane] = index
-    return OK, duration_ns
-
-
-@inner_kernel
 def _begin_exec(state, device, action):
     """(status, duration) of an EXEC, or of a PROFILE, which is `repeats` of them."""
-    index = rs.resident_find(state.residency, device, action["model"])
-    if index < 0 or state.residency.residents[device][index]["state"] != rs.READY:
-        return NOT_RESIDENT, np.int64(0)
-    rows = action["rows"]
     profiling = action["kind"] == TYPE_PROFILE
-    if action["batch"] < 1 or (not profiling and (rows < 1 or rows > action["batch"])):
-        return BAD_BATCH, np.int64(0)
-    if rows > state.counts[0]["rows_max"]:
-        return BAD_BATCH, np.int64(0)
-    program = np.int64(state.residency.residents[device][index]["program"])
+    status, program = rules.begin_exec(state.residency, device, action, state.counts[0]["rows_max"], profiling)
+    if status != OK:
+        return status, np.int64(0)
     action["program"] = program
     once_ns = _profiled(state, program, action["batch"], action["size_class"])
     if once_ns == 0:
@@ -371,11 +341,10 @@ def _finish(state, device, lane):
     action, link = state.running[lane], state.links[device]
     status, index = state.status[lane], state.resident[lane]
     begin_ns, end_ns = state.begin_ns[lane], state.finish_ns[lane]
-    if status == OK and index >= 0:
-        if action["kind"] == TYPE_LOAD:
-            rs.resident_ready(state.residency, device, index)
-        elif action["kind"] == TYPE_UNLOAD:
-            rs.resident_give(state.residency, device, index)
+    if status == OK and action["kind"] == TYPE_LOAD:
+        rules.end_load(state.residency, device, index)
+    elif status == OK and action["kind"] == TYPE_UNLOAD:
+        rules.end_unload(state.residency, device, index)
     ag.agenda_done(state.agenda, lane)
     state.finish_ns[lane] = ag.NEVER
     if action["session"] != link["session"] or link["state"] != ln.OPEN:

@@ -1,0 +1,118 @@
+"""Faults in the scheduler itself, planted by hand: each kind is found by a checker, with seed, time and instant."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from cwd.core import engine
+from cwd.core.world import COPY_READY, REQUEST_QUEUED, REQUEST_RUNNING
+from cwd.errors import InvariantError
+from cwd.sim import checks, loop, play
+from cwd.sim.profile import RESNET50, profile
+from cwd.sim.scenario import Load, Scenario, build
+from cwd.sim.world import MESSAGE_FREE, MESSAGE_HELD, SOURCE_POISSON
+from cwd.units import NS_PER_MS, NS_PER_S
+from cwd.worker import residency as rs
+
+SCENARIO = Scenario((profile(RESNET50),), (0,) * 3, (Load(SOURCE_POISSON, models=3, rate_rps=300.0, slo_ns=60 * NS_PER_MS),),
+                    pages=15, seed=4, config=dict(requests_max=64, events_max=64))
+
+
+@pytest.fixture
+def sim():
+    """A world of three models on a GPU of two, a second old, at an instant at which executions and requests are about."""
+    sim = build(SCENARIO)
+    until_ns = 2 * NS_PER_S
+    play.advance(sim, SCENARIO, until_ns, 1)
+    while not ((sim.core.requests["state"] == REQUEST_RUNNING).any() and (sim.core.requests["state"] == REQUEST_QUEUED).any()):
+        assert loop.run(sim, until_ns + NS_PER_S, 1) == loop.STEPS
+    assert checks.violation(sim) == checks.check(sim) == ""
+    return sim
+
+
+def stops(sim):
+    """How the world is stopped when it is played on."""
+    with pytest.raises(InvariantError) as found:
+        play.advance(sim, SCENARIO, int(sim.state[0]["now_ns"]) + 5 * NS_PER_S, 1)
+    text = str(found.value)
+    assert text.startswith("policy clockwork, seed 4, ") and " s, instant " in text and "\n" not in text
+    return text
+
+
+def test_a_page_with_two_owners(sim):
+    owner = sim.residency.page_owner[0]
+    taken = np.flatnonzero(owner != -1)
+    other = next(page for page in taken if owner[page] != owner[taken[0]])
+    owner[taken[0]] = owner[other]
+    assert "GPU 0" in checks.check(sim) and "page" in checks.check(sim)
+    assert "page" in stops(sim)
+
+
+def test_a_page_that_the_core_charges_twice(sim):
+    sim.core.gpus[0]["pages_free"] -= 1
+    assert "pages" in stops(sim)
+
+
+def test_a_reply_that_is_lost(sim):
+    """The core forgets a queued request as if it had answered: its client waits for ever."""
+    engine.client_gone(sim.core, int(sim.state[0]["now_ns"]), 0)
+    assert "without a reply" in stops(sim)
+
+
+def test_a_request_that_the_core_never_had(sim):
+    call = int(np.flatnonzero(sim.calls["live"] == 0)[0])
+    sim.calls[call]["live"], sim.calls[call]["request_id"] = 1, 77
+    assert "never answered" in stops(sim)
+
+
+def test_a_second_reply(sim):
+    """Two requests of the core share a payload: the second reply finds nobody."""
+    queued = np.flatnonzero(sim.core.requests["state"] != 0)
+    sim.core.requests[queued[0]]["payload"] = sim.core.requests[queued[1]]["payload"]
+    assert loop.run(sim, int(sim.state[0]["now_ns"]) + NS_PER_S, 1 << 40) == loop.BROKEN
+    assert "a reply to request" in checks.violation(sim)
+
+
+def test_a_late_reply_that_pretends(sim):
+    """The core believes in later deadlines than the clients have."""
+    sim.gpus[0]["slow_permille"] = 10_000
+    live = sim.core.requests["state"] != 0
+    sim.core.requests["deadline_ns"][live] += 10 * NS_PER_S
+    sim.core.requests["due_ns"][live] += 10 * NS_PER_S
+    until_ns = int(sim.state[0]["now_ns"]) + NS_PER_S
+    assert loop.run(sim, until_ns, 1 << 40) == loop.BROKEN
+    assert "after its deadline" in checks.violation(sim)
+
+
+def test_an_execution_without_weights(sim):
+    """A model leaves its GPU behind the core's back."""
+    copy = np.flatnonzero((sim.core.copies["state"] == COPY_READY) & (sim.core.copies["running"] > 0))[0]
+    m = int(sim.core.copies[copy]["model"])
+    rs.resident_give(sim.residency, 0, rs.resident_find(sim.residency, 0, sim.models[m]))
+    assert "ready on GPU 0, which has it not" in checks.check(sim)
+    assert loop.run(sim, int(sim.state[0]["now_ns"]) + NS_PER_S, 1 << 40) == loop.BROKEN
+    assert "weights" in checks.violation(sim)
+
+
+def test_a_result_that_settles_twice(sim):
+    """An action's result comes again with the outputs of another request's."""
+    loop.run(sim, int(sim.state[0]["now_ns"]) + NS_PER_S, 1)
+    sim.issued["settled"] = 1
+    assert loop.run(sim, int(sim.state[0]["now_ns"]) + NS_PER_S, 1 << 40) == loop.BROKEN
+    assert "second result" in checks.violation(sim)
+
+
+def test_a_result_that_is_never_let_go(sim):
+    live = int(np.flatnonzero(sim.messages["state"] != MESSAGE_FREE)[0])
+    sim.messages[live]["state"] = MESSAGE_HELD
+    assert "still held" in checks.check(sim)
+
+
+def test_work_that_is_left_at_the_end(sim):
+    assert "the core still has" in checks.rest(sim)
+
+
+def test_a_broken_index_of_the_core(sim):
+    sim.core.counters[0]["requests_live"] += 1
+    assert "free lists" in stops(sim)
