@@ -75,17 +75,21 @@ def _cost_ns(world, now_ns, kind, program, size_class, place):
 
 
 @inner_kernel
-def _largest_batch(world, now_ns, kind, program, size_class, slack_ns):
-    """Index of the largest batch size that fits into the slack behind one like it that has just begun."""
+def _best_batch(world, now_ns, kind, program, size_class, slack_ns):
+    """Index of the densest batch size (requests per time) that fits into the slack behind one like it just begun.
+
+    Not the largest: a model could then always add to what it has waiting, and others would never get in.
+    """
     sizes = world.programs[program]
     slack_ns -= margin_ns(world, now_ns, kind, MARGIN_SEND) + end_margin_ns(world, now_ns, kind)
-    top = 0
+    best, best_ns = 0, exec_ns(world, now_ns, program, kind, 0, size_class)
     for b in range(1, sizes["n_batches"]):
         batch_ns = exec_ns(world, now_ns, program, kind, b, size_class)
         if batch_ns == 0 or batch_ns + exec_tail_ns(world, now_ns, program, kind, b, size_class) > slack_ns:
             break
-        top = b
-    return top
+        if sizes["batches"][b] * best_ns > sizes["batches"][best] * batch_ns:
+            best, best_ns = b, batch_ns
+    return best
 
 
 @inner_kernel
@@ -174,16 +178,16 @@ def _settle(world, now_ns, r, gpu, home):
     kind = world.gpus[gpu]["kind"]
     model = world.models[request["model"]]
     program, size_class = model["program"], request["size_class"]
-    top = _largest_batch(world, now_ns, kind, program, size_class, request["due_ns"] - now_ns)
+    full = _best_batch(world, now_ns, kind, program, size_class, request["due_ns"] - now_ns)
     # copies share the queue
     ahead = model["queued"] // model["copies_ready"] if model["copies_ready"] > 1 else model["queued"]
-    place = ahead % world.programs[program]["batches"][top]
+    place = ahead % world.programs[program]["batches"][full]
     request["home"] = home
     request["need_ns"] = need_ns(world, now_ns, kind, program, size_class)
     request["cost_ns"] = _cost_ns(world, now_ns, kind, program, size_class, place)
     own_ns = request["cost_ns"]
     if place == 0 and pressed(world, now_ns, gpu):
-        own_ns = exec_ns(world, now_ns, program, kind, top, size_class)
+        own_ns = exec_ns(world, now_ns, program, kind, full, size_class)
     own_ns -= exec_ns(world, now_ns, program, kind, 0, size_class)
     own_ns += exec_tail_ns(world, now_ns, program, kind, 0, size_class)
     return own_ns + end_margin_ns(world, now_ns, kind)
