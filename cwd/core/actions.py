@@ -162,6 +162,7 @@ def issue_load(world, now_ns, gpu, m):
     world.copies[copy]["action"] = a
     arm(world, a, world.settings[0]["load_grace_ns"])
     world.counters[0]["loads"] += 1
+    world.models[m]["missed_ns"] = 0
     queues.unlist(world, m)
     outbox.action(world, a)
     return 1

@@ -148,7 +148,7 @@ def _best_copy(world, now_ns, m, due_ns, exact):
 @inner_kernel
 def best_load(world, now_ns, m):
     """The GPU, of a few whose load lanes come free first, where a LOAD of the model would be done first, and when."""
-    best, best_ns = NONE, FOREVER_NS
+    best, best_ns, best_free_ns = NONE, FOREVER_NS, FOREVER_NS
     program = world.models[m]["program"]
     looks = world.counters[0]["loads_count"]
     if looks > COPIES_LOOK:
@@ -166,8 +166,9 @@ def best_load(world, now_ns, m):
         free_ns = available_ns(world, now_ns, gpu, LANE_EXEC) + world.gpus[gpu]["backlog_ns"]
         if free_ns > done_ns:
             done_ns = free_ns
-        if done_ns < best_ns:
-            best, best_ns = gpu, done_ns
+        # of lanes that are as good, the GPU with less to do
+        if done_ns < best_ns or (done_ns == best_ns and free_ns < best_free_ns):
+            best, best_ns, best_free_ns = gpu, done_ns, free_ns
     return best, best_ns
 
 
@@ -223,6 +224,14 @@ def place(world, now_ns, r):
         else:
             _settle(world, now_ns, r, gpu, kept)
     return done_ns, busy_ns, other
+
+
+@inner_kernel
+def in_time_there(world, now_ns, r, gpu):
+    """Whether the GPU, if it had the model, could answer the request in time behind all its work."""
+    request = world.requests[r]
+    need = need_ns(world, now_ns, world.gpus[gpu]["kind"], world.models[request["model"]]["program"], request["size_class"])
+    return available_ns(world, now_ns, gpu, LANE_EXEC) + world.gpus[gpu]["backlog_ns"] + need <= request["due_ns"]
 
 
 @inner_kernel

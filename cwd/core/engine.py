@@ -117,8 +117,9 @@ def _admit(world, now_ns, r):
     m = request["model"]
     done_ns, busy_ns, loader = admission.place(world, now_ns, r)
     if done_ns > request["due_ns"] or request["need_ns"] == 0:
+        copy_helps = loader != NONE and (busy_ns == FOREVER_NS or admission.in_time_there(world, now_ns, r, loader))
         code = _refuse(world, now_ns, r, done_ns)
-        if code == DEADLINE_UNREACHABLE and busy_ns == FOREVER_NS and loader != NONE:
+        if code == DEADLINE_UNREACHABLE and copy_helps:
             _miss(world, now_ns, m, loader)
         return code
     world.counters[0]["accepted"] += 1
@@ -134,7 +135,7 @@ def _admit(world, now_ns, r):
 def _miss(world, now_ns, m, loader):
     """A request came too late for its model to be loaded: have it loaded for the next one, when nothing else is.
 
-    Without this a model whose LOAD takes longer than its clients' SLO would never be loaded.
+    Without this a model whose LOAD takes longer than its clients' SLO would never be loaded, or never on a second GPU.
     """
     world.models[m]["missed_ns"] = now_ns
     if world.models[m]["wanted"] == 0:

@@ -46,9 +46,9 @@ def busy_ns(world, now_ns, m):
 
 @inner_kernel
 def missed(world, now_ns, m):
-    """Whether the model is on no GPU and for that alone had to refuse a request lately: the next one should find it."""
+    """Whether a request was refused lately that another copy would have saved, and none has been loaded since."""
     model = world.models[m]
-    return (model["state"] == MODEL_READY and model["copies_count"] == 0 and model["missed_ns"] > 0
+    return (model["state"] == MODEL_READY and model["missed_ns"] > 0
             and now_ns - model["missed_ns"] <= world.settings[0]["load_horizon_ns"])
 
 
@@ -68,7 +68,7 @@ def demand_ns(world, now_ns, m):
         return model["work_ns"] if model["work_ns"] > 0 else 1
     horizon = horizon_ns(world, m)
     if busy <= horizon:
-        return 0
+        return 1 if missed(world, now_ns, m) else 0
     # in microseconds, which a priority needs no finer, the product cannot overflow
     return ((model["work_ns"] >> 10) * ((busy - horizon) >> 10) // ((busy >> 10) + 1) << 10) + 1
 
@@ -81,8 +81,10 @@ def worthwhile(world, now_ns, gpu, m):
         return False
     loaded_ns = lanes.available_ns(world, now_ns, gpu, LANE_LOAD) + load_need_ns(world, now_ns, gpu, model["program"])
     r = model["queue_head"]
-    if r == NONE:
-        return missed(world, now_ns, m)
+    if (r == NONE or model["copies_count"] > 0) and missed(world, now_ns, m):
+        # a further copy for what may come is not worth anybody's place
+        spare = world.gpus[gpu]["pages_free"] - world.gpus[gpu]["pages_hidden"]
+        return model["copies_count"] == 0 or spare >= model["pages"]
     for _ in range(SAVED_LOOK):
         if r == NONE:
             break

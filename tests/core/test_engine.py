@@ -307,6 +307,28 @@ def test_a_model_whose_gpus_are_swamped_is_replicated():
     assert (ACTION_LOAD, 1) in verbs
 
 
+def test_a_refusal_that_another_copy_would_have_saved_brings_that_copy():
+    """The model's GPU is taken for 50 ms, the other is idle: too late for this request, but not for the next."""
+    script = Script(gpus=2)
+    script.hold()
+    assert engine.lane_reserve(script.world, script.now, 0, 50 * MS) >= 0
+    assert script.ask(1, slo=10 * MS) == Code.DEADLINE_UNREACHABLE
+    loads = [out for out in script.tick() if out["kind"] == OUT_ACTION]
+    assert [(out["verb"], out["gpu"]) for out in loads] == [(ACTION_LOAD, 1)]
+    assert script.done(loads[0]) == 0
+    assert script.ask(2, slo=10 * MS) == 0
+
+
+def test_a_further_copy_takes_nobodys_place():
+    """As before, but the other GPU's pages are taken: its model stays."""
+    script = Script(gpus=2, pages=10)
+    script.hold()
+    script.hold(script.add(), gpu=1)
+    assert engine.lane_reserve(script.world, script.now, 0, 50 * MS) >= 0
+    assert script.ask(1, slo=10 * MS) == Code.DEADLINE_UNREACHABLE
+    assert not [out for out in script.tick() if out["kind"] == OUT_ACTION]
+
+
 def test_reserved_lanes_hold_back_executions():
     """A PREPARE of 50 ms: a request behind it is planned after it, one with less time is refused."""
     s = Script()
