@@ -113,6 +113,7 @@ def issue_exec(world, now_ns, copy, batch_index, size_class, first, rows_max):
     if latest_ns < action["latest_ns"]:
         action["latest_ns"] = latest_ns
     row["running"] += 1
+    row["turn_ns"] = now_ns
     world.models[m]["running"] += 1
     residency.touch(world, copy)
     arm(world, a, world.settings[0]["exec_grace_ns"])

@@ -116,7 +116,8 @@ def _admit(world, now_ns, r):
     request = world.requests[r]
     m = request["model"]
     done_ns, busy_ns, loader = admission.place(world, now_ns, r)
-    if done_ns > request["due_ns"] or request["need_ns"] == 0:
+    late = world.settings[0]["admission"] == 1 and done_ns > request["due_ns"]
+    if late or done_ns == FOREVER_NS or request["need_ns"] == 0:
         code = _refuse(world, now_ns, r, done_ns)
         if code == DEADLINE_UNREACHABLE and busy_ns == FOREVER_NS and loader != NONE:
             _miss(world, now_ns, m, loader)

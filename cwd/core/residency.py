@@ -10,7 +10,8 @@ from __future__ import annotations
 
 from cwd.core import hashmap, ordered
 from cwd.core.outbox import BROKEN_COPY, BROKEN_PAGES, broken
-from cwd.core.world import COPY_FREE, COPY_READY, NONE, POLICY_FIFO
+from cwd.core.presets import BY_ARRIVAL, BY_DUE, BY_TURN
+from cwd.core.world import COPY_FREE, COPY_READY, NONE
 from cwd.jit import inner_kernel
 
 #: most steps of a walk for victims
@@ -42,7 +43,7 @@ def create(world, model, gpu, state):
     row["model"] = model
     row["gpu"] = gpu
     row["pages"] = owner["pages"]
-    row["running"] = row["active"] = row["ready_ns"] = 0
+    row["running"] = row["active"] = row["ready_ns"] = row["turn_ns"] = 0
     row["action"] = NONE
     place["pages_free"] -= row["pages"]
     place["copies"] += 1
@@ -184,13 +185,18 @@ def could_free(world, gpu, pages):
 
 @inner_kernel
 def urgency(world, copy):
-    """Key of a copy in its GPU's set: by its model's head, latest issue first (`fifo`: earliest arrival)."""
+    """Key of a copy in its GPU's set, in the policy's order: by its model's head, or by when it last ran."""
+    order = world.settings[0]["copy_order"]
     head = world.models[world.copies[copy]["model"]]["queue_head"]
+    if order == BY_TURN:
+        return world.copies[copy]["turn_ns"]
     if head == NONE:
         return 0
     request = world.requests[head]
-    if world.settings[0]["policy"] == POLICY_FIFO:
+    if order == BY_ARRIVAL:
         return request["arrival_ns"]
+    if order == BY_DUE:
+        return request["due_ns"]
     return request["due_ns"] - request["need_ns"]
 
 

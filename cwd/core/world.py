@@ -11,8 +11,9 @@ from __future__ import annotations
 import dataclasses
 import numpy as np
 
-from cwd.tables import Tables
+from cwd.core.presets import OVERRIDES, PRESETS, SWITCHES, Preset
 from cwd.errors import Code, CwdError
+from cwd.tables import Tables
 
 NONE = -1
 #: "never", for timers: far beyond any clock, far from overflow
@@ -20,10 +21,6 @@ FOREVER_NS = 1 << 62
 #: an id is `generation << SLOT_BITS | slot`
 SLOT_BITS = 32
 SLOT_MASK = (1 << SLOT_BITS) - 1
-
-POLICY_FIFO = 0
-POLICY_CLOCKWORK = 1
-POLICIES = {"fifo": POLICY_FIFO, "clockwork": POLICY_CLOCKWORK}
 
 # states of a request
 REQUEST_FREE, REQUEST_QUEUED, REQUEST_RUNNING = 0, 1, 2
@@ -87,14 +84,16 @@ ESTIMATE = np.dtype(
     [(name, np.int64) for name in ("seed_ns", "low_ns", "typical_ns", "tail_ns", "updated_ns", "doubted_ns", "since_ns",
                                       "position", "count")]
     + [("samples", np.int64, (WINDOW,))], align=True)
+#: pressed_ns: when it last had to turn somebody away; look_ns: when the policy wants to look again, come what may
 GPU = _table(
     "state kind epoch pages_total pages_free pages_hidden dirty dirty_next ready_root ready_head "
-    "lru_first lru_last copies backlog_ns pressed_ns"
+    "lru_first lru_last copies backlog_ns pressed_ns look_ns"
 )
 #: `first`..`last` are outstanding actions in the order sent; available_ns is the predicted end of the last
 LANE = _table("first last count available_ns")
+#: turn_ns: when it was last given an execution
 COPY = _table(
-    "state model gpu pages running active next previous lru_next lru_previous action ready_ns", LINE
+    "state model gpu pages running active next previous lru_next lru_previous action ready_ns turn_ns", LINE
 )
 ACTION = _table(
     "state generation gpu copy model program batch_index batch size_class rows first issued_ns "
@@ -113,7 +112,8 @@ COUNTERS = _table(
     "accepted refused answered dropped missed failed requeued stale expired loads unloads execs rows cold replicas"
 )
 SETTINGS = _table(
-    "policy schedule_ahead_ns load_ahead_ns send_ns result_ns end_ns client_ns latest_slack_ns exec_grace_ns "
+    "policy admission queue_order copy_order load_order replicate load_saves "
+    "schedule_ahead_ns load_ahead_ns send_ns result_ns end_ns client_ns latest_slack_ns exec_grace_ns "
     "load_grace_ns stuck_ns lane_depth attempts_max slo_max_ns margin_max_ns load_horizon_ns "
     "requests_max models_max programs_max gpus_max copies_max actions_max clients_max kinds_max classes_max "
     "load_base margin_base gpu_timer action_timer"
@@ -148,7 +148,10 @@ class World(Tables):
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Capacities and constants of a world; durations are ns. Margins are only where measuring starts from."""
+    """Capacities and constants of a world; durations are ns. Margins are only where measuring starts from.
+
+    What is None by default is as the policy's preset says (presets.py).
+    """
 
     policy: str = "clockwork"
     models_max: int = 4096
@@ -163,18 +166,20 @@ class Config:
     classes_max: int = 8
     #: how many events the host may feed between two readings of the outbox
     events_max: int = 4096
+    #: 1: refuse at arrival what no plan serves in time; 0: queue it and see
+    admission: int | None = None
     #: an action goes out when its lane comes free within this
-    schedule_ahead_ns: int = 1_000_000
-    load_ahead_ns: int = 1_000_000
+    schedule_ahead_ns: int | None = None
+    load_ahead_ns: int | None = None
     #: first margins: issue to begin, end to the host's event, an execution's result after its promise
-    send_ns: int = 200_000
-    result_ns: int = 300_000
-    end_ns: int = 400_000
+    send_ns: int | None = None
+    result_ns: int | None = None
+    end_ns: int | None = None
     margin_max_ns: int = 5_000_000
     #: reserved for the reply's way to the client
-    client_ns: int = 200_000
+    client_ns: int | None = None
     #: an action may begin this much later than predicted, if its requests' deadlines allow
-    latest_slack_ns: int = 50_000_000
+    latest_slack_ns: int | None = None
     #: an action is lost this long after its latest end (and once more its expected duration)
     exec_grace_ns: int = 100_000_000
     load_grace_ns: int = 500_000_000
@@ -185,15 +190,25 @@ class Config:
     attempts_max: int = 3
     slo_max_ns: int = 3_600_000_000_000
     #: a model is replicated when its copies' GPUs are busy for longer than this (or than its head's SLO, if less)
-    load_horizon_ns: int = 100_000_000
+    load_horizon_ns: int | None = None
 
     def __post_init__(self) -> None:
+        if self.policy not in PRESETS:
+            raise CwdError(f"no policy {self.policy!r}; there are {', '.join(PRESETS)}", code=Code.BAD_ARGUMENT)
+        for name in OVERRIDES:
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, getattr(self.preset, name))
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            if field.name != "policy" and (not isinstance(value, int) or value < 1):
-                raise CwdError(f"{field.name} must be a positive integer, not {value!r}", code=Code.BAD_ARGUMENT)
-        if self.policy not in POLICIES:
-            raise CwdError(f"no policy {self.policy!r}; there are {', '.join(POLICIES)}", code=Code.BAD_ARGUMENT)
+            least = 0 if field.name in SWITCHES else 1
+            if field.name != "policy" and (not isinstance(value, int) or value < least):
+                kind = "an integer of 0 or more" if least == 0 else "a positive integer"
+                raise CwdError(f"{field.name} must be {kind}, not {value!r}", code=Code.BAD_ARGUMENT)
+
+    @property
+    def preset(self) -> Preset:
+        """What the policy asks of the engine."""
+        return PRESETS[self.policy]
 
     @property
     def outbox_max(self) -> int:
@@ -235,10 +250,11 @@ def make_world(config: Config) -> World:
     for name in ("dirty_first", "dirty_last", "wanted_root", "wanted_head"):
         world.counters[name] = NONE
     settings = world.settings[0]
-    for field in dataclasses.fields(c):
-        if field.name in SETTINGS.names and field.name != "policy":
-            settings[field.name] = getattr(c, field.name)
-    settings["policy"] = POLICIES[c.policy]
+    settings["policy"] = c.preset.number
+    for source in (c.preset, c):
+        for field in dataclasses.fields(source):
+            if field.name in SETTINGS.names and field.name != "policy":
+                settings[field.name] = getattr(source, field.name)
     settings["load_base"], settings["margin_base"] = load_base, margin_base
     settings["gpu_timer"], settings["action_timer"] = c.models_max, c.models_max + c.gpus_max
     for kind in range(c.kinds_max):
