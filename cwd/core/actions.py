@@ -110,7 +110,7 @@ def issue_exec(world, now_ns, copy, batch_index, size_class, first, rows_max):
     action["promised_ns"] = action["start_ns"] + tail_ns
     # begun later than planned it may still be in time more often than not
     latest_ns = due_ns - expected - margin_ns(world, now_ns, kind, MARGIN_RESULT)
-    if latest_ns < action["latest_ns"]:
+    if latest_ns < action["latest_ns"] and world.settings[0]["foresight"] == 1:
         action["latest_ns"] = latest_ns
     row["running"] += 1
     row["turn_ns"] = now_ns

@@ -103,7 +103,8 @@ def request_arrived(world, now_ns, client, request_id, model, size_class, deadli
     request["slo_ns"] = slo_ns
     latest_ns = now_ns + slo_ns
     request["deadline_ns"] = deadline_ns if 0 < deadline_ns < latest_ns else latest_ns
-    request["due_ns"] = request["deadline_ns"] - world.settings[0]["client_ns"]
+    due_ns, floor_ns = request["deadline_ns"] - world.settings[0]["client_ns"], world.settings[0]["due_floor_ns"]
+    request["due_ns"] = due_ns if floor_ns == 0 or due_ns > now_ns + floor_ns else now_ns + floor_ns
     request["attempts"] = 0
     request["action"] = NONE
     request["cold"] = 1 if world.models[request["model"]]["copies_ready"] == 0 else 0

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 
 #: numbers of the policies, as `plan` tells them apart
-FIFO, CLOCKWORK = 0, 1
+FIFO, CLOCKWORK, EDF, CLOCKWORK_PAPER, SHEPHERD = range(5)
 
 #: orders. BY_DUE: deadline less the reply's way. BY_LATEST: the last moment to issue. BY_TURN: who ran longest ago
 BY_DUE, BY_LATEST, BY_ARRIVAL, BY_TURN = 0, 1, 2, 3
@@ -24,6 +24,9 @@ class Preset:
     number: int
     #: refuse at arrival what no plan serves in time; 0: queue it and see
     admission: int = 1
+    #: hold executions against deadlines: give up what cannot be in time, let none begin that would be late; 0: give up
+    #: only what is overdue already
+    foresight: int = 1
     #: requests of a model (BY_DUE or BY_ARRIVAL), copies of a GPU (any), models that want a LOAD (BY_DUE: by demand)
     queue_order: int = BY_DUE
     copy_order: int = BY_LATEST
@@ -32,6 +35,12 @@ class Preset:
     replicate: int = 1
     #: load only what comes in time for one of the first requests
     load_saves: int = 1
+    #: a model with queued requests may be evicted, if no idle one can make the room
+    evict_queued: int = 0
+    #: margins stay as configured instead of being measured
+    margins_fixed: int = 0
+    #: a request is due no earlier than this after its arrival, whatever its deadline
+    due_floor_ns: int = 0
     schedule_ahead_ns: int = 1 * MS
     load_ahead_ns: int = 1 * MS
     send_ns: int = 200 * US
@@ -45,6 +54,14 @@ class Preset:
 PRESETS = {
     "fifo": Preset(FIFO, queue_order=BY_ARRIVAL, copy_order=BY_ARRIVAL, load_order=BY_ARRIVAL, replicate=0, load_saves=0),
     "clockwork": Preset(CLOCKWORK),
+    "edf": Preset(EDF, copy_order=BY_DUE),
+    # 5 ms ahead, of which 1 ms is the network's; internal deadlines 5 ms early, but not before 5 ms ahead and 5 more;
+    # a LOAD whenever a model that is not there has anything queued, since their test for a demand of 0 never fires
+    "clockwork-paper": Preset(
+        CLOCKWORK_PAPER, admission=0, foresight=0, queue_order=BY_ARRIVAL, load_saves=0, evict_queued=1, margins_fixed=1,
+        schedule_ahead_ns=4 * MS, load_ahead_ns=4 * MS, send_ns=1 * MS, result_ns=1, end_ns=1, client_ns=5 * MS,
+        due_floor_ns=10 * MS, latest_slack_ns=5 * MS, load_horizon_ns=1),
+    "shepherd": Preset(SHEPHERD, admission=0, load_saves=0),
 }
 
 #: fields of a preset that `Config` offers too

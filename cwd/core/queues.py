@@ -225,8 +225,13 @@ def load_need_ns(world, now_ns, gpu, program):
 
 @inner_kernel
 def last_moment_ns(world, now_ns, r):
-    """Until when request `r` can still be saved: due - need, and before a LOAD if no GPU has or loads its model."""
+    """Until when request `r` can still be saved: due - need, and before a LOAD if no GPU has or loads its model.
+
+    Without foresight: until it is overdue.
+    """
     request = world.requests[r]
+    if world.settings[0]["foresight"] == 0:
+        return request["due_ns"]
     model = world.models[request["model"]]
     last_ns = request["due_ns"] - request["need_ns"]
     if model["copies_ready"] > 0:

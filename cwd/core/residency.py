@@ -152,17 +152,19 @@ def touch(world, copy):
 
 
 @inner_kernel
-def may_leave(world, copy):
-    """Whether a copy may be evicted: idle, and nothing queued for its model."""
+def may_leave(world, copy, wanted):
+    """Whether a copy may be evicted: idle, and nothing queued for its model (`wanted` 1: or even so)."""
     row = world.copies[copy]
-    return row["state"] == COPY_READY and row["running"] == 0 and world.models[row["model"]]["queued"] == 0
+    if row["state"] != COPY_READY or row["running"] != 0:
+        return False
+    return wanted == 1 or world.models[row["model"]]["queued"] == 0
 
 
 @inner_kernel
-def next_victim(world, copy, steps):
+def next_victim(world, copy, steps, wanted):
     """The first copy that may leave, from `copy` on towards the recently used, within `steps`; -1 if none."""
     while copy != NONE and steps > 0:
-        if may_leave(world, copy):
+        if may_leave(world, copy, wanted):
             return copy
         copy = world.copies[copy]["lru_next"]
         steps -= 1
@@ -170,13 +172,13 @@ def next_victim(world, copy, steps):
 
 
 @inner_kernel
-def could_free(world, gpu, pages):
+def could_free(world, gpu, pages, wanted):
     """Whether the GPU has or can make room for `pages` by evictions that are allowed, looking at VICTIMS_MAX copies."""
     free = world.gpus[gpu]["pages_free"] - world.gpus[gpu]["pages_hidden"]
     copy = world.gpus[gpu]["lru_first"]
     steps = VICTIMS_MAX
     while free < pages and copy != NONE and steps > 0:
-        if may_leave(world, copy):
+        if may_leave(world, copy, wanted):
             free += world.copies[copy]["pages"]
         copy = world.copies[copy]["lru_next"]
         steps -= 1

@@ -112,7 +112,8 @@ COUNTERS = _table(
     "accepted refused answered dropped missed failed requeued stale expired loads unloads execs rows cold replicas"
 )
 SETTINGS = _table(
-    "policy admission queue_order copy_order load_order replicate load_saves "
+    "policy admission foresight queue_order copy_order load_order replicate load_saves evict_queued margins_fixed "
+    "due_floor_ns "
     "schedule_ahead_ns load_ahead_ns send_ns result_ns end_ns client_ns latest_slack_ns exec_grace_ns "
     "load_grace_ns stuck_ns lane_depth attempts_max slo_max_ns margin_max_ns load_horizon_ns "
     "requests_max models_max programs_max gpus_max copies_max actions_max clients_max kinds_max classes_max "

@@ -9,8 +9,8 @@ LOADs are the engine's (loads.py); policies set their order and their conditions
 from __future__ import annotations
 
 from cwd.core import actions, lanes, loads
-from cwd.core.policies import clockwork, fifo
-from cwd.core.presets import FIFO
+from cwd.core.policies import clockwork, clockwork_paper, edf, fifo, shepherd
+from cwd.core.presets import CLOCKWORK_PAPER, EDF, FIFO, SHEPHERD
 from cwd.core.world import FOREVER_NS, LANE_EXEC, NONE
 from cwd.jit import inner_kernel
 
@@ -24,6 +24,12 @@ def next_batch(world, gpu, now_ns):
     policy = world.settings[0]["policy"]
     if policy == FIFO:
         return fifo.next_batch(world, gpu, now_ns)
+    if policy == EDF:
+        return edf.next_batch(world, gpu, now_ns)
+    if policy == CLOCKWORK_PAPER:
+        return clockwork_paper.next_batch(world, gpu, now_ns)
+    if policy == SHEPHERD:
+        return shepherd.next_batch(world, gpu, now_ns)
     return clockwork.next_batch(world, gpu, now_ns)
 
 
