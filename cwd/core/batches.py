@@ -87,6 +87,16 @@ def densest(world, now_ns, gpu, m, first, start_ns):
 
 
 @inner_kernel
+def index_for(world, program, rows):
+    """Index of the smallest batch size of a program that holds so many rows; of the largest, if none does."""
+    sizes = world.programs[program]
+    for b in range(sizes["n_batches"]):
+        if sizes["batches"][b] >= rows:
+            return b
+    return sizes["n_batches"] - 1
+
+
+@inner_kernel
 def largest_in_time(world, now_ns, gpu, m, first, start_ns):
     """The smallest batch that holds all at hand, or the largest that keeps the deadline of `first`; and its rows."""
     program_index = world.models[m]["program"]
@@ -107,6 +117,22 @@ def largest_in_time(world, now_ns, gpu, m, first, start_ns):
 
 
 @inner_kernel
+def pass_over(world, now_ns, gpu, m, batch_index, start_ns, r, left):
+    """The first request from `r` on that a batch of the size, started at `start_ns`, keeps in time; and how many of
+    `left` are left from there on. (-1, 0): none."""
+    program, kind = world.models[m]["program"], world.gpus[gpu]["kind"]
+    for _ in range(SKIPS_MAX):
+        if r == NONE:
+            break
+        tail_ns = exec_tail_ns(world, now_ns, program, kind, batch_index, world.requests[r]["size_class"])
+        if tail_ns > 0 and start_ns + tail_ns <= latest_end_ns(world, now_ns, gpu, r):
+            return r, left
+        r = ordered.successor(world.request_nodes, r)
+        left -= 1
+    return NONE, 0
+
+
+@inner_kernel
 def pick(world, now_ns, gpu, m, start_ns, rule):
     """The model's best batch if heads that it would make late are passed over: (first, batch index, rows, duration).
 
@@ -117,17 +143,10 @@ def pick(world, now_ns, gpu, m, start_ns, rule):
     program = world.programs[model["program"]]
     kind = world.gpus[gpu]["kind"]
     best_first, best, best_rows, best_ns = NONE, NONE, 0, 1
-    r, left, skips = model["queue_head"], model["queued"], SKIPS_MAX
+    r, left = model["queue_head"], model["queued"]
     for b in range(program["n_batches"]):
-        tail_ns = 0
-        while r != NONE and skips > 0:
-            tail_ns = exec_tail_ns(world, now_ns, model["program"], kind, b, world.requests[r]["size_class"])
-            if tail_ns > 0 and start_ns + tail_ns <= latest_end_ns(world, now_ns, gpu, r):
-                break
-            r = ordered.successor(world.request_nodes, r)
-            left -= 1
-            skips -= 1
-        if r == NONE or tail_ns == 0 or skips == 0:
+        r, left = pass_over(world, now_ns, gpu, m, b, start_ns, r, left)
+        if r == NONE:
             break
         batch_ns = exec_ns(world, now_ns, model["program"], kind, b, world.requests[r]["size_class"])
         size = program["batches"][b]

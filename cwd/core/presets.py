@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 
 #: numbers of the policies, as `plan` tells them apart
-FIFO, CLOCKWORK, EDF, CLOCKWORK_PAPER, SHEPHERD = range(5)
+FIFO, CLOCKWORK, EDF, CLOCKWORK_PAPER, SHEPHERD, SYMPHONY, CLIPPER, CLIPPER_QUANTILE, NEXUS = range(9)
 
 #: orders. BY_DUE: deadline less the reply's way. BY_LATEST: the last moment to issue. BY_TURN: who ran longest ago
 BY_DUE, BY_LATEST, BY_ARRIVAL, BY_TURN = 0, 1, 2, 3
@@ -39,6 +39,10 @@ class Preset:
     evict_queued: int = 0
     #: margins stay as configured instead of being measured
     margins_fixed: int = 0
+    #: note arrivals and executions of each model, for the policy to learn from (memory.py)
+    learns: int = 0
+    #: how long a batch that is not full may be held back for more requests
+    batch_delay_ns: int = 0
     #: a request is due no earlier than this after its arrival, whatever its deadline
     due_floor_ns: int = 0
     schedule_ahead_ns: int = 1 * MS
@@ -51,6 +55,9 @@ class Preset:
     load_horizon_ns: int = 100 * MS
 
 
+#: it knows no deadlines but those that have passed, and takes requests and models in turn
+_CLIPPER = {"admission": 0, "foresight": 0, "queue_order": BY_ARRIVAL, "copy_order": BY_ARRIVAL, "load_saves": 0, "learns": 1}
+
 PRESETS = {
     "fifo": Preset(FIFO, queue_order=BY_ARRIVAL, copy_order=BY_ARRIVAL, load_order=BY_ARRIVAL, replicate=0, load_saves=0),
     "clockwork": Preset(CLOCKWORK),
@@ -62,10 +69,14 @@ PRESETS = {
         schedule_ahead_ns=4 * MS, load_ahead_ns=4 * MS, send_ns=1 * MS, result_ns=1, end_ns=1, client_ns=5 * MS,
         due_floor_ns=10 * MS, latest_slack_ns=5 * MS, load_horizon_ns=1),
     "shepherd": Preset(SHEPHERD, admission=0, load_saves=0),
+    "symphony": Preset(SYMPHONY, admission=0, load_saves=0),
+    "clipper": Preset(CLIPPER, **_CLIPPER),
+    "clipper-quantile": Preset(CLIPPER_QUANTILE, **_CLIPPER),
+    "nexus": Preset(NEXUS, admission=0, load_saves=0, learns=1, copy_order=BY_TURN),
 }
 
 #: fields of a preset that `Config` offers too
 OVERRIDES = ("admission", "schedule_ahead_ns", "load_ahead_ns", "send_ns", "result_ns", "end_ns", "client_ns",
-             "latest_slack_ns", "load_horizon_ns")
-#: switches, which may be 0
-SWITCHES = ("admission",)
+             "latest_slack_ns", "load_horizon_ns", "batch_delay_ns")
+#: those of them that may be 0
+SWITCHES = ("admission", "batch_delay_ns")

@@ -43,7 +43,7 @@ def create(world, model, gpu, state):
     row["model"] = model
     row["gpu"] = gpu
     row["pages"] = owner["pages"]
-    row["running"] = row["active"] = row["ready_ns"] = row["turn_ns"] = 0
+    row["running"] = row["active"] = row["ready_ns"] = row["turn_ns"] = row["quota"] = row["packed_ns"] = 0
     row["action"] = NONE
     place["pages_free"] -= row["pages"]
     place["copies"] += 1

@@ -84,22 +84,28 @@ ESTIMATE = np.dtype(
     [(name, np.int64) for name in ("seed_ns", "low_ns", "typical_ns", "tail_ns", "updated_ns", "doubted_ns", "since_ns",
                                       "position", "count")]
     + [("samples", np.int64, (WINDOW,))], align=True)
-#: pressed_ns: when it last had to turn somebody away; look_ns: when the policy wants to look again, come what may
+#: pressed_ns: when it last had to turn somebody away; look_ns: when the policy wants to look again, come what may;
+#: cycle_ns, planned_ns: the round in which a policy that plans rounds serves its models, and when it was planned
 GPU = _table(
     "state kind epoch pages_total pages_free pages_hidden dirty dirty_next ready_root ready_head "
-    "lru_first lru_last copies backlog_ns pressed_ns look_ns"
+    "lru_first lru_last copies backlog_ns pressed_ns look_ns cycle_ns planned_ns"
 )
 #: `first`..`last` are outstanding actions in the order sent; available_ns is the predicted end of the last
 LANE = _table("first last count available_ns")
-#: turn_ns: when it was last given an execution
+#: turn_ns: when it was last given an execution; quota: requests in each of its GPU's rounds, if it was
+#: packed into them at packed_ns
 COPY = _table(
-    "state model gpu pages running active next previous lru_next lru_previous action ready_ns turn_ns", LINE
+    "state model gpu pages running active next previous lru_next lru_previous action ready_ns turn_ns "
+    "quota packed_ns", LINE
 )
 ACTION = _table(
     "state generation gpu copy model program batch_index batch size_class rows first issued_ns "
     "earliest_ns latest_ns expected_ns promised_ns start_ns end_ns expire_ns lane lane_next lane_previous idle parked next"
 )
 CLIENT = _table("first count")
+#: what policies remember of a model: the gap between arrivals (smoothed), the SLO last asked for; the largest batch, in
+#: 1024ths; a line of latency over batch size, as the latencies of the smallest and the largest batch
+MEMORY = _table("arrived_ns gap_ns slo_ns limit small_ns large_ns")
 #: one record of the outbox; fields that a kind does not use are 0, or -1 for handles and indices
 OUT = _table(
     "kind verb gpu action model program pages batch size_class rows first earliest_ns latest_ns expected_ns expire_ns "
@@ -113,7 +119,7 @@ COUNTERS = _table(
 )
 SETTINGS = _table(
     "policy admission foresight queue_order copy_order load_order replicate load_saves evict_queued margins_fixed "
-    "due_floor_ns "
+    "learns batch_delay_ns due_floor_ns "
     "schedule_ahead_ns load_ahead_ns send_ns result_ns end_ns client_ns latest_slack_ns exec_grace_ns "
     "load_grace_ns stuck_ns lane_depth attempts_max slo_max_ns margin_max_ns load_horizon_ns "
     "requests_max models_max programs_max gpus_max copies_max actions_max clients_max kinds_max classes_max "
@@ -140,6 +146,7 @@ class World(Tables):
     request_map: np.ndarray  #: SLOT: (client, request id) -> request
     copy_map: np.ndarray  #: SLOT: (model, gpu) -> copy
     clients: np.ndarray  #: CLIENT [clients_max]
+    memory: np.ndarray  #: MEMORY [models_max]
     prepared: np.ndarray  #: u1 [gpus_max, programs_max]: 1 if the GPU can run the program
     backlog: np.ndarray  #: i8 [gpus_max, BUCKETS + 1]: queued work by due time; the last is beyond the horizon
     outbox: np.ndarray  #: OUT [outbox_max]
@@ -192,6 +199,8 @@ class Config:
     slo_max_ns: int = 3_600_000_000_000
     #: a model is replicated when its copies' GPUs are busy for longer than this (or than its head's SLO, if less)
     load_horizon_ns: int | None = None
+    #: how long a policy that delays batches (clipper) holds back one that is not full
+    batch_delay_ns: int | None = None
 
     def __post_init__(self) -> None:
         if self.policy not in PRESETS:
@@ -240,6 +249,7 @@ def make_world(config: Config) -> World:
         request_map=_empty_map(c.requests_max),
         copy_map=_empty_map(c.copies_max),
         clients=np.zeros(c.clients_max, CLIENT),
+        memory=np.zeros(c.models_max, MEMORY),
         prepared=np.zeros((c.gpus_max, c.programs_max), np.uint8),
         backlog=np.zeros((c.gpus_max, BUCKETS + 1), np.int64),
         outbox=np.zeros(c.outbox_max, OUT),

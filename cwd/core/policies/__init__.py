@@ -9,8 +9,10 @@ LOADs are the engine's (loads.py); policies set their order and their conditions
 from __future__ import annotations
 
 from cwd.core import actions, lanes, loads
-from cwd.core.policies import clockwork, clockwork_paper, edf, fifo, shepherd
-from cwd.core.presets import CLOCKWORK_PAPER, EDF, FIFO, SHEPHERD
+from cwd.core.policies import clipper, clipper_quantile, clockwork, clockwork_paper, edf, fifo, nexus, shepherd, symphony
+from cwd.core.presets import (
+    CLIPPER, CLIPPER_QUANTILE, CLOCKWORK_PAPER, EDF, FIFO, NEXUS, SHEPHERD, SYMPHONY,
+)
 from cwd.core.world import FOREVER_NS, LANE_EXEC, NONE
 from cwd.jit import inner_kernel
 
@@ -30,6 +32,12 @@ def next_batch(world, gpu, now_ns):
         return clockwork_paper.next_batch(world, gpu, now_ns)
     if policy == SHEPHERD:
         return shepherd.next_batch(world, gpu, now_ns)
+    if policy == SYMPHONY:
+        return symphony.next_batch(world, gpu, now_ns)
+    if policy == CLIPPER or policy == CLIPPER_QUANTILE:
+        return clipper.next_batch(world, gpu, now_ns)
+    if policy == NEXUS:
+        return nexus.next_batch(world, gpu, now_ns)
     return clockwork.next_batch(world, gpu, now_ns)
 
 
@@ -46,3 +54,13 @@ def plan(world, gpu, now_ns):
         if actions.issue_exec(world, now_ns, copy, b, world.requests[first]["size_class"], first, rows) == 0:
             break
     loads.plan(world, now_ns, gpu)
+
+
+@inner_kernel
+def learn(world, now_ns, a, took_ns):
+    """Execution `a` went well and took so long: for policies that learn from it."""
+    policy = world.settings[0]["policy"]
+    if policy == CLIPPER:
+        clipper.learn(world, a, took_ns)
+    elif policy == CLIPPER_QUANTILE:
+        clipper_quantile.learn(world, now_ns, a, took_ns)
