@@ -12,6 +12,7 @@ from cwd.core.admission import want
 from cwd.core.estimate import (
     exec_ns, exec_row, exec_tail_ns, load_ns, load_row, margin_ns, observe, observe_margin,
 )
+from cwd.core.presets import BY_ARRIVAL
 from cwd.core.world import (
     ACTION_EXEC, ACTION_FREE, ACTION_LOAD, ACTION_UNLOAD, COPY_LOADING, COPY_READY, COPY_UNKNOWN,
     COPY_UNLOADING, FOREVER_NS, LANE_EXEC, LANE_LOAD, MARGIN_END, MARGIN_RESULT, MARGIN_SEND, MODEL_READY, NONE,
@@ -110,12 +111,16 @@ def issue_exec(world, now_ns, copy, batch_index, size_class, first, rows_max):
     action["promised_ns"] = action["start_ns"] + tail_ns
     # begun later than planned it may still be in time more often than not
     latest_ns = due_ns - expected - margin_ns(world, now_ns, kind, MARGIN_RESULT)
-    if latest_ns < action["latest_ns"]:
+    if latest_ns < action["latest_ns"] and world.settings[0]["foresight"] == 1:
         action["latest_ns"] = latest_ns
     row["running"] += 1
+    row["turn_ns"] = now_ns
     world.models[m]["running"] += 1
     residency.touch(world, copy)
     arm(world, a, world.settings[0]["exec_grace_ns"])
+    if world.settings[0]["queue_order"] == BY_ARRIVAL:
+        # who is first now may have less time than who was
+        queues.arm_model(world, now_ns, m)
     counters = world.counters[0]
     counters["execs"] += 1
     counters["rows"] += action["rows"]

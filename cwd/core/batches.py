@@ -15,6 +15,8 @@ from cwd.jit import inner_kernel
 DEADLINE_EXPIRED = queues.DEADLINE_EXPIRED
 #: most hopeless requests that one look passes over
 SKIPS_MAX = 64
+#: what `pick` looks for
+DENSEST, LARGEST, FILLED = 0, 1, 2
 
 
 @inner_kernel
@@ -85,10 +87,57 @@ def densest(world, now_ns, gpu, m, first, start_ns):
 
 
 @inner_kernel
-def densest_late(world, now_ns, gpu, m, start_ns):
-    """As `densest`, but passing over heads that a larger batch would make late: (first, batch index, rows, duration).
+def index_for(world, program, rows):
+    """Index of the smallest batch size of a program that holds so many rows; of the largest, if none does."""
+    sizes = world.programs[program]
+    for b in range(sizes["n_batches"]):
+        if sizes["batches"][b] >= rows:
+            return b
+    return sizes["n_batches"] - 1
 
-    For use under overload, where somebody is given up anyway. (-1, -1, 0, 1): nothing would be in time.
+
+@inner_kernel
+def largest_in_time(world, now_ns, gpu, m, first, start_ns):
+    """The smallest batch that holds all at hand, or the largest that keeps the deadline of `first`; and its rows."""
+    program_index = world.models[m]["program"]
+    program, kind = world.programs[program_index], world.gpus[gpu]["kind"]
+    size_class = world.requests[first]["size_class"]
+    at_hand = count_rows(world, first, program["batches"][program["n_batches"] - 1])
+    end_ns = latest_end_ns(world, now_ns, gpu, first)
+    best = NONE
+    for b in range(program["n_batches"]):
+        tail_ns = exec_tail_ns(world, now_ns, program_index, kind, b, size_class)
+        if tail_ns > 0 and start_ns + tail_ns <= end_ns:
+            best = b
+            if program["batches"][b] >= at_hand:
+                break
+    if best == NONE:
+        return NONE, 0
+    return best, at_hand if at_hand < program["batches"][best] else program["batches"][best]
+
+
+@inner_kernel
+def pass_over(world, now_ns, gpu, m, batch_index, start_ns, r, left):
+    """The first request from `r` on that a batch of the size, started at `start_ns`, keeps in time; and how many of
+    `left` are left from there on. (-1, 0): none."""
+    program, kind = world.models[m]["program"], world.gpus[gpu]["kind"]
+    for _ in range(SKIPS_MAX):
+        if r == NONE:
+            break
+        tail_ns = exec_tail_ns(world, now_ns, program, kind, batch_index, world.requests[r]["size_class"])
+        if tail_ns > 0 and start_ns + tail_ns <= latest_end_ns(world, now_ns, gpu, r):
+            return r, left
+        r = ordered.successor(world.request_nodes, r)
+        left -= 1
+    return NONE, 0
+
+
+@inner_kernel
+def pick(world, now_ns, gpu, m, start_ns, rule):
+    """The model's best batch if heads that it would make late are passed over: (first, batch index, rows, duration).
+
+    DENSEST: the most requests per time, ties to the larger. LARGEST: the most requests. FILLED: the largest size that
+    can be filled. All in time from the first request on. (-1, -1, 0, 1): nothing would be in time.
     """
     model = world.models[m]
     program = world.programs[model["program"]]
@@ -96,23 +145,35 @@ def densest_late(world, now_ns, gpu, m, start_ns):
     best_first, best, best_rows, best_ns = NONE, NONE, 0, 1
     r, left = model["queue_head"], model["queued"]
     for b in range(program["n_batches"]):
-        tail_ns = 0
-        for _ in range(SKIPS_MAX):
-            if r == NONE:
-                break
-            tail_ns = exec_tail_ns(world, now_ns, model["program"], kind, b, world.requests[r]["size_class"])
-            if tail_ns > 0 and start_ns + tail_ns <= latest_end_ns(world, now_ns, gpu, r):
-                break
-            r = ordered.successor(world.request_nodes, r)
-            left -= 1
-        if r == NONE or tail_ns == 0:
+        r, left = pass_over(world, now_ns, gpu, m, b, start_ns, r, left)
+        if r == NONE:
             break
         batch_ns = exec_ns(world, now_ns, model["program"], kind, b, world.requests[r]["size_class"])
-        rows = left if left < program["batches"][b] else program["batches"][b]
+        size = program["batches"][b]
+        rows = left if left < size else size
         if program["n_classes"] > 1:
             rows = count_rows(world, r, rows)
-        if best == NONE or rows * best_ns >= best_rows * batch_ns:
+        if rule == FILLED and rows < size:
+            break
+        if rule == DENSEST:
+            better = rows * best_ns >= best_rows * batch_ns
+        else:
+            better = rows > best_rows
+        if best == NONE or better:
             best_first, best, best_rows, best_ns = r, b, rows, batch_ns
-        if program["batches"][b] >= left:
+        if size >= left:
             break
     return best_first, best, best_rows, best_ns
+
+
+@inner_kernel
+def worth(world, rule, first, rows, batch_ns):
+    """What a batch of one model is compared by with those of others: (value, cost), the more value per cost the better.
+
+    DENSEST: requests per time. LARGEST: requests. FILLED: how early it has to start.
+    """
+    if rule == DENSEST:
+        return rows, batch_ns
+    if rule == LARGEST:
+        return rows, 1
+    return batch_ns - world.requests[first]["due_ns"], 1

@@ -17,8 +17,7 @@ set_draining(world, on)
 
 from __future__ import annotations
 
-from cwd.core import actions, admission, estimate, lanes, loads, members, outbox, queues
-from cwd.core.policies import plan
+from cwd.core import actions, admission, estimate, lanes, loads, members, memory, outbox, policies, queues
 from cwd.core.world import (
     ACTION_EXEC, ACTION_FREE, ACTION_RESERVED, FOREVER_NS, GPU_UP, LANE_EXEC, LANE_LOAD, MODEL_READY, NONE,
     REQUEST_QUEUED, SLOT_BITS, SLOT_MASK, Code,
@@ -103,7 +102,8 @@ def request_arrived(world, now_ns, client, request_id, model, size_class, deadli
     request["slo_ns"] = slo_ns
     latest_ns = now_ns + slo_ns
     request["deadline_ns"] = deadline_ns if 0 < deadline_ns < latest_ns else latest_ns
-    request["due_ns"] = request["deadline_ns"] - world.settings[0]["client_ns"]
+    due_ns, floor_ns = request["deadline_ns"] - world.settings[0]["client_ns"], world.settings[0]["due_floor_ns"]
+    request["due_ns"] = due_ns if floor_ns == 0 or due_ns > now_ns + floor_ns else now_ns + floor_ns
     request["attempts"] = 0
     request["action"] = NONE
     request["cold"] = 1 if world.models[request["model"]]["copies_ready"] == 0 else 0
@@ -116,13 +116,16 @@ def _admit(world, now_ns, r):
     request = world.requests[r]
     m = request["model"]
     done_ns, busy_ns, loader = admission.place(world, now_ns, r)
-    if done_ns > request["due_ns"] or request["need_ns"] == 0:
+    late = world.settings[0]["admission"] == 1 and done_ns > request["due_ns"]
+    if late or done_ns == FOREVER_NS or request["need_ns"] == 0:
         copy_helps = loader != NONE and (busy_ns == FOREVER_NS or admission.in_time_there(world, now_ns, r, loader))
         code = _refuse(world, now_ns, r, done_ns)
         if code == DEADLINE_UNREACHABLE and copy_helps:
             _miss(world, now_ns, m, loader)
         return code
     world.counters[0]["accepted"] += 1
+    if world.settings[0]["learns"] == 1:
+        memory.arrived(world, now_ns, r)
     queues.enqueue(world, now_ns, r)
     if busy_ns == FOREVER_NS or (loader != NONE and busy_ns > loads.horizon_ns(world, m)):
         queues.enlist(world, m, loads.demand_ns(world, now_ns, m))
@@ -210,6 +213,8 @@ def action_done(world, now_ns, action, status, begin_ns, end_ns, device_ns, rows
     if status == OK and row["state"] == ACTION_EXEC and rows_done != row["rows"]:
         status = DEVICE_ERROR
     gpu, lane = row["gpu"], row["lane"]
+    if status == OK and row["state"] == ACTION_EXEC and 0 < begin_ns < end_ns:
+        policies.learn(world, now_ns, a, end_ns - begin_ns)
     actions.end(world, now_ns, a, status, begin_ns, end_ns, payload)
     outbox.release(world, NONE, payload)
     # only with nothing in flight do the worker's count and ours speak of the same moment
@@ -259,7 +264,7 @@ def tick(world, now_ns):
     gpu = lanes.next_dirty(world)
     while gpu != NONE:
         if world.gpus[gpu]["state"] == GPU_UP:
-            plan(world, gpu, now_ns)
+            policies.plan(world, gpu, now_ns)
             lanes.arm(world, now_ns, gpu)
         gpu = lanes.next_dirty(world)
 

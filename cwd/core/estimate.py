@@ -152,9 +152,12 @@ def load_ns(world, now_ns, program, kind):
 
 @inner_kernel
 def margin_ns(world, now_ns, kind, which):
-    """One of the measured margins of a kind of GPU, ns, capped so that one stall does not stop the service."""
+    """One of the margins of a kind of GPU, ns: as configured, or measured, and capped lest one stall stop the service."""
     settings = world.settings[0]
-    margin = tail(world.estimates[settings["margin_base"] + kind * MARGINS + which], now_ns)
+    row = world.estimates[settings["margin_base"] + kind * MARGINS + which]
+    if settings["margins_fixed"] == 1:
+        return row["seed_ns"]
+    margin = tail(row, now_ns)
     return margin if margin < settings["margin_max_ns"] else settings["margin_max_ns"]
 
 

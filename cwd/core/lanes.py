@@ -147,13 +147,26 @@ def next_dirty(world):
 
 
 @inner_kernel
+def look_again(world, gpu, at_ns):
+    """Have the policy look at the GPU at a time of its own, if nothing brings it there before."""
+    if at_ns < world.gpus[gpu]["look_ns"]:
+        world.gpus[gpu]["look_ns"] = at_ns
+
+
+@inner_kernel
 def arm(world, now_ns, gpu):
-    """Set the GPU's timer to when a lane opens for which there may be work; an open lane has been looked at."""
+    """Set the GPU's timer to when a lane opens for which there may be work, or to when the policy wants to look.
+
+    An open lane has been looked at.
+    """
     at_ns = FOREVER_NS
     if world.gpus[gpu]["state"] == GPU_UP:
+        look_ns = world.gpus[gpu]["look_ns"]
+        if look_ns > now_ns:
+            at_ns = look_ns
         if world.gpus[gpu]["ready_root"] != NONE:
             opens = opens_ns(world, now_ns, gpu, LANE_EXEC)
-            if opens > now_ns:
+            if now_ns < opens < at_ns:
                 at_ns = opens
         if world.counters[0]["wanted_root"] != NONE:
             opens = opens_ns(world, now_ns, gpu, LANE_LOAD)

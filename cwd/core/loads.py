@@ -1,8 +1,9 @@
-"""What policies need to choose a LOAD: a model's unserved demand, whether a LOAD would come in time, making room."""
+"""Which models to load: their unserved demand, whether a LOAD would come in time, making room, and the plan."""
 
 from __future__ import annotations
 
-from cwd.core import actions, lanes, ordered, residency
+from cwd.core import actions, lanes, ordered, queues, residency
+from cwd.core.admission import want
 from cwd.core.queues import COPIES_LOOK, load_need_ns
 from cwd.core.world import (
     COPY_LOADING, COPY_READY, FOREVER_NS, GPU_UP, LANE_EXEC, LANE_LOAD, MODEL_READY, NONE,
@@ -11,6 +12,8 @@ from cwd.jit import inner_kernel
 
 #: most requests of a queue that are asked whether a LOAD would save them
 SAVED_LOOK = 4
+#: most models that one look at one GPU considers loading
+LOADS_LOOK = 16
 
 
 @inner_kernel
@@ -96,21 +99,45 @@ def worthwhile(world, now_ns, gpu, m):
 
 @inner_kernel
 def make_room_and_load(world, now_ns, gpu, m):
-    """Evict the least recently used idle copies until the model fits, and load it. Returns 1 if it was."""
+    """Evict the least recently used idle copies until the model fits, and load it. Returns 1 if it was.
+
+    If the policy says so, then copies too that have queued requests: those wait for another LOAD.
+    """
     model, place = world.models[m], world.gpus[gpu]
     if world.prepared[gpu, model["program"]] == 0 or residency.find(world, m, gpu) != NONE:
         return 0
-    if not residency.could_free(world, gpu, model["pages"]):
-        return 0
+    wanted = 0
+    if not residency.could_free(world, gpu, model["pages"], wanted):
+        wanted = world.settings[0]["evict_queued"]
+        if wanted == 0 or not residency.could_free(world, gpu, model["pages"], wanted):
+            return 0
     copy, steps = place["lru_first"], residency.VICTIMS_MAX
     while place["pages_free"] - place["pages_hidden"] < model["pages"]:
-        copy = residency.next_victim(world, copy, steps)
+        copy = residency.next_victim(world, copy, steps, wanted)
         if copy == NONE:
             return 0
         after = world.copies[copy]["lru_next"]
         if actions.issue_unload(world, now_ns, copy) == 0:
             return 0
+        want(world, now_ns, world.copies[copy]["model"])
         copy = after
     if model["copies_count"] > 0:
         world.counters[0]["replicas"] += 1
     return actions.issue_load(world, now_ns, gpu, m)
+
+
+@inner_kernel
+def plan(world, now_ns, gpu):
+    """Issue loads, and the unloads that make room, while the GPU's load lane is open: the models wanted most first."""
+    settings = world.settings[0]
+    m = world.counters[0]["wanted_head"]
+    for _ in range(LOADS_LOOK):
+        if m == NONE or lanes.opens_ns(world, now_ns, gpu, LANE_LOAD) > now_ns:
+            return
+        after = ordered.successor(world.wanted_nodes, m)
+        served = settings["replicate"] == 0 and world.models[m]["copies_count"] > 0
+        if served or demand_ns(world, now_ns, m) <= 0:
+            queues.unlist(world, m)
+        elif settings["load_saves"] == 0 or worthwhile(world, now_ns, gpu, m):
+            make_room_and_load(world, now_ns, gpu, m)
+        m = after

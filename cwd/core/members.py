@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cwd.core import actions, admission, estimate, lanes, queues, residency
+from cwd.core import actions, admission, estimate, lanes, memory, queues, residency
 from cwd.core.world import (
     BATCHES_MAX, BUCKETS, COPY_DRAINING, COPY_READY, FOREVER_NS, GPU_ABSENT, GPU_DRAINING, GPU_UP,
     LANE_EXEC, LANE_LOAD, MODEL_FREE, MODEL_READY, MODEL_REMOVING, NONE, SLOT_BITS, SLOT_MASK, Code,
@@ -36,6 +36,8 @@ def gpu_joined(world, now_ns, gpu, kind, pages_total):
     row["epoch"] += 1
     row["pages_total"] = row["pages_free"] = pages_total
     row["pages_hidden"] = row["copies"] = row["backlog_ns"] = row["dirty"] = row["pressed_ns"] = 0
+    row["cycle_ns"] = row["planned_ns"] = 0
+    row["look_ns"] = FOREVER_NS
     row["ready_root"] = row["ready_head"] = row["lru_first"] = row["lru_last"] = NONE
     for bucket in range(BUCKETS + 1):
         world.backlog[gpu, bucket] = 0
@@ -201,6 +203,7 @@ def model_added(world, now_ns, program, pages):
     row["queue_root"] = row["queue_head"] = row["copies"] = NONE
     row["queued"] = row["running"] = row["work_ns"] = row["copies_count"] = row["copies_ready"] = row["wanted"] = 0
     row["missed_ns"] = 0
+    memory.forget(world, m)
     world.programs[program]["models"] += 1
     return (row["generation"] << SLOT_BITS) | m
 

@@ -10,9 +10,10 @@ from __future__ import annotations
 
 from cwd.core import hashmap, lanes, ordered, outbox, residency
 from cwd.core.estimate import load_ns, margin_ns
+from cwd.core.presets import BY_ARRIVAL
 from cwd.core.world import (
     BUCKET_BITS, BUCKETS, COPY_LOADING, COPY_READY, FOREVER_NS, LANE_EXEC, MARGIN_RESULT, MARGIN_SEND, NONE,
-    POLICY_FIFO, REQUEST_FREE, REQUEST_QUEUED, REQUEST_RUNNING, Code,
+    REQUEST_FREE, REQUEST_QUEUED, REQUEST_RUNNING, Code,
 )
 from cwd.jit import inner_kernel, lean_kernel
 
@@ -146,7 +147,7 @@ def enqueue(world, now_ns, r):
     model = world.models[m]
     counters = world.counters[0]
     request["state"] = REQUEST_QUEUED
-    key = request["arrival_ns"] if world.settings[0]["policy"] == POLICY_FIFO else request["due_ns"]
+    key = request["arrival_ns"] if world.settings[0]["queue_order"] == BY_ARRIVAL else request["due_ns"]
     counters["sequence"] += 1
     model["queue_root"] = ordered.insert(world.request_nodes, model["queue_root"], r, key, counters["sequence"])
     first = model["queue_head"] == NONE or ordered.before(world.request_nodes, r, model["queue_head"])
@@ -224,8 +225,13 @@ def load_need_ns(world, now_ns, gpu, program):
 
 @inner_kernel
 def last_moment_ns(world, now_ns, r):
-    """Until when request `r` can still be saved: due - need, and before a LOAD if no GPU has or loads its model."""
+    """Until when request `r` can still be saved: due - need, and before a LOAD if no GPU has or loads its model.
+
+    Without foresight: until it is overdue.
+    """
     request = world.requests[r]
+    if world.settings[0]["foresight"] == 0:
+        return request["due_ns"]
     model = world.models[request["model"]]
     last_ns = request["due_ns"] - request["need_ns"]
     if model["copies_ready"] > 0:
@@ -286,7 +292,7 @@ def expire(world, now_ns, m):
 
 @inner_kernel
 def enlist(world, m, demand_ns):
-    """List a model as wanting a LOAD, by demand; `fifo` lists by arrival. Updates one that is listed.
+    """List a model as wanting a LOAD, by demand or, if the policy says so, by arrival. Updates one that is listed.
 
     A model without a queue is one that missed a request: it comes behind all that have one.
     """
@@ -297,7 +303,8 @@ def enlist(world, m, demand_ns):
         counters["sequence"] += 1
         key, tie = FOREVER_NS, counters["sequence"]
     else:
-        key = world.requests[head]["arrival_ns"] if world.settings[0]["policy"] == POLICY_FIFO else -demand_ns
+        by_arrival = world.settings[0]["load_order"] == BY_ARRIVAL
+        key = world.requests[head]["arrival_ns"] if by_arrival else -demand_ns
         # of equal demands the older head goes first; sequence numbers are unique
         tie = world.request_nodes[head]["tie"]
     counters["wanted_root"] = ordered.insert(world.wanted_nodes, counters["wanted_root"], m, key, tie)

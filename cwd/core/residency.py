@@ -10,7 +10,8 @@ from __future__ import annotations
 
 from cwd.core import hashmap, ordered
 from cwd.core.outbox import BROKEN_COPY, BROKEN_PAGES, broken
-from cwd.core.world import COPY_FREE, COPY_READY, NONE, POLICY_FIFO
+from cwd.core.presets import BY_ARRIVAL, BY_DUE, BY_TURN
+from cwd.core.world import COPY_FREE, COPY_READY, NONE
 from cwd.jit import inner_kernel
 
 #: most steps of a walk for victims
@@ -42,7 +43,7 @@ def create(world, model, gpu, state):
     row["model"] = model
     row["gpu"] = gpu
     row["pages"] = owner["pages"]
-    row["running"] = row["active"] = row["ready_ns"] = 0
+    row["running"] = row["active"] = row["ready_ns"] = row["turn_ns"] = row["quota"] = row["packed_ns"] = 0
     row["action"] = NONE
     place["pages_free"] -= row["pages"]
     place["copies"] += 1
@@ -151,17 +152,19 @@ def touch(world, copy):
 
 
 @inner_kernel
-def may_leave(world, copy):
-    """Whether a copy may be evicted: idle, and nothing queued for its model."""
+def may_leave(world, copy, wanted):
+    """Whether a copy may be evicted: idle, and nothing queued for its model (`wanted` 1: or even so)."""
     row = world.copies[copy]
-    return row["state"] == COPY_READY and row["running"] == 0 and world.models[row["model"]]["queued"] == 0
+    if row["state"] != COPY_READY or row["running"] != 0:
+        return False
+    return wanted == 1 or world.models[row["model"]]["queued"] == 0
 
 
 @inner_kernel
-def next_victim(world, copy, steps):
+def next_victim(world, copy, steps, wanted):
     """The first copy that may leave, from `copy` on towards the recently used, within `steps`; -1 if none."""
     while copy != NONE and steps > 0:
-        if may_leave(world, copy):
+        if may_leave(world, copy, wanted):
             return copy
         copy = world.copies[copy]["lru_next"]
         steps -= 1
@@ -169,13 +172,13 @@ def next_victim(world, copy, steps):
 
 
 @inner_kernel
-def could_free(world, gpu, pages):
+def could_free(world, gpu, pages, wanted):
     """Whether the GPU has or can make room for `pages` by evictions that are allowed, looking at VICTIMS_MAX copies."""
     free = world.gpus[gpu]["pages_free"] - world.gpus[gpu]["pages_hidden"]
     copy = world.gpus[gpu]["lru_first"]
     steps = VICTIMS_MAX
     while free < pages and copy != NONE and steps > 0:
-        if may_leave(world, copy):
+        if may_leave(world, copy, wanted):
             free += world.copies[copy]["pages"]
         copy = world.copies[copy]["lru_next"]
         steps -= 1
@@ -184,13 +187,18 @@ def could_free(world, gpu, pages):
 
 @inner_kernel
 def urgency(world, copy):
-    """Key of a copy in its GPU's set: by its model's head, latest issue first (`fifo`: earliest arrival)."""
+    """Key of a copy in its GPU's set, in the policy's order: by its model's head, or by when it last ran."""
+    order = world.settings[0]["copy_order"]
     head = world.models[world.copies[copy]["model"]]["queue_head"]
+    if order == BY_TURN:
+        return world.copies[copy]["turn_ns"]
     if head == NONE:
         return 0
     request = world.requests[head]
-    if world.settings[0]["policy"] == POLICY_FIFO:
+    if order == BY_ARRIVAL:
         return request["arrival_ns"]
+    if order == BY_DUE:
+        return request["due_ns"]
     return request["due_ns"] - request["need_ns"]
 
 

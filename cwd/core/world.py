@@ -11,8 +11,9 @@ from __future__ import annotations
 import dataclasses
 import numpy as np
 
-from cwd.tables import Tables
+from cwd.core.presets import OVERRIDES, PRESETS, SWITCHES, Preset
 from cwd.errors import Code, CwdError
+from cwd.tables import Tables
 
 NONE = -1
 #: "never", for timers: far beyond any clock, far from overflow
@@ -20,10 +21,6 @@ FOREVER_NS = 1 << 62
 #: an id is `generation << SLOT_BITS | slot`
 SLOT_BITS = 32
 SLOT_MASK = (1 << SLOT_BITS) - 1
-
-POLICY_FIFO = 0
-POLICY_CLOCKWORK = 1
-POLICIES = {"fifo": POLICY_FIFO, "clockwork": POLICY_CLOCKWORK}
 
 # states of a request
 REQUEST_FREE, REQUEST_QUEUED, REQUEST_RUNNING = 0, 1, 2
@@ -87,20 +84,28 @@ ESTIMATE = np.dtype(
     [(name, np.int64) for name in ("seed_ns", "low_ns", "typical_ns", "tail_ns", "updated_ns", "doubted_ns", "since_ns",
                                       "position", "count")]
     + [("samples", np.int64, (WINDOW,))], align=True)
+#: pressed_ns: when it last had to turn somebody away; look_ns: when the policy wants to look again, come what may;
+#: cycle_ns, planned_ns: the round in which a policy that plans rounds serves its models, and when it was planned
 GPU = _table(
     "state kind epoch pages_total pages_free pages_hidden dirty dirty_next ready_root ready_head "
-    "lru_first lru_last copies backlog_ns pressed_ns"
+    "lru_first lru_last copies backlog_ns pressed_ns look_ns cycle_ns planned_ns"
 )
 #: `first`..`last` are outstanding actions in the order sent; available_ns is the predicted end of the last
 LANE = _table("first last count available_ns")
+#: turn_ns: when it was last given an execution; quota: requests in each of its GPU's rounds, if it was
+#: packed into them at packed_ns
 COPY = _table(
-    "state model gpu pages running active next previous lru_next lru_previous action ready_ns", LINE
+    "state model gpu pages running active next previous lru_next lru_previous action ready_ns turn_ns "
+    "quota packed_ns", LINE
 )
 ACTION = _table(
     "state generation gpu copy model program batch_index batch size_class rows first issued_ns "
     "earliest_ns latest_ns expected_ns promised_ns start_ns end_ns expire_ns lane lane_next lane_previous idle parked next"
 )
 CLIENT = _table("first count")
+#: what policies remember of a model: the gap between arrivals (smoothed), the SLO last asked for; the largest batch, in
+#: 1024ths; a line of latency over batch size, as the latencies of the smallest and the largest batch
+MEMORY = _table("arrived_ns gap_ns slo_ns limit small_ns large_ns")
 #: one record of the outbox; fields that a kind does not use are 0, or -1 for handles and indices
 OUT = _table(
     "kind verb gpu action model program pages batch size_class rows first earliest_ns latest_ns expected_ns expire_ns "
@@ -113,7 +118,9 @@ COUNTERS = _table(
     "accepted refused answered dropped missed failed requeued stale expired loads unloads execs rows cold replicas"
 )
 SETTINGS = _table(
-    "policy schedule_ahead_ns load_ahead_ns send_ns result_ns end_ns client_ns latest_slack_ns exec_grace_ns "
+    "policy admission foresight queue_order copy_order load_order replicate load_saves evict_queued margins_fixed "
+    "learns batch_delay_ns due_floor_ns "
+    "schedule_ahead_ns load_ahead_ns send_ns result_ns end_ns client_ns latest_slack_ns exec_grace_ns "
     "load_grace_ns stuck_ns lane_depth attempts_max slo_max_ns margin_max_ns load_horizon_ns "
     "requests_max models_max programs_max gpus_max copies_max actions_max clients_max kinds_max classes_max "
     "load_base margin_base gpu_timer action_timer"
@@ -139,6 +146,7 @@ class World(Tables):
     request_map: np.ndarray  #: SLOT: (client, request id) -> request
     copy_map: np.ndarray  #: SLOT: (model, gpu) -> copy
     clients: np.ndarray  #: CLIENT [clients_max]
+    memory: np.ndarray  #: MEMORY [models_max]
     prepared: np.ndarray  #: u1 [gpus_max, programs_max]: 1 if the GPU can run the program
     backlog: np.ndarray  #: i8 [gpus_max, BUCKETS + 1]: queued work by due time; the last is beyond the horizon
     outbox: np.ndarray  #: OUT [outbox_max]
@@ -148,7 +156,10 @@ class World(Tables):
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Capacities and constants of a world; durations are ns. Margins are only where measuring starts from."""
+    """Capacities and constants of a world; durations are ns. Margins are only where measuring starts from.
+
+    What is None by default is as the policy's preset says (presets.py).
+    """
 
     policy: str = "clockwork"
     models_max: int = 4096
@@ -163,18 +174,20 @@ class Config:
     classes_max: int = 8
     #: how many events the host may feed between two readings of the outbox
     events_max: int = 4096
+    #: 1: refuse at arrival what no plan serves in time; 0: queue it and see
+    admission: int | None = None
     #: an action goes out when its lane comes free within this
-    schedule_ahead_ns: int = 1_000_000
-    load_ahead_ns: int = 1_000_000
+    schedule_ahead_ns: int | None = None
+    load_ahead_ns: int | None = None
     #: first margins: issue to begin, end to the host's event, an execution's result after its promise
-    send_ns: int = 200_000
-    result_ns: int = 300_000
-    end_ns: int = 400_000
+    send_ns: int | None = None
+    result_ns: int | None = None
+    end_ns: int | None = None
     margin_max_ns: int = 5_000_000
     #: reserved for the reply's way to the client
-    client_ns: int = 200_000
+    client_ns: int | None = None
     #: an action may begin this much later than predicted, if its requests' deadlines allow
-    latest_slack_ns: int = 50_000_000
+    latest_slack_ns: int | None = None
     #: an action is lost this long after its latest end (and once more its expected duration)
     exec_grace_ns: int = 100_000_000
     load_grace_ns: int = 500_000_000
@@ -185,15 +198,27 @@ class Config:
     attempts_max: int = 3
     slo_max_ns: int = 3_600_000_000_000
     #: a model is replicated when its copies' GPUs are busy for longer than this (or than its head's SLO, if less)
-    load_horizon_ns: int = 100_000_000
+    load_horizon_ns: int | None = None
+    #: how long a policy that delays batches (clipper) holds back one that is not full
+    batch_delay_ns: int | None = None
 
     def __post_init__(self) -> None:
+        if self.policy not in PRESETS:
+            raise CwdError(f"no policy {self.policy!r}; there are {', '.join(PRESETS)}", code=Code.BAD_ARGUMENT)
+        for name in OVERRIDES:
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, getattr(self.preset, name))
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            if field.name != "policy" and (not isinstance(value, int) or value < 1):
-                raise CwdError(f"{field.name} must be a positive integer, not {value!r}", code=Code.BAD_ARGUMENT)
-        if self.policy not in POLICIES:
-            raise CwdError(f"no policy {self.policy!r}; there are {', '.join(POLICIES)}", code=Code.BAD_ARGUMENT)
+            least = 0 if field.name in SWITCHES else 1
+            if field.name != "policy" and (not isinstance(value, int) or value < least):
+                kind = "an integer of 0 or more" if least == 0 else "a positive integer"
+                raise CwdError(f"{field.name} must be {kind}, not {value!r}", code=Code.BAD_ARGUMENT)
+
+    @property
+    def preset(self) -> Preset:
+        """What the policy asks of the engine."""
+        return PRESETS[self.policy]
 
     @property
     def outbox_max(self) -> int:
@@ -224,6 +249,7 @@ def make_world(config: Config) -> World:
         request_map=_empty_map(c.requests_max),
         copy_map=_empty_map(c.copies_max),
         clients=np.zeros(c.clients_max, CLIENT),
+        memory=np.zeros(c.models_max, MEMORY),
         prepared=np.zeros((c.gpus_max, c.programs_max), np.uint8),
         backlog=np.zeros((c.gpus_max, BUCKETS + 1), np.int64),
         outbox=np.zeros(c.outbox_max, OUT),
@@ -235,10 +261,11 @@ def make_world(config: Config) -> World:
     for name in ("dirty_first", "dirty_last", "wanted_root", "wanted_head"):
         world.counters[name] = NONE
     settings = world.settings[0]
-    for field in dataclasses.fields(c):
-        if field.name in SETTINGS.names and field.name != "policy":
-            settings[field.name] = getattr(c, field.name)
-    settings["policy"] = POLICIES[c.policy]
+    settings["policy"] = c.preset.number
+    for source in (c.preset, c):
+        for field in dataclasses.fields(source):
+            if field.name in SETTINGS.names and field.name != "policy":
+                settings[field.name] = getattr(source, field.name)
     settings["load_base"], settings["margin_base"] = load_base, margin_base
     settings["gpu_timer"], settings["action_timer"] = c.models_max, c.models_max + c.gpus_max
     for kind in range(c.kinds_max):

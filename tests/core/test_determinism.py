@@ -15,7 +15,7 @@ from miniworld import MS, Faults, MiniWorld
 #: caused the change, then take the new value from the failing test.
 GOLDEN = {
     "clockwork": "9997bf4f42ee41540f552e5e4511041cc73b8a791e6a8e1f6ce17b9b64baa656",
-    "fifo": "40e9e3f446c3c24aeeed25c47f2c4665895d643fa588609699de2be47932867f",
+    "fifo": "14682946e661b05993d0df55450101f793d6cf106bf68575bec8783a44c0cf78",
 }
 
 

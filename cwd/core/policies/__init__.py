@@ -1,22 +1,66 @@
-"""Policies: they choose, the core does. One file each; `plan` picks by the world's number of the policy.
+"""Policies: they choose what to run, the core does it. One file each; `plan` asks by the world's number of the policy.
 
-A policy has `plan_infer(world, gpu, now_ns)`, which issues executions while the GPU's exec lane is open, and
-`plan_load(world, gpu, now_ns)`, which issues loads (and the unloads that make room) while its load lane is.
+A policy is `next_batch(world, gpu, now_ns)`: the copy to run now on a GPU whose exec lane is open, the first request,
+the batch index, and how many rows to take from there on in queue order; copy -1: nothing now, though it may ask for
+another look with `lanes.look_again`. Anything else in which policies differ is a setting of the engine: presets.py.
+LOADs are the engine's (loads.py); policies set their order and their conditions.
 """
 
 from __future__ import annotations
 
-from cwd.core.policies import clockwork, fifo
-from cwd.core.world import POLICY_FIFO
+from cwd.core import actions, lanes, loads
+from cwd.core.policies import clipper, clipper_quantile, clockwork, clockwork_paper, edf, fifo, nexus, shepherd, symphony
+from cwd.core.presets import (
+    CLIPPER, CLIPPER_QUANTILE, CLOCKWORK_PAPER, EDF, FIFO, NEXUS, SHEPHERD, SYMPHONY,
+)
+from cwd.core.world import FOREVER_NS, LANE_EXEC, NONE
 from cwd.jit import inner_kernel
+
+#: most executions that one look at one GPU issues
+ISSUES_MAX = 64
+
+
+@inner_kernel
+def next_batch(world, gpu, now_ns):
+    """What the world's policy runs next: (copy, first request, batch index, rows)."""
+    policy = world.settings[0]["policy"]
+    if policy == FIFO:
+        return fifo.next_batch(world, gpu, now_ns)
+    if policy == EDF:
+        return edf.next_batch(world, gpu, now_ns)
+    if policy == CLOCKWORK_PAPER:
+        return clockwork_paper.next_batch(world, gpu, now_ns)
+    if policy == SHEPHERD:
+        return shepherd.next_batch(world, gpu, now_ns)
+    if policy == SYMPHONY:
+        return symphony.next_batch(world, gpu, now_ns)
+    if policy == CLIPPER or policy == CLIPPER_QUANTILE:
+        return clipper.next_batch(world, gpu, now_ns)
+    if policy == NEXUS:
+        return nexus.next_batch(world, gpu, now_ns)
+    return clockwork.next_batch(world, gpu, now_ns)
 
 
 @inner_kernel
 def plan(world, gpu, now_ns):
-    """Let the world's policy look at one GPU."""
-    if world.settings[0]["policy"] == POLICY_FIFO:
-        fifo.plan_infer(world, gpu, now_ns)
-        fifo.plan_load(world, gpu, now_ns)
-    else:
-        clockwork.plan_infer(world, gpu, now_ns)
-        clockwork.plan_load(world, gpu, now_ns)
+    """Let the world's policy look at one GPU: executions while its exec lane is open, loads while its load lane is."""
+    world.gpus[gpu]["look_ns"] = FOREVER_NS
+    for _ in range(ISSUES_MAX):
+        if lanes.opens_ns(world, now_ns, gpu, LANE_EXEC) > now_ns:
+            break
+        copy, first, b, rows = next_batch(world, gpu, now_ns)
+        if copy == NONE:
+            break
+        if actions.issue_exec(world, now_ns, copy, b, world.requests[first]["size_class"], first, rows) == 0:
+            break
+    loads.plan(world, now_ns, gpu)
+
+
+@inner_kernel
+def learn(world, now_ns, a, took_ns):
+    """Execution `a` went well and took so long: for policies that learn from it."""
+    policy = world.settings[0]["policy"]
+    if policy == CLIPPER:
+        clipper.learn(world, a, took_ns)
+    elif policy == CLIPPER_QUANTILE:
+        clipper_quantile.learn(world, now_ns, a, took_ns)

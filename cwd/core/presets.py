@@ -1,0 +1,82 @@
+"""What each policy asks of the engine, in one table: the engine reads settings and never asks for a policy's name.
+
+A `Preset` holds the switches and constants in which policies differ on the engine's side. `Config` takes over those
+that an experiment may set itself; where it says None, the policy's own value holds. Knows nothing of tables.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+#: numbers of the policies, as `plan` tells them apart
+FIFO, CLOCKWORK, EDF, CLOCKWORK_PAPER, SHEPHERD, SYMPHONY, CLIPPER, CLIPPER_QUANTILE, NEXUS = range(9)
+
+#: orders. BY_DUE: deadline less the reply's way. BY_LATEST: the last moment to issue. BY_TURN: who ran longest ago
+BY_DUE, BY_LATEST, BY_ARRIVAL, BY_TURN = 0, 1, 2, 3
+
+US, MS = 1_000, 1_000_000
+
+
+@dataclasses.dataclass(frozen=True)
+class Preset:
+    """One policy's settings; switches are 0 or 1, durations ns. The defaults are those of `clockwork`."""
+
+    number: int
+    #: refuse at arrival what no plan serves in time; 0: queue it and see
+    admission: int = 1
+    #: hold executions against deadlines: give up what cannot be in time, let none begin that would be late; 0: give up
+    #: only what is overdue already
+    foresight: int = 1
+    #: requests of a model (BY_DUE or BY_ARRIVAL), copies of a GPU (any), models that want a LOAD (BY_DUE: by demand)
+    queue_order: int = BY_DUE
+    copy_order: int = BY_LATEST
+    load_order: int = BY_DUE
+    #: load models that have a copy elsewhere, if those GPUs are busy
+    replicate: int = 1
+    #: load only what comes in time for one of the first requests
+    load_saves: int = 1
+    #: a model with queued requests may be evicted, if no idle one can make the room
+    evict_queued: int = 0
+    #: margins stay as configured instead of being measured
+    margins_fixed: int = 0
+    #: note arrivals and executions of each model, for the policy to learn from (memory.py)
+    learns: int = 0
+    #: how long a batch that is not full may be held back for more requests
+    batch_delay_ns: int = 0
+    #: a request is due no earlier than this after its arrival, whatever its deadline
+    due_floor_ns: int = 0
+    schedule_ahead_ns: int = 1 * MS
+    load_ahead_ns: int = 1 * MS
+    send_ns: int = 200 * US
+    result_ns: int = 300 * US
+    end_ns: int = 400 * US
+    client_ns: int = 200 * US
+    latest_slack_ns: int = 50 * MS
+    load_horizon_ns: int = 100 * MS
+
+
+#: it knows no deadlines but those that have passed, and takes requests and models in turn
+_CLIPPER = {"admission": 0, "foresight": 0, "queue_order": BY_ARRIVAL, "copy_order": BY_ARRIVAL, "load_saves": 0, "learns": 1}
+
+PRESETS = {
+    "fifo": Preset(FIFO, queue_order=BY_ARRIVAL, copy_order=BY_ARRIVAL, load_order=BY_ARRIVAL, replicate=0, load_saves=0),
+    "clockwork": Preset(CLOCKWORK),
+    "edf": Preset(EDF, copy_order=BY_DUE),
+    # 5 ms ahead, of which 1 ms is the network's; internal deadlines 5 ms early, but not before 5 ms ahead and 5 more;
+    # a LOAD whenever a model that is not there has anything queued, since their test for a demand of 0 never fires
+    "clockwork-paper": Preset(
+        CLOCKWORK_PAPER, admission=0, foresight=0, queue_order=BY_ARRIVAL, load_saves=0, evict_queued=1, margins_fixed=1,
+        schedule_ahead_ns=4 * MS, load_ahead_ns=4 * MS, send_ns=1 * MS, result_ns=1, end_ns=1, client_ns=5 * MS,
+        due_floor_ns=10 * MS, latest_slack_ns=5 * MS, load_horizon_ns=1),
+    "shepherd": Preset(SHEPHERD, admission=0, load_saves=0),
+    "symphony": Preset(SYMPHONY, admission=0, load_saves=0),
+    "clipper": Preset(CLIPPER, **_CLIPPER),
+    "clipper-quantile": Preset(CLIPPER_QUANTILE, **_CLIPPER),
+    "nexus": Preset(NEXUS, admission=0, load_saves=0, learns=1, copy_order=BY_TURN),
+}
+
+#: fields of a preset that `Config` offers too
+OVERRIDES = ("admission", "schedule_ahead_ns", "load_ahead_ns", "send_ns", "result_ns", "end_ns", "client_ns",
+             "latest_slack_ns", "load_horizon_ns", "batch_delay_ns")
+#: those of them that may be 0
+SWITCHES = ("admission", "batch_delay_ns")
