@@ -18,7 +18,7 @@ from cwd.errors import Code, RepositoryError
 from cwd.net.clock import monotonic_ns
 from cwd.units import NS_PER_S
 from cwd.wire.messages import DIMS
-from cwd.worker import lanes as la
+from cwd.worker import entries as en
 from cwd.worker import residency as rs
 from cwd.worker.agenda import NEVER
 from cwd.worker.backends.base import Backend
@@ -54,7 +54,7 @@ class Done(NamedTuple):
 class Device:
     """See above. `rows_max` bounds a batch; `bytes_per_s` throttles LOADs where it is not 0."""
 
-    def __init__(self, backend: Backend, store: HostStore, pool: PagePool, entries: la.Entries, *, rows_max: int,
+    def __init__(self, backend: Backend, store: HostStore, pool: PagePool, entries: en.Entries, *, rows_max: int,
                  bytes_per_s: int = 0) -> None:
         self.backend, self.store, self.pool, self.entries = backend, store, pool, entries
         self.residency = rs.make_residency(1, pool.pages)
@@ -105,11 +105,11 @@ class Device:
         program = self.programs[self.residency.residents[0, index]["program"]]
         payloads, sizes, results = self._payloads[:n], self._sizes[:n], self._results[:n]
         dims, out_sizes = self.entries.dims[entry].reshape(-1, DIMS)[:n], self._out_sizes[:n]
-        la.entry_payloads(self.entries, entry, n, payloads, sizes)
+        en.entry_payloads(self.entries, entry, n, payloads, sizes)
         allocated = False
         try:
             self.backend.output_bytes(program, dims, out_sizes)
-            allocated = bool(la.entry_outputs(self.entries, entry, n, out_sizes, results))
+            allocated = bool(en.entry_outputs(self.entries, entry, n, out_sizes, results))
             if not allocated:
                 return int(Code.DEVICE_ERROR), 0
             status = int(self.backend.execute(program, self._window_of[index].bound, int(action["batch"]),
@@ -118,7 +118,7 @@ class Device:
             self._complain(program, error)
             status = int(Code.DEVICE_ERROR)
         if status != OK and allocated:
-            la.entry_drop_outputs(self.entries, entry, n)
+            en.entry_drop_outputs(self.entries, entry, n)
         return status, n if status == OK else 0
 
     def profile(self, action: np.void) -> Done:

@@ -239,5 +239,5 @@ def test_mutated_messages_disturb_nothing(rig):
         assert (fields["status"], payload) == (0, [b"bcd"]) or fields["status"] == Code.LANE_FULL
         served += fields["status"] == 0
     assert served
-    entries = rig.worker.io.entries
+    entries = rig.worker.exchange.entries
     assert entries.counts[0] >= len(entries.free) - 1 - 2 * 5  # (a mutant may wait for a far window)

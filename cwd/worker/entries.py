@@ -1,0 +1,109 @@
+"""Entries: where the messages of actions live while a lane has them.
+
+An entry is one row of the tables: frame 0 and the payload frames as they were received, and the messages that will be
+sent in answer. Payloads are never copied. Whoever has the exchange's lock hands entries out and takes them back; one
+that a lane's thread was given is that thread's alone until it answers. It must not know what an action is.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from cwd.jit import inline, inner_kernel, lean_kernel
+from cwd.net.native import load_i4
+from cwd.net.zmq import message, message_alloc, message_close, message_data, message_size, message_table
+from cwd.tables import Tables
+from cwd.wire.messages import DIMS
+
+
+class Entries(Tables):
+    """n entries of at most rows_max payload frames."""
+
+    frames: np.ndarray  # u1 [n * (1 + rows_max), 64]: frame 0 and the payload frames of each entry
+    outputs: np.ndarray  # u1 [n * rows_max, 64]: what the exec thread answers
+    dims: np.ndarray  # u4 [n, rows_max * 4]
+    used: np.ndarray  # i4 [n]: frames that are in use
+    free: np.ndarray  # i4 [n]: a stack
+    counts: np.ndarray  # i8 [2]: depth of the stack; the entry that the next message is read into
+
+
+def make_entries(n: int, rows_max: int) -> Entries:
+    entries = Entries(
+        frames=message_table(n * (1 + rows_max)), outputs=message_table(n * rows_max),
+        dims=np.zeros((n, rows_max * DIMS), np.uint32), used=np.zeros(n, np.int32), free=np.arange(n, dtype=np.int32),
+        counts=np.zeros(2, np.int64))
+    entries.counts[:] = n - 1, n - 1  # the last one is the first to read into
+    return entries
+
+
+@inline
+def rows_max(entries):
+    return entries.dims.shape[1] // DIMS
+
+
+@inner_kernel
+def entry_take(entries):
+    """Keep the entry that was read into and go on with another: its index, or -1: none left."""
+    depth = entries.counts[0]
+    if depth == 0:
+        return np.int64(-1)
+    kept = np.int64(entries.counts[1])
+    entries.counts[0] = depth - 1
+    entries.counts[1] = entries.free[depth - 1]
+    return kept
+
+
+@inner_kernel
+def entry_give(entries, entry):
+    """The entry's action is answered; its frames are released."""
+    entry_close(entries, entry)
+    entries.free[entries.counts[0]] = entry
+    entries.counts[0] += 1
+
+
+@lean_kernel
+def entry_close(entries, entry):
+    """Release an entry's frames."""
+    stride = entries.frames.shape[0] // len(entries.used)
+    for k in range(entries.used[entry]):
+        message_close(message(entries.frames, entry * stride + k))
+    entries.used[entry] = 0
+
+
+@inner_kernel
+def entry_dims(entries, entry, address, n):
+    """Copy the dims of n rows, n x 16 bytes at `address` inside frame 0."""
+    for row in range(n):
+        for k in range(DIMS):
+            entries.dims[entry, DIMS * row + k] = load_i4(address + 16 * row + 4 * k)
+
+
+@lean_kernel
+def entry_payloads(entries, entry, n, addresses, sizes):
+    """The exec thread: where the payload frames lie, into addresses i8[n] and sizes i8[n]."""
+    first = entry * (entries.frames.shape[0] // len(entries.used)) + 1
+    for row in range(n):
+        m = message(entries.frames, first + row)
+        addresses[row] = message_data(m)
+        sizes[row] = message_size(m)
+
+
+@lean_kernel
+def entry_outputs(entries, entry, n, sizes, addresses):
+    """The exec thread: make n output messages of sizes i8[n]; their addresses, or False: no memory."""
+    first = entry * rows_max(entries)
+    for row in range(n):
+        m = message(entries.outputs, first + row)
+        if message_alloc(m, sizes[row]) != 0:
+            entry_drop_outputs(entries, entry, row)
+            return False
+        addresses[row] = message_data(m)
+    return True
+
+
+@lean_kernel
+def entry_drop_outputs(entries, entry, n):
+    """Close n output messages that will not be sent."""
+    first = entry * rows_max(entries)
+    for row in range(n):
+        message_close(message(entries.outputs, first + row))
