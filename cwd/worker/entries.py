@@ -16,13 +16,18 @@ from cwd.tables import Tables
 from cwd.wire.messages import DIMS
 
 
+#: Rows of `Entries.batch`: where the payload frames lie, their bytes, where the output messages lie, their bytes.
+PAYLOADS, SIZES, OUTPUTS, OUT_SIZES = range(4)
+
+
 class Entries(Tables):
     """n entries of at most rows_max payload frames."""
 
     frames: np.ndarray  # u1 [n * (1 + rows_max), 64]: frame 0 and the payload frames of each entry
     outputs: np.ndarray  # u1 [n * rows_max, 64]: what the exec thread answers
-    dims: np.ndarray  # u4 [n, rows_max * 4]
+    dims: np.ndarray  # u4 [n, rows_max, 4]
     used: np.ndarray  # i4 [n]: frames that are in use
+    batch: np.ndarray  # i8 [4, rows_max]: of the exec thread's entry, see PAYLOADS
     free: np.ndarray  # i4 [n]: a stack
     counts: np.ndarray  # i8 [2]: depth of the stack; the entry that the next message is read into
 
@@ -30,15 +35,15 @@ class Entries(Tables):
 def make_entries(n: int, rows_max: int) -> Entries:
     entries = Entries(
         frames=message_table(n * (1 + rows_max)), outputs=message_table(n * rows_max),
-        dims=np.zeros((n, rows_max * DIMS), np.uint32), used=np.zeros(n, np.int32), free=np.arange(n, dtype=np.int32),
-        counts=np.zeros(2, np.int64))
+        dims=np.zeros((n, rows_max, DIMS), np.uint32), used=np.zeros(n, np.int32), batch=np.zeros((4, rows_max), np.int64),
+        free=np.arange(n, dtype=np.int32), counts=np.zeros(2, np.int64))
     entries.counts[:] = n - 1, n - 1  # the last one is the first to read into
     return entries
 
 
 @inline
 def rows_max(entries):
-    return entries.dims.shape[1] // DIMS
+    return entries.dims.shape[1]
 
 
 @inner_kernel
@@ -75,29 +80,25 @@ def entry_dims(entries, entry, address, n):
     """Copy the dims of n rows, n x 16 bytes at `address` inside frame 0."""
     for row in range(n):
         for k in range(DIMS):
-            entries.dims[entry, DIMS * row + k] = load_i4(address + 16 * row + 4 * k)
+            entries.dims[entry, row, k] = load_i4(address + 16 * row + 4 * k)
 
 
 @lean_kernel
-def entry_payloads(entries, entry, n, addresses, sizes):
-    """The exec thread: where the payload frames lie, into addresses i8[n] and sizes i8[n]."""
+def entry_open(entries, entry, n):
+    """The exec thread: note in `batch` where the entry's n payloads lie, and make n output messages of OUT_SIZES bytes;
+    False: no memory."""
+    batch = entries.batch
     first = entry * (entries.frames.shape[0] // len(entries.used)) + 1
+    first_output = entry * rows_max(entries)
     for row in range(n):
         m = message(entries.frames, first + row)
-        addresses[row] = message_data(m)
-        sizes[row] = message_size(m)
-
-
-@lean_kernel
-def entry_outputs(entries, entry, n, sizes, addresses):
-    """The exec thread: make n output messages of sizes i8[n]; their addresses, or False: no memory."""
-    first = entry * rows_max(entries)
-    for row in range(n):
-        m = message(entries.outputs, first + row)
-        if message_alloc(m, sizes[row]) != 0:
+        batch[PAYLOADS, row] = message_data(m)
+        batch[SIZES, row] = message_size(m)
+        out = message(entries.outputs, first_output + row)
+        if message_alloc(out, batch[OUT_SIZES, row]) != 0:
             entry_drop_outputs(entries, entry, row)
             return False
-        addresses[row] = message_data(m)
+        batch[OUTPUTS, row] = message_data(out)
     return True
 
 

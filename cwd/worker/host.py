@@ -107,33 +107,30 @@ class DeviceWorker:
         if self.options.pin_core >= 0:
             os.sched_setaffinity(0, {self.options.pin_core})
         set_timer_slack(_TIMER_SLACK_NS)
-        self.backend.enter_thread()
-        self._work(self.exec_lane, self.options.spin_ns, self._exec_one)
+        with self.backend.thread():
+            self._work(self.exec_lane, self.options.spin_ns, self._exec_one)
 
     def _load(self) -> None:
         set_timer_slack(_TIMER_SLACK_NS)
         self._work(self.load_lane, 0, self._load_one)
 
-    def _work(self, lane: la.Lane, spin_ns: int, one: Callable[[np.void], Done]) -> None:
-        action, done = lane.action[0], lane.done[0]
+    def _work(self, lane: la.Lane, spin_ns: int, one: Callable[[np.ndarray], Done]) -> None:
+        action, done, tell = lane.action, lane.done, la.DONE_FIELDS.pack_into
         while la.lane_wait(lane, spin_ns) == la.START:
-            found = one(action)
-            done["status"], done["begin_ns"], done["end_ns"], done["device_ns"], done["rows_done"] = found
-            # an execution moves no pages
-            done["pages_free"] = -1 if action["kind"] == TYPE_EXEC else self.device.pages_free()
+            tell(done, 0, *one(action))
 
-    def _exec_one(self, action: np.void) -> Done:
-        kind = action["kind"]
+    def _exec_one(self, action: np.ndarray) -> Done:
+        model, kind, entry, batch, size_class, rows = ag.EXEC_FIELDS.unpack_from(action, ag.EXEC_AT)
         if kind == TYPE_EXEC:
-            return self.device.execute(action)
+            return self.device.execute(model, entry, batch, size_class, rows)
         if kind == TYPE_PROFILE:
-            return self.device.profile(action)
-        session = int(action["session"])
-        fields = self._prepares.pop((session, int(action["action"])), None)
+            return self.device.profile(action[0])
+        session = int(action["session"][0])
+        fields = self._prepares.pop((session, int(action["action"][0])), None)
         return Done(int(Code.ABANDONED), 0, 0) if fields is None else self.device.prepare(session, fields)
 
-    def _load_one(self, action: np.void) -> Done:
-        return self.device.load(action) if action["kind"] == TYPE_LOAD else self.device.unload(action)
+    def _load_one(self, action: np.ndarray) -> Done:
+        return self.device.load(action[0]) if action["kind"][0] == TYPE_LOAD else self.device.unload(action[0])
 
     # the io thread, which has the exchange's lock whenever it is here
 
