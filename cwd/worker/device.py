@@ -2,7 +2,7 @@
 
 Joins the host store, the pool of pages, the table of residents and a backend. Windows of time are the lanes' business,
 messages the io thread's. The exec thread and the load thread meet in one lock, held for microseconds: `_using` is what
-executes, and nothing takes its pages away before it has ended.
+executes, and nothing takes its pages away before `leave`.
 """
 
 from __future__ import annotations
@@ -111,8 +111,6 @@ class Device:
         except Exception as error:  # whatever a model does, it costs this action only
             self._complain(window.program, error)
             status = int(Code.DEVICE_ERROR)
-        finally:
-            self._leave()
         if status == OK:
             return Done(OK, begin_ns, _now(), 0, rows)
         if opened:
@@ -135,8 +133,6 @@ class Device:
         except Exception as error:
             self._complain(window.program, error)
             status = int(Code.DEVICE_ERROR)
-        finally:
-            self._leave()
         return Done(status, begin_ns, _now(), median_ns)
 
     def prepare(self, session: int, fields: dict[str, Any]) -> Done:
@@ -177,7 +173,8 @@ class Device:
             self._using = index
             return self._window_of[index]
 
-    def _leave(self) -> None:
+    def leave(self) -> None:
+        """What executed is answered, and its pages may go: so no UNLOAD is answered before what it had to wait for."""
         with self._lock:
             self._using = -1
             if self._waiting:

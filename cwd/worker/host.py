@@ -108,16 +108,18 @@ class DeviceWorker:
             os.sched_setaffinity(0, {self.options.pin_core})
         set_timer_slack(_TIMER_SLACK_NS)
         with self.backend.thread():
-            self._work(self.exec_lane, self.options.spin_ns, self._exec_one)
+            self._work(self.exec_lane, self.options.spin_ns, self._exec_one, self.device.leave)
 
     def _load(self) -> None:
         set_timer_slack(_TIMER_SLACK_NS)
-        self._work(self.load_lane, 0, self._load_one)
+        self._work(self.load_lane, 0, self._load_one, lambda: None)
 
-    def _work(self, lane: la.Lane, spin_ns: int, one: Callable[[np.ndarray], Done]) -> None:
-        action, done, tell = lane.action, lane.done, la.DONE_FIELDS.pack_into
+    def _work(self, lane: la.Lane, spin_ns: int, one: Callable[[np.ndarray], Done], after: Callable[[], None]) -> None:
+        action, done, write = lane.action, lane.done, la.DONE_FIELDS.pack_into
         while la.lane_wait(lane, spin_ns) == la.START:
-            tell(done, 0, *one(action))
+            write(done, 0, *one(action))
+            la.lane_answer(lane)
+            after()
 
     def _exec_one(self, action: np.ndarray) -> Done:
         model, kind, entry, batch, size_class, rows = ag.EXEC_FIELDS.unpack_from(action, ag.EXEC_AT)

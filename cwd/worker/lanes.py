@@ -1,8 +1,8 @@
 """The lanes: the threads that work, and waiting for the right moment.
 
 A lane's thread sleeps without the GIL in `lane_wait` until the agenda says START, does the work in Python, writes how
-it ended into `lane.done` and waits again, which sends the answer. What the agenda refuses never reaches Python. It must
-not know what the work is.
+it ended into `lane.done`, sends that with `lane_answer` and waits again. What the agenda refuses never reaches Python.
+It must not know what the work is.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Lane(Tables):
     queue: ex.Queue  # that of the exchange's which is this lane's
     agenda: ag.Agenda  # one lane
     action: np.ndarray  # ACTION [1]: what runs
-    done: np.ndarray  # DONE [1]: how it ended, filled before the next `lane_wait`; pages_free -1: as before
+    done: np.ndarray  # DONE [1]: how it ended; pages_free -1: as before
 
 
 def make_lane(exchange: ex.Exchange, queue: ex.Queue) -> Lane:
@@ -51,14 +51,18 @@ def make_lane(exchange: ex.Exchange, queue: ex.Queue) -> Lane:
 
 
 @lean_kernel
+def lane_answer(lane):
+    """The lane's thread: what was started has ended as `lane.done[0]` says; the answer is libzmq's when this returns."""
+    done = lane.done[0]
+    ag.agenda_done(lane.agenda, 0)
+    ex.exchange_answer(lane.exchange, lane.action[0], done["status"], done["begin_ns"], done["end_ns"],
+                       done["device_ns"], done["pages_free"], done["rows_done"])
+
+
+@lean_kernel
 def lane_wait(lane, spin_ns):
-    """The lane's thread: answer what it did, if anything was started; then sleep until an action may start (START: it
-    is in `lane.action[0]`) or the lane ends (STOP)."""
-    action, done = lane.action[0], lane.done[0]
-    if lane.agenda.lanes[0]["running"] != -1:
-        ag.agenda_done(lane.agenda, 0)
-        ex.exchange_answer(lane.exchange, action, done["status"], done["begin_ns"], done["end_ns"], done["device_ns"],
-                           done["pages_free"], done["rows_done"])
+    """The lane's thread: sleep until an action may start (START: it is in `lane.action[0]`) or the lane ends (STOP)."""
+    action = lane.action[0]
     while True:
         _take_in(lane)
         if load_acquire(lane.queue.control, ex.STOP) != 0:

@@ -49,6 +49,7 @@ def warm_device() -> None:
     ex.exchange_stop(exchange)
     io_.io_run(io_.Io(exchange=exchange, items=poll_fds(-1, -1)))
     la.lane_wait(exec_lane, 0)
+    la.lane_answer(exec_lane)
     ex.queue_stop(load_lane.queue)
     la.lane_wait(load_lane, 0)
     en.entry_open(entries, 0, 1)
