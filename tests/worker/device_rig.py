@@ -14,14 +14,14 @@ from cwd.worker.options import WorkerOptions
 class Rig:
     """A started worker, a controller that welcomed it, a prepared program with index 3."""
 
-    def __init__(self, endpoint: str, **more) -> None:
+    def __init__(self, endpoint: str, heartbeat_ms: int = 500, lost_ms: int = 5_000, **more) -> None:
         self.endpoint = endpoint
         self.backend = FakeBackend()
         options = WorkerOptions(**{"device": "cpu", "repo": "unused", "endpoint": endpoint, "name": "w", "pages": 5,
                                    "page_bytes": PAGE, "agenda_max": 4, "rows_max": 8, "spin_ns": 0, **more})
         self.worker = DeviceWorker(options, self.backend, FakeStore(self.backend.weights_bytes))
         self.worker.start()
-        self.controller = FakeController(endpoint)
+        self.controller = FakeController(endpoint, heartbeat_ms=heartbeat_ms, lost_ms=lost_ms)
         self.peer, self.hello = self.controller.greet()
         self.prepare()
 
