@@ -103,6 +103,13 @@ def row_bytes(tensors, dims):
 
 
 @kernel
+def rows_bytes(tensors, dims, sizes):
+    """`row_bytes` of each row of dims u4[n, 4], into sizes i8[n]."""
+    for row in range(dims.shape[0]):
+        sizes[row] = row_bytes(tensors, dims[row])
+
+
+@kernel
 def fill(target, pattern, item_bytes, count_bytes):
     """Repeat the item at address `pattern` over `count_bytes` (a multiple of it) from `target` on, by doubling."""
     if count_bytes <= 0:
@@ -243,6 +250,7 @@ def warm() -> None:
     requests = requests_of([np.ones((3, 2), np.float32)], [(3,)])
     result = np.zeros(int(row_bytes(plan.outputs, requests.dims[0])), np.uint8)
     row_bytes(plan.inputs, requests.dims[0])
+    rows_bytes(plan.outputs, requests.dims, np.zeros(1, np.int64))
     code = fit_inputs(plan.inputs, plan.patterns, plan.classes[0], 2, requests.addresses, requests.sizes, requests.dims,
                       1, addresses[:2])
     assert code == OK

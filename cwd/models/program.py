@@ -112,14 +112,18 @@ class Program:
 
         They may be overwritten by the next run. Raises `RepositoryError` if the module gives something else.
         """
-        buffers = self.buffers(batch, size_class)
-        with torch.inference_mode():
-            return self._outputs(self._call(binding, buffers), buffers)
+        return self._run(binding, self.buffers(batch, size_class))
 
     def call(self, binding: Binding, batch: int, size_class: int) -> Any:
         """What the module itself returns for the filled buffers."""
         with torch.inference_mode():
             return self._call(binding, self.buffers(batch, size_class))
+
+    def _run(self, binding: Binding, buffers: Buffers) -> list[torch.Tensor]:
+        if torch.is_inference_mode_enabled():  # to enter it costs more than to ask
+            return self._outputs(self._call(binding, buffers), buffers)
+        with torch.inference_mode():
+            return self._outputs(self._call(binding, buffers), buffers)
 
     def _call(self, binding: Binding, buffers: Buffers) -> Any:
         if self._active is not binding:
@@ -133,15 +137,15 @@ class Program:
     def execute(self, binding: Binding, batch: int, size_class: int, payloads: np.ndarray, sizes: np.ndarray,
                 dims: np.ndarray, n: int, results: np.ndarray) -> int:
         """Fit n requests, run, and trim into `results` (see fit.py for the arrays); returns 0 or fit_inputs' code."""
-        buffers = self.buffers(batch, size_class)
-        code = fit.fit_inputs(self.plan.inputs, self.plan.patterns, buffers.limits, batch, payloads, sizes, dims, n,
-                              buffers.addresses)
+        buffers = self._buffers.get((batch, size_class)) or self.buffers(batch, size_class)
+        inputs, patterns, out, _ = self.plan
+        code = fit.fit_inputs(inputs, patterns, buffers.limits, batch, payloads, sizes, dims, n, buffers.addresses)
         if code != fit.OK:
             return code
-        outputs = self.run(binding, batch, size_class)
+        outputs = self._run(binding, buffers)
         for index, tensor in enumerate(outputs):
             buffers.sources[index] = tensor.data_ptr()
-        return fit.fit_outputs(self.plan.outputs, buffers.limits, dims, n, buffers.sources, results)
+        return fit.fit_outputs(out, buffers.limits, dims, n, buffers.sources, results)
 
     def infer(self, binding: Binding, payloads: list[bytes | np.ndarray], dims: list[tuple[int, ...]], *,
               batch: int = 0, size_class: int = -1) -> list[np.ndarray]:
@@ -192,6 +196,8 @@ class Program:
 def select_outputs(found: Any, names: list[str]) -> list[torch.Tensor]:
     """The named outputs out of what a module returned: a tensor, a sequence (by position) or a mapping (by name)."""
     if isinstance(found, torch.Tensor):
+        if len(names) == 1:
+            return [found]
         found = (found,)
     try:
         chosen = [found[name] for name in names] if hasattr(found, "keys") else list(found)[:len(names)]

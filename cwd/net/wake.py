@@ -11,9 +11,11 @@ import errno
 import os
 import signal
 
-from cwd.jit import kernel
+import numpy as np
+
+from cwd.jit import kernel, lean_kernel
 from cwd.net.clock import monotonic_ns
-from cwd.net.native import I4, I8, external, last_errno, load_i8, load_u2, pause, stack_words, store_i8
+from cwd.net.native import I4, I8, address_of, external, last_errno, load_i8, load_u2, pause, stack_words, store_i8
 
 EAGAIN = -errno.EAGAIN
 EINTR = -errno.EINTR
@@ -28,6 +30,9 @@ _POLLIN = 1
 _POLLNVAL = 32
 _PR_SET_TIMERSLACK = 29
 
+#: struct pollfd
+POLL_FD = np.dtype([("fd", "i4"), ("events", "i2"), ("revents", "i2")])
+
 _read = external("read", I8, I4, I8, I8)
 _write = external("write", I8, I4, I8, I8)
 _ppoll = external("ppoll", I4, I8, I8, I8, I8)
@@ -38,6 +43,13 @@ _prctl = external("prctl", I4, I4, I8, I8, I8, I8)
 def make_eventfd() -> int:
     """A non-blocking eventfd, counter 0, closed on exec; the caller closes it."""
     return os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+
+
+def poll_fds(*fds: int) -> np.ndarray:
+    """POLL_FD[len(fds)] that waits for input on all."""
+    items = np.zeros(len(fds), POLL_FD)
+    items["fd"], items["events"] = fds, _POLLIN
+    return items
 
 
 def make_timerfd() -> int:
@@ -116,6 +128,19 @@ def wait_fd(fd, timeout_ns):
     if ready < 0:
         return -last_errno()
     return EBADF if load_u2(words + 6) & _POLLNVAL else ready
+
+
+@lean_kernel
+def wait_fds(items, timeout_ns):
+    """Sleep until an item of POLL_FD[n] is ready: how many are (`revents` says which); else as `wait_fd`."""
+    words = stack_words()
+    wait = 0
+    if timeout_ns >= 0:
+        store_i8(words, timeout_ns // _NS_PER_S)
+        store_i8(words + 8, timeout_ns % _NS_PER_S)
+        wait = words
+    ready = _ppoll(address_of(items), items.shape[0], wait, 0)
+    return ready if ready >= 0 else -last_errno()
 
 
 @kernel

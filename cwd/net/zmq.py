@@ -38,6 +38,7 @@ SNDMORE = int(zmq.SNDMORE)
 POLLIN = int(zmq.POLLIN)
 POLLOUT = int(zmq.POLLOUT)
 _RCVMORE = int(zmq.RCVMORE)
+_EVENTS = int(zmq.EVENTS)
 
 #: Results of calls below, negative as they are returned. What each means for the caller is said at the call.
 EAGAIN = -errno.EAGAIN
@@ -251,6 +252,16 @@ def drop_rest(socket):
             frames += 1
         elif zmq_errno() != -EINTR:
             return frames
+
+
+@kernel
+def has_input(socket):
+    """True if a message waits. All of libzmq's commands to the socket are taken: what comes later makes its descriptor
+    (ZMQ_FD) readable again, and this is the only word of what came before."""
+    words = stack_words()
+    store_i8(words, 0)
+    store_i8(words + 8, 4)
+    return zmq_getsockopt(socket, _EVENTS, words, words + 8) == 0 and load_i4(words) & POLLIN != 0
 
 
 @lean_kernel

@@ -12,6 +12,8 @@ and say `agenda_done` when what it started has ended.
 
 from __future__ import annotations
 
+import struct
+
 import numpy as np
 
 from cwd.errors import Code
@@ -43,21 +45,26 @@ ACTION = np.dtype(
         ("latest_ns", "i8"),
         ("expected_ns", "i8"),  # the controller's estimate
         ("received_ns", "i8"),
-        ("model", "i8"),  # handle
         ("image_low", "i8"),  # the page image's hash, two halves of 8 bytes
         ("image_high", "i8"),
-        ("program", "i4"),  # the controller's number for the program
-        ("pages", "i4"),
-        ("repeats", "i4"),
-        ("entry", "i4"),  # where the host keeps its payload, -1 none
+        ("model", "i8"),  # handle; from here to rows is what EXEC_FIELDS reads
         ("kind", "i4"),  # wire.messages.Type
+        ("entry", "i4"),  # where the host keeps its payload, -1 none
         ("batch", "i4"),
         ("size_class", "i4"),
         ("rows", "i4"),
         ("rows_at", "i4"),  # offset of the rows' dims in frame 0
+        ("program", "i4"),  # the controller's number for the program
+        ("pages", "i4"),
+        ("repeats", "i4"),
     ],
     align=True,
 )
+
+#: Reads (model, kind, entry, batch, size_class, rows) of an ACTION at EXEC_AT: in Python six fields of a record, one by
+#: one, take longer than most other steps of an execution.
+EXEC_FIELDS = struct.Struct("=q5i")
+EXEC_AT = int(ACTION.fields["model"][1])
 
 LANE = np.dtype(
     [

@@ -163,7 +163,6 @@ def _serve(worker: DeviceWorker, signals: _Signals, options: WorkerOptions) -> N
 def _preload(worker: DeviceWorker, store: HostStore, signals: _Signals) -> None:
     """Build every program of the repository and stage every image that it can run, as far as there is room."""
     built: dict[bytes, bool] = {}
-    worker.backend.enter_thread()
 
     def usable(entry: Entry) -> bool:
         program = entry.manifest.program_hash
@@ -178,9 +177,10 @@ def _preload(worker: DeviceWorker, store: HostStore, signals: _Signals) -> None:
                 built[program] = False
         return built[program]
 
-    for fault in store.stage_all(usable, _progress("staging")):
-        _say(fault)
-    worker.device.reserve_windows(_WINDOWS_AHEAD)
+    with worker.backend.thread():
+        for fault in store.stage_all(usable, _progress("staging")):
+            _say(fault)
+        worker.device.reserve_windows(_WINDOWS_AHEAD)
 
 
 def _progress(what: str) -> Callable[[int, int, str], None]:

@@ -2,23 +2,22 @@
 
 Joins the host store, the pool of pages, the table of residents and a backend. Windows of time are the lanes' business,
 messages the io thread's. The exec thread and the load thread meet in one lock, held for microseconds: `_using` is what
-executes, and nothing takes its pages away before it has ended.
+executes, and nothing takes its pages away before `leave`.
 """
 
 from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections import defaultdict
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from cwd.errors import Code, RepositoryError
-from cwd.net.clock import monotonic_ns
 from cwd.units import NS_PER_S
-from cwd.wire.messages import DIMS
-from cwd.worker import lanes as la
+from cwd.worker import entries as en
 from cwd.worker import residency as rs
 from cwd.worker.agenda import NEVER
 from cwd.worker.backends.base import Backend
@@ -29,32 +28,36 @@ from cwd.worker.pages import PagePool
 LOG = logging.getLogger("cwd.worker")
 OK = int(Code.OK)
 
+_now = time.monotonic_ns
+
 #: A PROFILE runs at most so often: the exec lane is not to be lost to one message.
 REPEATS_MAX = 1000
 
 
 class Window(NamedTuple):
-    """A range of addresses with what the backend bound to it."""
+    """A range of addresses with what the backend bound to it, for instances of one program."""
 
     address: int
     pages: int
+    program: bytes
     bound: Any
 
 
 class Done(NamedTuple):
-    """How an action ended."""
+    """How an action ended; in the order of lanes.DONE."""
 
     status: int
     begin_ns: int
     end_ns: int
     device_ns: int = 0
     rows_done: int = 0
+    pages_free: int = -1  # -1: as before
 
 
 class Device:
     """See above. `rows_max` bounds a batch; `bytes_per_s` throttles LOADs where it is not 0."""
 
-    def __init__(self, backend: Backend, store: HostStore, pool: PagePool, entries: la.Entries, *, rows_max: int,
+    def __init__(self, backend: Backend, store: HostStore, pool: PagePool, entries: en.Entries, *, rows_max: int,
                  bytes_per_s: int = 0) -> None:
         self.backend, self.store, self.pool, self.entries = backend, store, pool, entries
         self.residency = rs.make_residency(1, pool.pages)
@@ -65,11 +68,14 @@ class Device:
         self._numbers: dict[tuple[int, int], int] = {}
         self._window_of: dict[int, Window] = {}
         self._spare: dict[bytes, list[Window]] = defaultdict(list)
-        self._lock = threading.Condition()
+        self._lock = threading.Lock()
         self._using = -1
+        #: to wait for the end of what executes; and how many do
+        self._ended, self._waiting = threading.Condition(self._lock), 0
         self._complained: set[tuple[bytes, str]] = set()
-        self._payloads, self._sizes = np.zeros(rows_max, np.int64), np.zeros(rows_max, np.int64)
-        self._results, self._out_sizes = np.zeros(rows_max, np.int64), np.zeros(rows_max, np.int64)
+        #: rows of a batch -> (payloads, sizes, results, output sizes), views of the entries' `batch`
+        self._arrays = [tuple(entries.batch[row, :n] for row in (en.PAYLOADS, en.SIZES, en.OUTPUTS, en.OUT_SIZES))
+                        for n in range(rows_max + 1)]
         self._pages = np.zeros(pool.pages, np.int32)
 
     def begin_session(self, session: int) -> None:
@@ -88,63 +94,50 @@ class Device:
 
     # the exec thread
 
-    def execute(self, action: np.void) -> Done:
-        """EXEC: the batch whose payloads are in the action's entry."""
-        begin_ns = int(monotonic_ns())
-        index = self._enter(int(action["model"]))
-        if index < 0:
-            return Done(-index, begin_ns, begin_ns)
+    def execute(self, model: int, entry: int, batch: int, size_class: int, rows: int) -> Done:
+        """EXEC: the batch whose `rows` payloads are in the entry."""
+        begin_ns = _now()
+        window = self._enter(model)
+        if window is None:
+            return Done(int(Code.NOT_RESIDENT), begin_ns, begin_ns)
+        payloads, sizes, results, out_sizes = self._arrays[rows]
+        dims = self.entries.dims[entry, :rows]
+        opened = False
         try:
-            status, rows = self._execute(action, index)
-        finally:
-            self._leave()
-        return Done(status, begin_ns, int(monotonic_ns()), rows_done=rows)
-
-    def _execute(self, action: np.void, index: int) -> tuple[int, int]:
-        n, entry = int(action["rows"]), int(action["entry"])
-        program = self.programs[self.residency.residents[0, index]["program"]]
-        payloads, sizes, results = self._payloads[:n], self._sizes[:n], self._results[:n]
-        dims, out_sizes = self.entries.dims[entry].reshape(-1, DIMS)[:n], self._out_sizes[:n]
-        la.entry_payloads(self.entries, entry, n, payloads, sizes)
-        allocated = False
-        try:
-            self.backend.output_bytes(program, dims, out_sizes)
-            allocated = bool(la.entry_outputs(self.entries, entry, n, out_sizes, results))
-            if not allocated:
-                return int(Code.DEVICE_ERROR), 0
-            status = int(self.backend.execute(program, self._window_of[index].bound, int(action["batch"]),
-                                              int(action["size_class"]), payloads, sizes, dims, results))
+            self.backend.output_bytes(window.program, dims, out_sizes)
+            opened = en.entry_open(self.entries, entry, rows)
+            status = self.backend.execute(window.program, window.bound, batch, size_class, payloads, sizes, dims,
+                                          results) if opened else int(Code.DEVICE_ERROR)
         except Exception as error:  # whatever a model does, it costs this action only
-            self._complain(program, error)
+            self._complain(window.program, error)
             status = int(Code.DEVICE_ERROR)
-        if status != OK and allocated:
-            la.entry_drop_outputs(self.entries, entry, n)
-        return status, n if status == OK else 0
+        if status == OK:
+            return Done(OK, begin_ns, _now(), 0, rows)
+        if opened:
+            en.entry_drop_outputs(self.entries, entry, rows)
+        return Done(status, begin_ns, _now())
 
     def profile(self, action: np.void) -> Done:
         """PROFILE: device_ns is the median of the executions."""
-        begin_ns = int(monotonic_ns())
-        index = self._enter(int(action["model"]))
-        if index < 0:
-            return Done(-index, begin_ns, begin_ns)
+        begin_ns = _now()
+        window = self._enter(int(action["model"]))
+        if window is None:
+            return Done(int(Code.NOT_RESIDENT), begin_ns, begin_ns)
         median_ns, status = 0, OK
-        program = self.programs[self.residency.residents[0, index]["program"]]
         try:
-            samples = self.backend.profile(program, self._window_of[index].bound, int(action["batch"]),
+            samples = self.backend.profile(window.program, window.bound, int(action["batch"]),
                                            int(action["size_class"]), min(max(int(action["repeats"]), 1), REPEATS_MAX))
             median_ns = sorted(samples)[len(samples) // 2]
         except RepositoryError as error:
             status = int(error.code)
         except Exception as error:
-            self._complain(program, error)
+            self._complain(window.program, error)
             status = int(Code.DEVICE_ERROR)
-        finally:
-            self._leave()
-        return Done(status, begin_ns, int(monotonic_ns()), device_ns=median_ns)
+        return Done(status, begin_ns, _now(), median_ns)
 
     def prepare(self, session: int, fields: dict[str, Any]) -> Done:
         """PREPARE: build the program, stage the image, and note the controller's number for it."""
-        begin_ns = int(monotonic_ns())
+        begin_ns = _now()
         program, image = fields["program"], fields["image"]
         status = OK
         try:
@@ -163,7 +156,7 @@ class Device:
             number = self.programs.index(program)
             with self._lock:
                 self._numbers[session, fields["program_index"]] = number
-        return Done(status, begin_ns, int(monotonic_ns()))
+        return Done(status, begin_ns, _now())
 
     def adopt_program(self, program: bytes) -> None:
         """Have the backend build a program, and give it a number. `RepositoryError` says why not."""
@@ -171,19 +164,27 @@ class Device:
         if program not in self.programs:
             self.programs.append(program)
 
-    def _enter(self, model: int) -> int:
-        """The READY resident of that handle, whose pages now stay; or minus NOT_RESIDENT."""
+    def _enter(self, model: int) -> Window | None:
+        """The window of the READY resident with that handle, whose pages now stay; None if there is none."""
         with self._lock:
-            index = int(rs.resident_find(self.residency, 0, model))
-            if index < 0 or self.residency.residents[0, index]["state"] != rs.READY:
-                return -int(Code.NOT_RESIDENT)
+            index = rs.resident_usable(self.residency, 0, model)
+            if index < 0:
+                return None
             self._using = index
-            return index
+            return self._window_of[index]
 
-    def _leave(self) -> None:
+    def leave(self) -> None:
+        """What executed is answered, and its pages may go: so no UNLOAD is answered before what it had to wait for."""
         with self._lock:
             self._using = -1
-            self._lock.notify_all()
+            if self._waiting:
+                self._ended.notify_all()
+
+    def _wait_end(self, timeout_s: float | None = None) -> None:
+        """With the lock: wait until what executes has ended, or `timeout_s`."""
+        self._waiting += 1
+        self._ended.wait(timeout_s)
+        self._waiting -= 1
 
     def _complain(self, program: bytes, error: Exception) -> None:
         """Log a fault of a model, once for each kind."""
@@ -196,8 +197,9 @@ class Device:
 
     def load(self, action: np.void) -> Done:
         """LOAD: copy the image into free pages and map them."""
-        begin_ns = int(monotonic_ns())
-        return Done(self._load(action), begin_ns, int(monotonic_ns()))
+        begin_ns = _now()
+        status = self._load(action)
+        return Done(status, begin_ns, _now(), pages_free=self.pages_free())
 
     def _load(self, action: np.void) -> int:
         low, high, model, pages = (int(action[name]) for name in ("image_low", "image_high", "model", "pages"))
@@ -238,30 +240,34 @@ class Device:
                 if index != -rs.NO_PAGES or pages > self.pages_free() or orphan < 0:
                     return index
                 while self._using == orphan:
-                    self._lock.wait()
+                    self._wait_end()
                 self._give(orphan)
 
     def unload(self, action: np.void) -> Done:
         """UNLOAD: when its last use has ended, its pages are free. IN_USE if that is after the window."""
-        begin_ns = int(monotonic_ns())
+        begin_ns = _now()
+        status = self._unload(int(action["model"]), int(action["latest_ns"]))
+        return Done(status, begin_ns, _now(), pages_free=self.pages_free())
+
+    def _unload(self, model: int, latest_ns: int) -> int:
         with self._lock:
-            index = int(rs.resident_find(self.residency, 0, int(action["model"])))
+            index = int(rs.resident_find(self.residency, 0, model))
             if index < 0 or self.residency.residents[0, index]["state"] != rs.READY:
-                return Done(int(Code.NOT_RESIDENT), begin_ns, begin_ns)
+                return int(Code.NOT_RESIDENT)
             while self._using == index:
-                left_ns = int(action["latest_ns"]) - int(monotonic_ns())
+                left_ns = latest_ns - _now()
                 if left_ns <= 0:
-                    return Done(int(Code.IN_USE), begin_ns, int(monotonic_ns()))
-                self._lock.wait(None if action["latest_ns"] == NEVER else min(left_ns / NS_PER_S, 60))
+                    return int(Code.IN_USE)
+                self._wait_end(None if latest_ns == NEVER else min(left_ns / NS_PER_S, 60))
             rs.resident_drain(self.residency, 0, index)
             self._give(index)
-        return Done(OK, begin_ns, int(monotonic_ns()))
+        return OK
 
     def _give(self, index: int) -> None:
         """With the lock: unmap a resident that nobody uses, keep its window for the next one, free its pages."""
         window = self._window_of.pop(index)
         self.pool.clear(window.address, window.pages)
-        self._spare[self.programs[self.residency.residents[0, index]["program"]]].append(window)
+        self._spare[window.program].append(window)
         rs.resident_give(self.residency, 0, index)
 
     def _window(self, program: bytes, pages: int) -> Window:
@@ -269,7 +275,7 @@ class Device:
         if self._spare[program]:
             return self._spare[program].pop()
         address = self.pool.reserve(pages)
-        return Window(address, pages, self.backend.bind(program, address))
+        return Window(address, pages, program, self.backend.bind(program, address))
 
     def reserve_windows(self, limit: int) -> None:
         """Bind windows ahead, at most `limit` for each program, so that no LOAD has to."""

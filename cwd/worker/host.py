@@ -1,7 +1,7 @@
 """A worker with one real device: its threads, and the rare half of its connection.
 
 Threads: the io thread (io.py, nopython for ever, except for rare messages, which are dealt with here), the exec thread
-and the load thread (lanes.py). Whoever constructs this keeps its own thread to itself.
+and the load thread (lanes.py); they meet at the exchange (exchange.py). Whoever constructs this keeps its own thread to itself.
 """
 
 from __future__ import annotations
@@ -20,10 +20,12 @@ from cwd.errors import Code
 from cwd.net.clock import monotonic_ns
 from cwd.net.priority import set_nice
 from cwd.net.sockets import make_context
-from cwd.net.wake import drain, eventfd_signal, make_eventfd, make_timerfd, set_timer_slack
-from cwd.net.zmq import message, message_data, message_size, messages_close, poll_items
+from cwd.net.wake import eventfd_signal, make_eventfd, poll_fds, set_timer_slack
+from cwd.net.zmq import message, message_data, message_size, messages_close
 from cwd.wire.messages import Type
 from cwd.worker import agenda as ag
+from cwd.worker import entries as en
+from cwd.worker import exchange as ex
 from cwd.worker import io as io_
 from cwd.worker import lanes as la
 from cwd.worker.backends.base import Backend
@@ -50,20 +52,17 @@ class DeviceWorker:
 
     def __init__(self, options: WorkerOptions, backend: Backend, store: HostStore) -> None:
         self.options, self.backend = options, backend
-        entries = la.make_entries(2 * options.agenda_max + 8, options.rows_max)
-        self._fds = [make_eventfd(), make_eventfd(), make_timerfd()]
-        results_fd, self._wake_fd, timer_fd = self._fds
-        self.exec_lane = la.make_lane(options.agenda_max, results_fd)
-        self.load_lane = la.make_lane(options.agenda_max, results_fd)
-        items = poll_items([], [0, results_fd, self._wake_fd, timer_fd])
-        self.io = io_.make_io(self.exec_lane, self.load_lane, entries, items, options.agenda_max, options.pages)
-        self.device = Device(backend, store, PagePool(options.pages, options.page_bytes), entries,
+        self.exchange = exchange = ex.make_exchange(options.agenda_max, options.rows_max, options.pages)
+        self.exec_lane = la.make_lane(exchange, exchange.exec_queue)
+        self.load_lane = la.make_lane(exchange, exchange.load_queue)
+        self.io = io_.Io(exchange=exchange, items=poll_fds(-1, int(exchange.fds[0])))
+        self.device = Device(backend, store, PagePool(options.pages, options.page_bytes), exchange.entries,
                              rows_max=options.rows_max, bytes_per_s=options.load_bytes_per_s)
         self.context = make_context()
-        self.session = Session(self.context, options.endpoint, options.name, self.io.link, self._caps)
+        #: the io thread's, with the exchange's lock: it closes and makes sockets
+        self.session = Session(self.context, options.endpoint, options.name, exchange.link, self._caps)
         #: PREPAREs that wait in the exec lane, by (session, action)
         self._prepares: dict[tuple[int, int], dict[str, Any]] = {}
-        self._stopping = False
         #: whether the controller has welcomed this worker; what ended one of its threads. `events_fd` says: look
         self.welcomed = False
         self.failure: BaseException | None = None
@@ -78,19 +77,18 @@ class DeviceWorker:
 
     def stop(self, text: str = "the worker was told to stop") -> None:
         """Say goodbye, finish what runs, end the threads, give everything back."""
-        self._stopping = True
         for lane in (self.exec_lane, self.load_lane):
-            la.lane_stop(lane)
+            ex.queue_stop(lane.queue)
         for thread in self._threads[1:]:
             thread.join()
-        eventfd_signal(self._wake_fd)
+        ex.exchange_stop(self.exchange)
         self._threads[0].join()
         self.session.goodbye(text)
         self.session.close(linger_ms=200)
-        messages_close(self.io.entries.frames)
-        messages_close(self.io.entries.outputs)
+        messages_close(self.exchange.entries.frames)
+        messages_close(self.exchange.entries.outputs)
         self.context.destroy(200)
-        for fd in (*self._fds, self.events_fd, int(self.exec_lane.fds[0]), int(self.load_lane.fds[0])):
+        for fd in (self.events_fd, *ex.exchange_fds(self.exchange)):
             os.close(fd)
         self.device.pool.close()
 
@@ -109,63 +107,59 @@ class DeviceWorker:
         if self.options.pin_core >= 0:
             os.sched_setaffinity(0, {self.options.pin_core})
         set_timer_slack(_TIMER_SLACK_NS)
-        self.backend.enter_thread()
-        self._work(self.exec_lane, self.options.spin_ns, self._exec_one)
+        with self.backend.thread():
+            self._work(self.exec_lane, self.options.spin_ns, self._exec_one, self.device.leave)
 
     def _load(self) -> None:
         set_timer_slack(_TIMER_SLACK_NS)
-        self._work(self.load_lane, 0, self._load_one)
+        self._work(self.load_lane, 0, self._load_one, lambda: None)
 
-    def _work(self, lane: la.Lane, spin_ns: int, one: Callable[[np.void], Done]) -> None:
-        action, done = lane.action[0], lane.done[0]
+    def _work(self, lane: la.Lane, spin_ns: int, one: Callable[[np.ndarray], Done], after: Callable[[], None]) -> None:
+        action, done, write = lane.action, lane.done, la.DONE_FIELDS.pack_into
         while la.lane_wait(lane, spin_ns) == la.START:
-            found = one(action)
-            done["status"], done["begin_ns"], done["end_ns"], done["device_ns"], done["rows_done"] = found
-            # an execution moves no pages
-            done["pages_free"] = -1 if action["kind"] == TYPE_EXEC else self.device.pages_free()
+            write(done, 0, *one(action))
+            la.lane_answer(lane)
+            after()
 
-    def _exec_one(self, action: np.void) -> Done:
-        kind = action["kind"]
+    def _exec_one(self, action: np.ndarray) -> Done:
+        model, kind, entry, batch, size_class, rows = ag.EXEC_FIELDS.unpack_from(action, ag.EXEC_AT)
         if kind == TYPE_EXEC:
-            return self.device.execute(action)
+            return self.device.execute(model, entry, batch, size_class, rows)
         if kind == TYPE_PROFILE:
-            return self.device.profile(action)
-        session = int(action["session"])
-        fields = self._prepares.pop((session, int(action["action"])), None)
+            return self.device.profile(action[0])
+        session = int(action["session"][0])
+        fields = self._prepares.pop((session, int(action["action"][0])), None)
         return Done(int(Code.ABANDONED), 0, 0) if fields is None else self.device.prepare(session, fields)
 
-    def _load_one(self, action: np.void) -> Done:
-        return self.device.load(action) if action["kind"] == TYPE_LOAD else self.device.unload(action)
+    def _load_one(self, action: np.ndarray) -> Done:
+        return self.device.load(action[0]) if action["kind"][0] == TYPE_LOAD else self.device.unload(action[0])
 
-    # the io thread
+    # the io thread, which has the exchange's lock whenever it is here
 
     def _io(self) -> None:
         set_nice(_IO_NICE)
         set_timer_slack(_TIMER_SLACK_NS)
-        self._connect_again(self.session.connect)
-        while True:
-            what = io_.io_run(self.io)
-            if what == io_.RARE:
-                self._rare()
-            elif what == io_.GREET:
-                self.session.say_hello()
-            elif what == io_.LOST:
-                self._connect_again(lambda: self.session.reconnect("the controller is silent or gone"))
-            else:
-                drain(self._wake_fd)
-                if self._stopping:
-                    self.io.counts["order"] = io_.FLUSH
-                    io_.io_run(self.io)
-                    return
+        ex.exchange_lock(self.exchange)
+        try:
+            self._connect_again(self.session.connect)
+            while (what := io_.io_run(self.io)) != io_.STOP:
+                if what == io_.RARE:
+                    self._rare()
+                elif what == io_.GREET:
+                    self.session.say_hello()
+                else:
+                    self._connect_again(lambda: self.session.reconnect("the controller is silent or gone"))
+        finally:
+            ex.exchange_unlock(self.exchange)
 
     def _connect_again(self, connect: Callable[[], None]) -> None:
         """Run something that may change the socket; the poll set follows."""
         connect()
-        item = self.io.items[io_.SOCKET]
-        item["socket"], item["fd"], item["events"] = self.io.link["socket"][0], 0, zmq.POLLIN
+        self.io.items["fd"][io_.SOCKET] = self.session.socket.getsockopt(zmq.FD)
 
     def _rare(self) -> None:
-        entry, entries = int(self.io.entries.counts[1]), self.io.entries
+        entries = self.exchange.entries
+        entry = int(entries.counts[1])
         first = message(entries.frames, entry * (1 + self.options.rows_max))
         frame = ctypes.string_at(message_data(first), message_size(first))
         fields: dict[str, Any] | None = None
@@ -178,19 +172,19 @@ class DeviceWorker:
         if fields is not None and fields["type"] == Type.PREPARE and self.session.open:
             self._prepare(fields)
             return
-        la.entry_close(entries, entry)
+        en.entry_close(entries, entry)
         if fields is not None and fields["type"] == Type.WELCOME:
-            session = int(self.io.link["session"][0])
+            session = int(self.exchange.link["session"][0])
             self.device.begin_session(session)
             self._prepares = {key: value for key, value in self._prepares.items() if key[0] == session}
-            self.io.counts["pages_free"] = self.device.pages_free()
-            self.io.counts["order"] = io_.WELCOME
+            self.exchange.counts["pages_free"] = self.device.pages_free()
+            ex.exchange_session(self.exchange)
             self.welcomed = True
             eventfd_signal(self.events_fd)
 
     def _prepare(self, fields: dict[str, Any]) -> None:
         """A PREPARE waits its turn in the exec lane like any other action."""
-        session = int(self.io.link["session"][0])
+        session = int(self.exchange.link["session"][0])
         action = ag.make_action(kind=TYPE_PREPARE, received_ns=monotonic_ns(), session=session)
         for name in ("action", "epoch"):
             action[name] = np.uint64(fields[name]).astype(np.int64)
@@ -199,8 +193,8 @@ class DeviceWorker:
         while len(self._prepares) > 2 * self.options.agenda_max:  # more than can wait: the oldest were refused
             self._prepares.pop(next(iter(self._prepares)), None)
         self._prepares[session, int(action["action"][0])] = fields
-        self.io.action[:] = action
-        self.io.counts["order"] = io_.QUEUE
+        self.exchange.action[:] = action
+        ex.exchange_queue(self.exchange)
 
     def _caps(self) -> dict[str, Any]:
         options = self.options

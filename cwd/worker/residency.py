@@ -108,6 +108,13 @@ def resident_find(residency, device, model):
 
 
 @lean_kernel
+def resident_usable(residency, device, model):
+    """Index of the READY resident with handle `model`, or -1."""
+    index = resident_find(residency, device, model)
+    return index if index >= 0 and residency.residents[device][index]["state"] == READY else np.int64(-1)
+
+
+@lean_kernel
 def resident_take(residency, device, model, image_low, image_high, pages):
     """Give `model` that many free pages and the state LOADING: its index, or minus ALREADY_RESIDENT or NO_PAGES.
 

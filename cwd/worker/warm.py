@@ -11,10 +11,12 @@ import numpy as np
 from cwd.models import fit
 from cwd.net.clock import monotonic_ns
 from cwd.net.sockets import connect_dealer, make_context
-from cwd.net.wake import eventfd_signal, make_eventfd, make_timerfd, set_timer_slack
-from cwd.net.zmq import message, message_data, message_size, messages_close, poll_items
+from cwd.net.wake import eventfd_signal, make_eventfd, make_timerfd, poll_fds, set_timer_slack
+from cwd.net.zmq import message, message_data, message_size, messages_close
 from cwd.wire.kernel import TYPE_PREPARE
 from cwd.worker import agenda as ag
+from cwd.worker import entries as en
+from cwd.worker import exchange as ex
 from cwd.worker import io as io_
 from cwd.worker import lanes as la
 from cwd.worker import link as ln
@@ -31,28 +33,28 @@ def warm() -> None:
 
 def warm_device() -> None:
     """What a worker with a real device calls."""
-    wake, results, timer = make_eventfd(), make_eventfd(), make_timerfd()
     context = make_context()
     socket = connect_dealer(context, "inproc://cwd-warm")
-    exec_lane, load_lane = la.make_lane(2, results), la.make_lane(2, results)
-    entries = la.make_entries(8, 2)
-    items = poll_items([socket], [results, wake, timer])
-    io = io_.make_io(exec_lane, load_lane, entries, items, 2, 4)
-    io.link["socket"], io.link["state"], io.link["session"] = socket.underlying, ln.OPEN, 1
-    io.link["heard_ns"] = io.link["asked_ns"] = monotonic_ns()
-    io.link["heartbeat_ns"] = io.link["lost_ns"] = 10**12
-    eventfd_signal(wake)
-    io_.io_run(io)
-    io.action[:] = ag.make_action(session=1, kind=TYPE_PREPARE)
-    io.counts["order"] = io_.QUEUE
-    io_.io_run(io)
+    exchange = ex.make_exchange(2, 2, 4)
+    exec_lane, load_lane = la.make_lane(exchange, exchange.exec_queue), la.make_lane(exchange, exchange.load_queue)
+    link, entries = exchange.link, exchange.entries
+    link["socket"], link["state"], link["session"] = socket.underlying, ln.OPEN, 1
+    link["heard_ns"] = link["asked_ns"] = monotonic_ns()
+    link["heartbeat_ns"] = link["lost_ns"] = 10**12
+    ex.exchange_lock(exchange)
+    ex.exchange_session(exchange)
+    exchange.action[:] = ag.make_action(session=1, kind=TYPE_PREPARE)
+    ex.exchange_queue(exchange)
+    ex.exchange_unlock(exchange)
+    ex.exchange_stop(exchange)
+    io_.io_run(io_.Io(exchange=exchange, items=poll_fds(-1, -1)))
     la.lane_wait(exec_lane, 0)
-    la.entry_payloads(entries, 0, 1, np.zeros(1, np.int64), np.zeros(1, np.int64))
-    la.entry_outputs(entries, 0, 1, np.zeros(1, np.int64), np.zeros(1, np.int64))
-    la.entry_drop_outputs(entries, 0, 1)
-    la.entry_close(entries, 1)
-    la.lane_stop(load_lane)
+    la.lane_answer(exec_lane)
+    ex.queue_stop(load_lane.queue)
     la.lane_wait(load_lane, 0)
+    en.entry_open(entries, 0, 1)
+    en.entry_drop_outputs(entries, 0, 1)
+    en.entry_close(entries, 1)
     set_timer_slack(50_000)
     message_data(message(entries.frames, 0))
     message_size(message(entries.frames, 0))
@@ -60,7 +62,7 @@ def warm_device() -> None:
     messages_close(entries.outputs)
     socket.close(0)
     context.destroy(0)
-    for fd in (wake, results, timer, int(exec_lane.fds[0]), int(load_lane.fds[0])):
+    for fd in ex.exchange_fds(exchange):
         os.close(fd)
     _warm_pages()
     fit.warm()
@@ -80,6 +82,7 @@ def _warm_pages() -> None:
     rs.resident_orphan_any(residency, 0)
     rs.resident_adopt(residency, 0, 1, 0, 0, 1)
     rs.resident_find(residency, 0, 1)
+    rs.resident_usable(residency, 0, 1)
     rs.pages_free(residency, 0)
     rs.resident_drain(residency, 0, index)
     rs.resident_give(residency, 0, index)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import threading
 import time
+from collections.abc import Iterator
 from types import SimpleNamespace
 
 import numpy as np
@@ -33,8 +35,11 @@ class FakeBackend:
         self.alone = threading.Lock()
         self.weights_bytes = 2 * PAGE - 7
 
-    def enter_thread(self) -> None:
-        self.thread = threading.get_ident()
+    @contextlib.contextmanager
+    def thread(self) -> Iterator[None]:
+        self.inside = threading.get_ident()
+        yield
+        self.inside = 0
 
     def programs(self) -> list[bytes]:
         return self.prepared
@@ -56,7 +61,7 @@ class FakeBackend:
         sizes[:] = dims[:, 0]
 
     def execute(self, program, bound, batch, size_class, payloads, sizes, dims, results) -> int:
-        assert threading.get_ident() == self.thread
+        assert threading.get_ident() == self.inside
         assert self.alone.acquire(blocking=False), "two executions at once"
         try:
             self.running.set()

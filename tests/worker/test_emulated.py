@@ -231,7 +231,7 @@ def test_a_worker_that_is_refused_says_why_and_ends(endpoint, code, text):
         worker = EmulatedWorker(options(endpoint), wake)
         while not controller.hellos:
             worker.step()
-            controller.pump(1)
+            controller.pump(1000)  # (a HELLO that came only after the worker had given up would be of a dead connection)
         peer, _ = controller.hello()
         controller.send(peer, Type.ERROR, code=code, re_type=1, re_id=0, text=text)
         with pytest.raises(CwdError, match=f"refused this worker: {text}"):

@@ -7,6 +7,7 @@ handles or pages: lanes.py has checked all that. `prepare`, `execute` and `profi
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
 import numpy as np
@@ -19,8 +20,8 @@ class Backend(Protocol):
     kind: str
     device: str
 
-    def enter_thread(self) -> None:
-        """The calling thread is going to prepare and execute: set what is a thread's own."""
+    def thread(self) -> AbstractContextManager[None]:
+        """Inside, the calling thread may prepare, execute and profile: what is a thread's own is set."""
 
     def programs(self) -> list[bytes]:
         """What has been prepared."""

@@ -6,11 +6,13 @@ can be: torch's thread pools, denormals, gradients; garbage collection is the da
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import gc
 import logging
 import os
 import time
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -42,9 +44,12 @@ class CpuBackend:
         self._programs: dict[bytes, Program] = {}
         torch.set_num_threads(1)
 
-    def enter_thread(self) -> None:
+    @contextlib.contextmanager
+    def thread(self) -> Iterator[None]:
         torch.set_num_threads(1)
         torch.set_flush_denormal(True)
+        with torch.inference_mode():  # once for all: to enter and leave it costs an execution some microseconds
+            yield
 
     def programs(self) -> list[bytes]:
         return list(self._programs)
@@ -52,7 +57,8 @@ class CpuBackend:
     def prepare(self, program: bytes) -> None:
         if program in self._programs:
             return
-        built = Program.load(self.repository, program)
+        with torch.inference_mode(False):  # a module is built as it would be anywhere
+            built = Program.load(self.repository, program)
         self._warm(built)
         self._programs[program] = built
         gc.freeze()
@@ -65,9 +71,7 @@ class CpuBackend:
         return built.bind(_tensor_at(address, built.layout.image_bytes))
 
     def output_bytes(self, program: bytes, dims: np.ndarray, sizes: np.ndarray) -> None:
-        outputs = self._programs[program].plan.outputs
-        for row in range(len(sizes)):
-            sizes[row] = fit.row_bytes(outputs, dims[row])
+        fit.rows_bytes(self._programs[program].plan.outputs, dims, sizes)
 
     def execute(self, program: bytes, bound: Binding, batch: int, size_class: int, payloads: np.ndarray,
                 sizes: np.ndarray, dims: np.ndarray, results: np.ndarray) -> int:
