@@ -71,16 +71,16 @@ def _within(progress: Say | None, number: int, total: int, swept: dict[str, Any]
 
 def _run_point(point: Point, facts: dict[str, Any], progress: playing.Progress | None) -> int:
     """Run one point and add its rows; its digest."""
-    scenario, instants = point.scenario, playing.look_every(point.scenario)
+    scenario = point.scenario
     sim = build(scenario)
     start_ns = int(sim.state[0]["now_ns"])
     measured_ns = start_ns + scenario.warmup_ns
     end_ns = measured_ns + scenario.measure_ns
-    playing.advance(sim, scenario, measured_ns, instants, start_ns, end_ns, progress)
+    playing.advance(sim, scenario, measured_ns, start_ns, end_ns, progress)
     piece_ns = point.minute_ns or scenario.measure_ns
     for minute in range(scenario.measure_ns // piece_ns):
         playing.start_measuring(sim)
-        playing.advance(sim, scenario, measured_ns + (minute + 1) * piece_ns, instants, start_ns, end_ns, progress)
+        playing.advance(sim, scenario, measured_ns + (minute + 1) * piece_ns, start_ns, end_ns, progress)
         swept = {**point.swept, "minute": minute} if point.minute_ns else point.swept
         facts["rows"].append(report.row(sim, scenario, swept))
         facts["groups"] += report.groups(sim, scenario, swept)

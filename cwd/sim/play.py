@@ -10,24 +10,17 @@ from cwd.sim.scenario import Scenario
 from cwd.sim.world import SimWorld
 from cwd.units import NS_PER_S
 
-#: instants between two looks at the whole world: in small worlds each, in large ones now and then
-SMALL_MODELS, SMALL_GPUS = 8, 3
-SAMPLED_INSTANTS = 400_000
+#: instants between two looks at the whole world in plain Python (the kernel itself looks in small worlds)
+LOOK_INSTANTS = 400_000
 #: virtual time between two progress reports
 PIECE_NS = NS_PER_S
 
 Progress = Callable[[int, int], None]
 
 
-def look_every(scenario: Scenario) -> int:
-    """Instants between two looks at the whole world."""
-    small = len(scenario.models) <= SMALL_MODELS and scenario.gpus <= SMALL_GPUS
-    return 1 if small else SAMPLED_INSTANTS
-
-
-def advance(sim: SimWorld, scenario: Scenario, until_ns: int, instants: int, start_ns: int = 0, end_ns: int = 0,
+def advance(sim: SimWorld, scenario: Scenario, until_ns: int, start_ns: int = 0, end_ns: int = 0,
             progress: Progress | None = None) -> None:
-    """Play up to `until_ns`, with a look at the whole world every so many instants.
+    """Play up to `until_ns`, with a look at the whole world now and then and at the end.
 
     Raises `InvariantError` with policy, seed, time and number of the instant at the first violation. `start_ns` and
     `end_ns` are of the whole run, for `progress`.
@@ -38,7 +31,7 @@ def advance(sim: SimWorld, scenario: Scenario, until_ns: int, instants: int, sta
         piece_ns = min(piece_ns + PIECE_NS, until_ns)
         why = loop.STEPS
         while why == loop.STEPS:
-            why = loop.run(sim, piece_ns, instants)
+            why = loop.run(sim, piece_ns, LOOK_INSTANTS)
             if why != loop.UNTIL:
                 look(sim, scenario)
         if progress is not None:

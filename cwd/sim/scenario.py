@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from cwd.core import engine
-from cwd.core.world import BATCHES_MAX, Config, make_world
+from cwd.core.world import BATCHES_MAX, BUCKETS, Config, make_world
 from cwd.errors import Code, CwdError
 from cwd.sim import noise as noises
 from cwd.sim import random as chance
@@ -26,6 +26,8 @@ from cwd.worker import residency as rs
 
 #: the SLO of clients that have none: what the core takes at most
 NO_SLO_NS = 3_600 * NS_PER_S
+#: worlds up to this size are looked at whole after every instant, by the kernel itself
+SMALL_MODELS, SMALL_GPUS = 8, 3
 #: waiting actions of a lane, as in the workers' default
 AGENDA_MAX = 64
 
@@ -169,13 +171,15 @@ def _empty(scenario: Scenario) -> w.SimWorld:
         exec_noise=tables["exec"], load_noise=tables["load"], network_noise=tables["network"],
         groups=np.zeros(len(scenario.groups), w.GROUP),
         histogram=np.zeros((len(scenario.groups), w.HISTOGRAM_BUCKETS), np.int64),
-        served=np.zeros(len(scenario.models), w.SERVED), state=np.zeros(1, w.STATE))
+        served=np.zeros(len(scenario.models), w.SERVED), state=np.zeros(1, w.STATE),
+        marks=np.zeros(max(config.requests_max, config.copies_max, config.models_max, messages, BUCKETS + 1), np.int64))
     sim.lanes["finish_ns"] = ag.NEVER
     state = sim.state[0]
     state["now_ns"], state["network_ns"], state["rate_permille"] = NS_PER_S, scenario.network_ns, 1000
     # room for the largest burst beside what is due at the same time
     state["events_max"] = config.events_max // 2
     state["minutes_ns"], state["lossless"] = scenario.minutes_ns, int(not scenario.faults)
+    state["look_every"] = int(len(scenario.models) <= SMALL_MODELS and g <= SMALL_GPUS)
     sim.groups["batch"][list(scenario.batch_groups)] = 1
     at = 0
     for i, load in enumerate(loads):

@@ -40,8 +40,8 @@ def test_models_join_one_after_another():
 
 def test_mmpp_has_the_mean_of_its_two_rates():
     load = Load(SOURCE_MMPP, rate_rps=20.0, rate2_rps=400.0, dwell_ns=300 * NS_PER_MS, dwell2_ns=100 * NS_PER_MS)
-    sim = world(load, seconds=60)
-    assert abs(int(sim.groups[0]["offered"]) / 60 - 115) < 25
+    sim = world(load, seconds=30)
+    assert abs(int(sim.groups[0]["offered"]) / 30 - 115) < 35
 
 
 def test_a_trace_is_played_as_it_is():
@@ -83,9 +83,9 @@ def test_sources_stop():
 
 
 def test_a_closed_loop_has_so_many_in_flight():
-    sim = world(Load(SOURCE_CLOSED, models=2, in_flight=3), models=2)
+    sim = world(Load(SOURCE_CLOSED, models=2, in_flight=3), models=2, seconds=1)
     assert sim.state[0]["calls_live"] == 6
-    assert sim.groups[0]["on_time"] > 10_000
+    assert sim.groups[0]["on_time"] > 1_000
 
 
 #: the only GPU dies at once: every request is refused with NO_WORKER
@@ -114,5 +114,5 @@ def test_an_open_client_gives_up_at_its_deadline():
 
 def test_policies_meet_the_same_arrivals():
     load = Load(SOURCE_POISSON, rate_rps=500.0, models=2, slo_ns=20 * NS_PER_MS)
-    counts = {policy: world(load, models=2, policy=policy).served["answered"].tolist() for policy in ("fifo", "clockwork")}
+    counts = {policy: world(load, models=2, policy=policy, seconds=2).served["answered"].tolist() for policy in ("fifo", "clockwork")}
     assert abs(counts["fifo"][0] - counts["clockwork"][0]) <= 2
