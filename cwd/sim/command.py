@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from cwd.core.world import POLICIES
@@ -28,24 +28,24 @@ EXPERIMENTS = {
 Say = Callable[[int, int, str], None]
 
 
-def points_of(experiment: str) -> Callable[..., Iterator[Point]]:
-    """The experiment's `points`; raises `CwdError` for one that is not there."""
-    if experiment not in EXPERIMENTS:
-        raise CwdError(f"no experiment {experiment!r}; there are {', '.join(EXPERIMENTS)}", code=Code.BAD_ARGUMENT)
-    return importlib.import_module(f"cwd.sim.experiments.{experiment}").points
+def check_names(experiments: Sequence[str], policies: Sequence[str]) -> None:
+    """Raise `CwdError` for an experiment or a policy that is not there."""
+    for what, names, known in (("experiment", experiments, EXPERIMENTS), ("policy", policies, POLICIES)):
+        for name in names:
+            if name not in known:
+                raise CwdError(f"no {what} {name!r}; there are {', '.join(known)}", code=Code.BAD_ARGUMENT)
 
 
 def run(experiment: str, policy: str = "clockwork", seed: int = 0, noise: str = "clockwork",
         progress: Say | None = None, **options: Any) -> dict[str, Any]:
     """Run all points: {"experiment", "policy", "seed", "options", "rows", "groups", "digest"}.
 
-    The digest is of everything that the core left in its outbox, in all points. `speeds` (wall time, requests) goes to
-    `progress` as text alone: nothing in the facts depends on the machine. Raises `CwdError` for what is not there and
+    The digest is of everything that the core left in its outbox, in all points. Nothing in the facts depends on the
+    machine or on how fast it is. Raises `CwdError` for what is not there and
     `InvariantError` at a violation.
     """
-    if policy not in POLICIES:
-        raise CwdError(f"no policy {policy!r}; there are {', '.join(POLICIES)}", code=Code.BAD_ARGUMENT)
-    make = points_of(experiment)
+    check_names([experiment], [policy])
+    make = importlib.import_module(f"cwd.sim.experiments.{experiment}").points
     points = list(make(**options, **({"seed": seed} if "seed" in inspect.signature(make).parameters else {})))
     facts: dict[str, Any] = {"experiment": experiment, "policy": policy, "seed": seed, "noise": noise,
                              "options": options, "rows": [], "groups": []}
