@@ -57,13 +57,24 @@ def _panel(axes: Any, rows: list[dict[str, Any]], x: str, key: str) -> None:
                       label="offered")
     if x in ("slo_ms", "load_factor"):
         axes.set_xscale("log")
+        ticks = sorted({row[x] for row in rows})
+        axes.set_xticks(ticks, [f"{value:g}" for value in ticks])
+        axes.minorticks_off()
     axes.set_ylim(bottom=0)
     axes.grid(True, color="#dddddd", linewidth=0.6)
 
 
+def _varies(rows: list[dict[str, Any]], x: str, key: str) -> bool:
+    """Whether rows that agree in x may differ in key; what x decides makes no series of its own."""
+    of_x: dict[Any, set[Any]] = {}
+    for row in rows:
+        of_x.setdefault(row.get(x), set()).add(row.get(key))
+    return any(len(values) > 1 for values in of_x.values())
+
+
 def series(rows: list[dict[str, Any]], x: str) -> dict[str, list[dict[str, Any]]]:
     """Rows by what else varies: a label for each combination of it."""
-    others = [key for key in ("policy", *SWEPT) if key != x and len({row.get(key) for row in rows}) > 1]
+    others = [key for key in ("policy", *SWEPT) if key != x and _varies(rows, x, key)]
     found: dict[str, list[dict[str, Any]]] = {}
     for row in rows:
         label = ", ".join(str(row[key]) if key == "policy" else f"{key} {row.get(key)}" for key in others)
