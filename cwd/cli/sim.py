@@ -11,25 +11,20 @@ import click
 
 from cwd.cli.bench import lines_of, options_of
 from cwd.cli.common import Ticker, emit, json_option, say
+from cwd.sim import EXPERIMENTS
 
 
 class Experiments(click.Group):
     """One command per experiment; its options are read off its `points`."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        from cwd.sim.command import EXPERIMENTS
-
         return [*EXPERIMENTS, "compare"]
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        from cwd.sim.command import EXPERIMENTS
-
         with formatter.section("Experiments"):
             formatter.write_dl([*EXPERIMENTS.items(), ("compare", "All experiments, policies and seeds, as one table.")])
 
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
-        from cwd.sim.command import EXPERIMENTS
-
         if name == "compare":
             return compare
         if name not in EXPERIMENTS:
@@ -81,10 +76,15 @@ def compare(as_json: bool, plot: str | None, seed: int, seeds: int, **options: A
 
 
 def _run(name: str, as_json: bool, plot: str | None, options: dict[str, Any]) -> None:
+    from cwd.errors import CwdError, InvariantError
     from cwd.sim.command import run
 
     begin = time.monotonic()
-    facts = run(name, progress=Ticker(), **options)
+    try:
+        facts = run(name, progress=Ticker(), **options)
+    except InvariantError as error:
+        # in a daemon it is a crash; here it is what was looked for
+        raise CwdError(str(error)) from error
     say(f"{name}: {len(facts['rows'])} rows in {time.monotonic() - begin:.1f} s")
     _finish(facts, as_json, plot, facts)
 

@@ -10,21 +10,10 @@ from typing import Any
 
 from cwd.core.world import POLICIES
 from cwd.errors import Code, CwdError
+from cwd.sim import EXPERIMENTS, report
 from cwd.sim import play as playing
-from cwd.sim import report
 from cwd.sim.experiments import Point
 from cwd.sim.scenario import build
-
-EXPERIMENTS = {
-    "fig5": "15 ResNet-50 on one GPU, closed loops, SLOs from 10 to 500 ms.",
-    "fig6": "3600 ResNet-50 on one GPU, one more asked for each second.",
-    "fig7": "How low SLOs can be: 12 and 48 models on 6 GPUs, three rates.",
-    "fig8": "Isolation: models with SLOs beside batch clients without.",
-    "overload": "From half to eight times what the GPUs can do.",
-    "scale": "10 to 150 GPUs, thousands of models.",
-    "maf": "Azure Functions on 4026 models and 12 GPUs.",
-    "soak": "A small world by chance with faults, checked after every instant.",
-}
 
 Say = Callable[[int, int, str], None]
 

@@ -8,7 +8,8 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from typing import Any
 
 from cwd.core.world import POLICIES
-from cwd.sim.command import EXPERIMENTS, check_names, run
+from cwd.sim import EXPERIMENTS
+from cwd.sim.command import check_names, run
 
 #: what is measured, not swept
 MEASURED = ("offered_rps", "goodput_rps", "on_time", "batch_rps", "p50_ms", "p99_ms", "max_ms", "mean_batch", "cold_share",

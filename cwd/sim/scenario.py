@@ -26,8 +26,9 @@ from cwd.worker import residency as rs
 
 #: the SLO of clients that have none: what the core takes at most
 NO_SLO_NS = 3_600 * NS_PER_S
-#: worlds up to this size are looked at whole after every instant, by the kernel itself
+#: worlds up to this size are looked at whole after every instant, larger ones every so many
 SMALL_MODELS, SMALL_GPUS = 8, 3
+LOOK_INSTANTS = 400_000
 #: waiting actions of a lane, as in the workers' default
 AGENDA_MAX = 64
 
@@ -99,6 +100,11 @@ class Scenario:
     minutes_ns: int = 60 * NS_PER_S
     #: more of the core's Config
     config: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
+def small(scenario: Scenario) -> bool:
+    """Whether the whole world can be looked at after every instant."""
+    return len(scenario.models) <= SMALL_MODELS and scenario.gpus <= SMALL_GPUS
 
 
 def build(scenario: Scenario) -> w.SimWorld:
@@ -179,7 +185,7 @@ def _empty(scenario: Scenario) -> w.SimWorld:
     # room for the largest burst beside what is due at the same time
     state["events_max"] = config.events_max // 2
     state["minutes_ns"], state["lossless"] = scenario.minutes_ns, int(not scenario.faults)
-    state["look_every"] = int(len(scenario.models) <= SMALL_MODELS and g <= SMALL_GPUS)
+    state["look_every"] = 1 if small(scenario) else LOOK_INSTANTS
     sim.groups["batch"][list(scenario.batch_groups)] = 1
     at = 0
     for i, load in enumerate(loads):

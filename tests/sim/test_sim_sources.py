@@ -114,5 +114,6 @@ def test_an_open_client_gives_up_at_its_deadline():
 
 def test_policies_meet_the_same_arrivals():
     load = Load(SOURCE_POISSON, rate_rps=500.0, models=2, slo_ns=20 * NS_PER_MS)
-    counts = {policy: world(load, models=2, policy=policy, seconds=2).served["answered"].tolist() for policy in ("fifo", "clockwork")}
+    counts = {policy: world(load, models=2, policy=policy, seconds=2).served["answered"].tolist()
+              for policy in ("fifo", "clockwork")}
     assert abs(counts["fifo"][0] - counts["clockwork"][0]) <= 2
