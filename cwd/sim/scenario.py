@@ -114,8 +114,8 @@ def build(scenario: Scenario) -> w.SimWorld:
     for program, profile in enumerate(scenario.profiles):
         _add_program(sim, program, profile, scenario.profile_permille)
     state = sim.state[0]
-    for g in range(scenario.gpus):
-        _join(sim, scenario, g)
+    for g, error_ns in enumerate(_clock_errors_ns(scenario)):
+        _join(sim, scenario, g, error_ns)
     for model, program in enumerate(scenario.models):
         handle = int(engine.model_added(sim.core, state["now_ns"], program, scenario.profiles[program].pages))
         if handle < 0:
@@ -138,6 +138,10 @@ def _refuse_nonsense(scenario: Scenario) -> None:
     for load in scenario.loads:
         if load.trace is None and not 0 <= load.model < load.model + load.models <= len(scenario.models):
             raise CwdError("a source asks for models that are not there", code=Code.BAD_ARGUMENT)
+        if load.kind == w.SOURCE_BURST and (load.count < 1 or load.period_ns < max(load.count * load.gap_ns, 1)):
+            raise CwdError("a burst has one request at least, and is over before the next", code=Code.BAD_ARGUMENT)
+        if load.kind == w.SOURCE_MMPP and min(load.dwell_ns, load.dwell2_ns) < 1:
+            raise CwdError("an MMPP source dwells in both states", code=Code.BAD_ARGUMENT)
 
 
 def _config(scenario: Scenario) -> Config:
@@ -221,12 +225,17 @@ def _add_program(sim: w.SimWorld, program: int, profile: Profile, permille: int)
     engine.load_seed(sim.core, program, 0, profile.load_ns * permille // 1000)
 
 
-def _join(sim: w.SimWorld, scenario: Scenario, g: int) -> None:
+def _clock_errors_ns(scenario: Scenario) -> list[int]:
+    """What the controller gets wrong about each GPU's clock, evenly between minus and plus the most."""
+    most_ns, chances = scenario.clock_error_ns, chance.make_streams(~scenario.seed, scenario.gpus)
+    return [int(chances[g]) % (2 * most_ns + 1) - most_ns for g in range(scenario.gpus)]
+
+
+def _join(sim: w.SimWorld, scenario: Scenario, g: int, error_ns: int) -> None:
     gpu, now_ns = sim.gpus[g], int(sim.state[0]["now_ns"])
     gpu["up"] = gpu["told"] = 1
     gpu["slow_permille"], gpu["pages"] = 1000, scenario.pages
-    error = np.array([chance.make_streams(scenario.seed, g + 1)[g] % 1_000_003])
-    gpu["clock_error_ns"] = int(error[0]) * (2 * scenario.clock_error_ns) // 1_000_003 - scenario.clock_error_ns
+    gpu["clock_error_ns"] = error_ns
     engine.gpu_joined(sim.core, now_ns, g, 0, scenario.pages)
     for program in range(len(scenario.profiles)):
         engine.program_prepared(sim.core, now_ns, g, program, 1)

@@ -41,8 +41,9 @@ def _table(fields: str) -> np.dtype:
 
 #: in the heap by (at_ns, sequence)
 EVENT = _table("at_ns sequence kind a b c")
-#: a request that the controller has and has not answered; its row is the core's handle of the payload
-CALL = _table("next live source model sent_ns first_ns deadline_ns client request_id tries")
+#: a client's request; its row is the core's handle of the payload. live: 1 while the controller has it, 2 while it is
+#: on its way or its client pauses; loops: 1 if the client sends another when it is answered
+CALL = _table("next live loops source model sent_ns first_ns deadline_ns client request_id tries")
 #: an action on its way there, on the GPU, or its result on its way back; its row is the core's handle of the outputs
 MESSAGE = _table(
     "next state gpu life action verb model program pages batch size_class rows earliest_ns latest_ns expected_ns "

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from cwd.errors import CwdError
 from cwd.sim import loop, play
 from cwd.sim.faults import DEAD
 from cwd.sim.profile import Profile
@@ -74,6 +75,16 @@ def test_minutes_have_their_rates():
         loop.run(sim, (1 + 5 * (minute + 1)) * NS_PER_S, 1 << 40)
         counts.append(int(sim.groups[0]["offered"]))
     assert abs(counts[0] - 250) < 80 and counts[1] <= 1 and abs(counts[2] - 1000) < 160 and counts[3] <= 1
+
+
+@pytest.mark.parametrize("load, text", [
+    (Load(SOURCE_POISSON, model=1, rate_rps=1.0), "models that are not there"),
+    (Load(SOURCE_BURST, period_ns=10, count=0), "a burst"), (Load(SOURCE_BURST, period_ns=10, count=3, gap_ns=4), "a burst"),
+    (Load(SOURCE_MMPP, rate_rps=1.0, rate2_rps=1.0), "MMPP"),
+])
+def test_nonsense_is_refused(load, text):
+    with pytest.raises(CwdError, match=text):
+        build(Scenario((FAST,), (0,), (load,), pages=64))
 
 
 def test_sources_stop():
