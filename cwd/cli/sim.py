@@ -11,25 +11,22 @@ import click
 
 from cwd.cli.bench import lines_of, options_of
 from cwd.cli.common import Ticker, emit, json_option, say
+from cwd.sim import EXPERIMENTS
 
 
 class Experiments(click.Group):
     """One command per experiment; its options are read off its `points`."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        from cwd.sim.command import EXPERIMENTS
-
-        return list(EXPERIMENTS)
+        return [*EXPERIMENTS, "compare"]
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        from cwd.sim.command import EXPERIMENTS
-
         with formatter.section("Experiments"):
-            formatter.write_dl(list(EXPERIMENTS.items()))
+            formatter.write_dl([*EXPERIMENTS.items(), ("compare", "All experiments, policies and seeds, as one table.")])
 
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
-        from cwd.sim.command import EXPERIMENTS
-
+        if name == "compare":
+            return compare
         if name not in EXPERIMENTS:
             return None
         points = importlib.import_module(f"cwd.sim.experiments.{name}").points
@@ -61,14 +58,41 @@ def sim() -> None:
     """The same scheduler in virtual time: a seed reproduces every byte."""
 
 
+@click.command()
+@click.option("--policy", "policies", multiple=True, help="May be repeated; all, if none is given.")
+@click.option("--seeds", default=1, show_default=True, help="How many seeds, from --seed on.")
+@click.option("--seed", default=0, show_default=True)
+@click.option("--experiment", "experiments", multiple=True, help="May be repeated; all but the soak, if none is given.")
+@click.option("--quick/--no-quick", default=False, show_default=True)
+@click.option("--processes", default=0, help="0: as many as there are cores.")
+@click.option("--plot", type=click.Path(dir_okay=False), help="Draw the rows into this PNG.")
+@json_option
+def compare(as_json: bool, plot: str | None, seed: int, seeds: int, **options: Any) -> None:
+    """All experiments under all policies, as one table."""
+    from cwd.sim.compare import compare as run
+
+    facts = run(seeds=range(seed, seed + seeds), progress=Ticker(), **options)
+    _finish(facts, as_json, plot, {"table": facts["table"]})
+
+
 def _run(name: str, as_json: bool, plot: str | None, options: dict[str, Any]) -> None:
+    from cwd.errors import CwdError, InvariantError
     from cwd.sim.command import run
 
     begin = time.monotonic()
-    facts = run(name, progress=Ticker(), **options)
+    try:
+        facts = run(name, progress=Ticker(), **options)
+    except InvariantError as error:
+        # in a daemon it is a crash; here it is what was looked for
+        raise CwdError(str(error)) from error
     say(f"{name}: {len(facts['rows'])} rows in {time.monotonic() - begin:.1f} s")
+    _finish(facts, as_json, plot, facts)
+
+
+def _finish(facts: dict[str, Any], as_json: bool, plot: str | None, shown: dict[str, Any]) -> None:
+    """Draw if asked to, and tell the facts: all of them as JSON, `shown` to people."""
     if plot:
         from cwd.sim.plot import draw
 
         draw(Path(plot), facts)
-    emit(facts, as_json, lines_of(facts))
+    emit(facts, as_json, lines_of(shown))

@@ -2,7 +2,7 @@
 
 The whole world is the core's own check, the GPUs' pages, and that the two agree: what the core holds READY on a GPU is
 there, what the GPU has the core charges for, and each request that waits in the core waits at its client.
-Plain Python; for every instant of a small world, now and then in a large one.
+Plain Python, for now and then; truth.py is the same compiled, for every instant of a small world.
 """
 
 from __future__ import annotations
@@ -31,6 +31,10 @@ NAMES = {
     w.ACTION_WRONG: "action {a} says {b} rows, and its requests are others",
     w.ACTION_ENDED_TWICE: "a second result of action {a} was accepted (last issued there: {b})",
     w.EXEC_WITHOUT_WEIGHTS: "GPU {a} executes model {b}, whose weights it has not",
+    w.TRUTH_CALLS: "the requests in the core are not those that clients wait for: some are never answered",
+    w.TRUTH_PAGES: "a page of GPU {a} has two owners or none",
+    w.TRUTH_COPIES: "the core holds model {a} ready on GPU {b}, which has it not",
+    w.TRUTH_MESSAGES: "an action is in two places, or a result is still held",
     w.REFUSED_ACTION: "GPU {a} refused an action of model {b} although nothing was lost",
 }
 

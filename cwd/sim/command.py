@@ -5,47 +5,37 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from cwd.core.world import POLICIES
 from cwd.errors import Code, CwdError
+from cwd.sim import EXPERIMENTS, report
 from cwd.sim import play as playing
-from cwd.sim import report
 from cwd.sim.experiments import Point
 from cwd.sim.scenario import build
-
-EXPERIMENTS = {
-    "fig5": "15 ResNet-50 on one GPU, closed loops, SLOs from 10 to 500 ms.",
-    "fig6": "3600 ResNet-50 on one GPU, one more asked for each second.",
-    "fig7": "How low SLOs can be: 12 and 48 models on 6 GPUs, three rates.",
-    "fig8": "Isolation: models with SLOs beside batch clients without.",
-    "overload": "From half to eight times what the GPUs can do.",
-    "scale": "10 to 150 GPUs, thousands of models.",
-    "soak": "A small world by chance with faults, checked after every instant.",
-}
 
 Say = Callable[[int, int, str], None]
 
 
-def points_of(experiment: str) -> Callable[..., Iterator[Point]]:
-    """The experiment's `points`; raises `CwdError` for one that is not there."""
-    if experiment not in EXPERIMENTS:
-        raise CwdError(f"no experiment {experiment!r}; there are {', '.join(EXPERIMENTS)}", code=Code.BAD_ARGUMENT)
-    return importlib.import_module(f"cwd.sim.experiments.{experiment}").points
+def check_names(experiments: Sequence[str], policies: Sequence[str]) -> None:
+    """Raise `CwdError` for an experiment or a policy that is not there."""
+    for what, names, known in (("experiment", experiments, EXPERIMENTS), ("policy", policies, POLICIES)):
+        for name in names:
+            if name not in known:
+                raise CwdError(f"no {what} {name!r}; there are {', '.join(known)}", code=Code.BAD_ARGUMENT)
 
 
 def run(experiment: str, policy: str = "clockwork", seed: int = 0, noise: str = "clockwork",
         progress: Say | None = None, **options: Any) -> dict[str, Any]:
     """Run all points: {"experiment", "policy", "seed", "options", "rows", "groups", "digest"}.
 
-    The digest is of everything that the core left in its outbox, in all points. `speeds` (wall time, requests) goes to
-    `progress` as text alone: nothing in the facts depends on the machine. Raises `CwdError` for what is not there and
+    The digest is of everything that the core left in its outbox, in all points. Nothing in the facts depends on the
+    machine or on how fast it is. Raises `CwdError` for what is not there and
     `InvariantError` at a violation.
     """
-    if policy not in POLICIES:
-        raise CwdError(f"no policy {policy!r}; there are {', '.join(POLICIES)}", code=Code.BAD_ARGUMENT)
-    make = points_of(experiment)
+    check_names([experiment], [policy])
+    make = importlib.import_module(f"cwd.sim.experiments.{experiment}").points
     points = list(make(**options, **({"seed": seed} if "seed" in inspect.signature(make).parameters else {})))
     facts: dict[str, Any] = {"experiment": experiment, "policy": policy, "seed": seed, "noise": noise,
                              "options": options, "rows": [], "groups": []}
@@ -71,16 +61,16 @@ def _within(progress: Say | None, number: int, total: int, swept: dict[str, Any]
 
 def _run_point(point: Point, facts: dict[str, Any], progress: playing.Progress | None) -> int:
     """Run one point and add its rows; its digest."""
-    scenario, instants = point.scenario, playing.look_every(point.scenario)
+    scenario = point.scenario
     sim = build(scenario)
     start_ns = int(sim.state[0]["now_ns"])
     measured_ns = start_ns + scenario.warmup_ns
     end_ns = measured_ns + scenario.measure_ns
-    playing.advance(sim, scenario, measured_ns, instants, start_ns, end_ns, progress)
+    playing.advance(sim, scenario, measured_ns, start_ns, end_ns, progress)
     piece_ns = point.minute_ns or scenario.measure_ns
     for minute in range(scenario.measure_ns // piece_ns):
         playing.start_measuring(sim)
-        playing.advance(sim, scenario, measured_ns + (minute + 1) * piece_ns, instants, start_ns, end_ns, progress)
+        playing.advance(sim, scenario, measured_ns + (minute + 1) * piece_ns, start_ns, end_ns, progress)
         swept = {**point.swept, "minute": minute} if point.minute_ns else point.swept
         facts["rows"].append(report.row(sim, scenario, swept))
         facts["groups"] += report.groups(sim, scenario, swept)

@@ -86,6 +86,7 @@ def take_call(sim):
     state["free_call"] = sim.calls[call]["next"]
     state["calls_live"] += 1
     sim.calls[call]["live"] = 1
+    sim.calls[call]["loops"] = 0
     return call
 
 

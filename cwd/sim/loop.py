@@ -13,7 +13,7 @@ from cwd.core.heap import NONE
 from cwd.core.world import ACTION_EXEC, FOREVER_NS, SLOT_MASK
 from cwd.errors import Code
 from cwd.jit import inner_kernel, lean_kernel
-from cwd.sim import faults, gpus, replies, sources
+from cwd.sim import faults, gpus, replies, sources, truth
 from cwd.sim.events import free_message, pop, violate
 from cwd.sim.world import (
     ACTION_ENDED_TWICE, BROKEN_CORE, EVENT_ACTION, EVENT_FAULT, EVENT_LOST, EVENT_REQUEST, EVENT_RESULT, MESSAGE_HELD,
@@ -73,6 +73,8 @@ def _instant(sim, now_ns):
         return 1
     replies.flush(sim, now_ns)
     state["instants"] += 1
+    if truth.due(sim):
+        truth.look(sim)
     return 1
 
 

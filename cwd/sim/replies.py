@@ -14,10 +14,10 @@ from cwd.errors import Code
 from cwd.jit import inner_kernel
 from cwd.sim import gpus, sources
 from cwd.sim.events import delay_ns, free_call, free_message, take_message, violate
-from cwd.sim.stats import count_reply
+from cwd.sim.stats import count_reply, is_refusal
 from cwd.sim.world import (
     ACTION_AGAIN, ACTION_WRONG, MESSAGE_HELD, PAYLOAD_DROPPED, REPLY_LATE, REPLY_TWICE, REPLY_WITHOUT_RESULT,
-    REPLY_WRONG, RESULT_TWICE, SOURCE_CLOSED, STREAM_CLIENTS,
+    REPLY_WRONG, RESULT_TWICE, STREAM_CLIENTS,
 )
 
 OK = int(Code.OK)
@@ -117,12 +117,12 @@ def _reply(sim, out, now_ns):
         violate(sim, REPLY_WITHOUT_RESULT, out["request_id"], out["result"])
     received_ns = now_ns + delay_ns(sim, STREAM_CLIENTS)
     row = sim.sources[request["source"]]
-    refused = count_refused(np.int64(out["status"]))
+    refused = is_refusal(np.int64(out["status"]))
     wait_ns = PAUSE_NS if refused and received_ns - request["sent_ns"] <= SOON_NS else 0
-    again = (refused and row["kind"] != SOURCE_CLOSED and request["tries"] < row["tries_max"]
+    again = (refused and request["loops"] == 0 and request["tries"] < row["tries_max"]
              and received_ns + wait_ns < request["deadline_ns"])
     count_reply(sim, out, request, received_ns, again)
-    if row["kind"] == SOURCE_CLOSED:
+    if request["loops"] == 1:
         sources.issue(sim, call, received_ns + wait_ns)
     elif again:
         sources.issue_again(sim, call, received_ns + wait_ns)
@@ -143,12 +143,6 @@ def _outputs_are_right(sim, out, request, now_ns):
     if (row["action"] != out["action"] or row["status"] != OK or row["model"] != out["model"]
             or out["row"] < 0 or out["row"] >= row["rows"]):
         violate(sim, REPLY_WITHOUT_RESULT, out["request_id"], result)
-
-
-@inner_kernel
-def count_refused(status):
-    """Whether a reply is a refusal that trying again may help: turned away, or given up in the queue."""
-    return 100 < status < 110
 
 
 @inner_kernel

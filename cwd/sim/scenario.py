@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from cwd.core import engine
-from cwd.core.world import BATCHES_MAX, Config, make_world
+from cwd.core.world import BATCHES_MAX, BUCKETS, Config, make_world
 from cwd.errors import Code, CwdError
 from cwd.sim import noise as noises
 from cwd.sim import random as chance
@@ -26,6 +26,9 @@ from cwd.worker import residency as rs
 
 #: the SLO of clients that have none: what the core takes at most
 NO_SLO_NS = 3_600 * NS_PER_S
+#: worlds up to this size are looked at whole after every instant, larger ones every so many
+SMALL_MODELS, SMALL_GPUS = 8, 3
+LOOK_INSTANTS = 400_000
 #: waiting actions of a lane, as in the workers' default
 AGENDA_MAX = 64
 
@@ -99,6 +102,11 @@ class Scenario:
     config: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
+def small(scenario: Scenario) -> bool:
+    """Whether the whole world can be looked at after every instant."""
+    return len(scenario.models) <= SMALL_MODELS and scenario.gpus <= SMALL_GPUS
+
+
 def build(scenario: Scenario) -> w.SimWorld:
     """The world at time 1 s, all GPUs joined, sources and faults armed; raises `CwdError` for what cannot be."""
     _refuse_nonsense(scenario)
@@ -106,8 +114,8 @@ def build(scenario: Scenario) -> w.SimWorld:
     for program, profile in enumerate(scenario.profiles):
         _add_program(sim, program, profile, scenario.profile_permille)
     state = sim.state[0]
-    for g in range(scenario.gpus):
-        _join(sim, scenario, g)
+    for g, error_ns in enumerate(_clock_errors_ns(scenario)):
+        _join(sim, scenario, g, error_ns)
     for model, program in enumerate(scenario.models):
         handle = int(engine.model_added(sim.core, state["now_ns"], program, scenario.profiles[program].pages))
         if handle < 0:
@@ -130,6 +138,10 @@ def _refuse_nonsense(scenario: Scenario) -> None:
     for load in scenario.loads:
         if load.trace is None and not 0 <= load.model < load.model + load.models <= len(scenario.models):
             raise CwdError("a source asks for models that are not there", code=Code.BAD_ARGUMENT)
+        if load.kind == w.SOURCE_BURST and (load.count < 1 or load.period_ns < max(load.count * load.gap_ns, 1)):
+            raise CwdError("a burst has one request at least, and is over before the next", code=Code.BAD_ARGUMENT)
+        if load.kind == w.SOURCE_MMPP and min(load.dwell_ns, load.dwell2_ns) < 1:
+            raise CwdError("an MMPP source dwells in both states", code=Code.BAD_ARGUMENT)
 
 
 def _config(scenario: Scenario) -> Config:
@@ -169,13 +181,15 @@ def _empty(scenario: Scenario) -> w.SimWorld:
         exec_noise=tables["exec"], load_noise=tables["load"], network_noise=tables["network"],
         groups=np.zeros(len(scenario.groups), w.GROUP),
         histogram=np.zeros((len(scenario.groups), w.HISTOGRAM_BUCKETS), np.int64),
-        served=np.zeros(len(scenario.models), w.SERVED), state=np.zeros(1, w.STATE))
+        served=np.zeros(len(scenario.models), w.SERVED), state=np.zeros(1, w.STATE),
+        marks=np.zeros(max(config.requests_max, config.copies_max, config.models_max, messages, BUCKETS + 1), np.int64))
     sim.lanes["finish_ns"] = ag.NEVER
     state = sim.state[0]
     state["now_ns"], state["network_ns"], state["rate_permille"] = NS_PER_S, scenario.network_ns, 1000
     # room for the largest burst beside what is due at the same time
     state["events_max"] = config.events_max // 2
     state["minutes_ns"], state["lossless"] = scenario.minutes_ns, int(not scenario.faults)
+    state["look_every"] = 1 if small(scenario) else LOOK_INSTANTS
     sim.groups["batch"][list(scenario.batch_groups)] = 1
     at = 0
     for i, load in enumerate(loads):
@@ -211,12 +225,17 @@ def _add_program(sim: w.SimWorld, program: int, profile: Profile, permille: int)
     engine.load_seed(sim.core, program, 0, profile.load_ns * permille // 1000)
 
 
-def _join(sim: w.SimWorld, scenario: Scenario, g: int) -> None:
+def _clock_errors_ns(scenario: Scenario) -> list[int]:
+    """What the controller gets wrong about each GPU's clock, evenly between minus and plus the most."""
+    most_ns, chances = scenario.clock_error_ns, chance.make_streams(~scenario.seed, scenario.gpus)
+    return [int(chances[g]) % (2 * most_ns + 1) - most_ns for g in range(scenario.gpus)]
+
+
+def _join(sim: w.SimWorld, scenario: Scenario, g: int, error_ns: int) -> None:
     gpu, now_ns = sim.gpus[g], int(sim.state[0]["now_ns"])
     gpu["up"] = gpu["told"] = 1
     gpu["slow_permille"], gpu["pages"] = 1000, scenario.pages
-    error = np.array([chance.make_streams(scenario.seed, g + 1)[g] % 1_000_003])
-    gpu["clock_error_ns"] = int(error[0]) * (2 * scenario.clock_error_ns) // 1_000_003 - scenario.clock_error_ns
+    gpu["clock_error_ns"] = error_ns
     engine.gpu_joined(sim.core, now_ns, g, 0, scenario.pages)
     for program in range(len(scenario.profiles)):
         engine.program_prepared(sim.core, now_ns, g, program, 1)

@@ -38,7 +38,7 @@ def start(sim, source):
             call = take_call(sim)
             if call == NONE:
                 return
-            sim.calls[call]["source"] = source
+            sim.calls[call]["source"], sim.calls[call]["loops"] = source, 1
             sim.calls[call]["model"] = row["model"] + i // row["in_flight"]
             issue(sim, call, row["start_ns"])
         return

@@ -13,6 +13,12 @@ DEADLINE_MISSED = int(Code.DEADLINE_MISSED)
 
 
 @inner_kernel
+def is_refusal(status):
+    """Whether a reply refuses the request, at arrival or in the queue; trying again may help."""
+    return 100 < status < 110 and status != DEADLINE_MISSED
+
+
+@inner_kernel
 def count_reply(sim, out, request, received_ns, again):
     """A reply has reached its client; `again`: it will send the request once more, so this was not the last word."""
     if sim.state[0]["measuring"] == 0:
@@ -28,7 +34,7 @@ def count_reply(sim, out, request, received_ns, again):
         _count_output(sim, out, request, received_ns)
     elif status == DEADLINE_MISSED:
         group["late"] += 1
-    elif 100 < status < 110:
+    elif is_refusal(np.int64(status)):
         group["refused"] += 1
     else:
         group["failed"] += 1

@@ -32,7 +32,7 @@ HISTOGRAM_BUCKETS = 64 << HISTOGRAM_BITS
 # what stops a run; checks.py has the sentences
 (BROKEN_CORE, EVENTS_FULL, CALLS_FULL, MESSAGES_FULL, REPLY_TWICE, REPLY_WRONG, REPLY_LATE, REPLY_WITHOUT_RESULT,
  PAYLOAD_DROPPED, RESULT_TWICE, ACTION_AGAIN, ACTION_WRONG, ACTION_ENDED_TWICE, EXEC_WITHOUT_WEIGHTS, REFUSED_ACTION,
- ) = range(1, 16)
+ TRUTH_CALLS, TRUTH_PAGES, TRUTH_COPIES, TRUTH_MESSAGES) = range(1, 20)
 
 
 def _table(fields: str) -> np.dtype:
@@ -41,8 +41,9 @@ def _table(fields: str) -> np.dtype:
 
 #: in the heap by (at_ns, sequence)
 EVENT = _table("at_ns sequence kind a b c")
-#: a request that the controller has and has not answered; its row is the core's handle of the payload
-CALL = _table("next live source model sent_ns first_ns deadline_ns client request_id tries")
+#: a client's request; its row is the core's handle of the payload. live: 1 while the controller has it, 2 while it is
+#: on its way or its client pauses; loops: 1 if the client sends another when it is answered
+CALL = _table("next live loops source model sent_ns first_ns deadline_ns client request_id tries")
 #: an action on its way there, on the GPU, or its result on its way back; its row is the core's handle of the outputs
 MESSAGE = _table(
     "next state gpu life action verb model program pages batch size_class rows earliest_ns latest_ns expected_ns "
@@ -72,7 +73,7 @@ SERVED = _table("answered on_time")
 STATE = _table(
     "now_ns sequence events timers free_call free_message calls_live messages_live violation violation_a violation_b "
     "lossless network_ns instants requests hash records request_id rate_permille measuring minutes_ns "
-    "events_max execs_before rows_before measured_ns"
+    "events_max execs_before rows_before measured_ns look_every"
 )
 
 
@@ -108,6 +109,7 @@ class SimWorld(Tables):
     histogram: np.ndarray  #: i8 [groups, HISTOGRAM_BUCKETS]: latencies of the replies with outputs
     served: np.ndarray  #: SERVED [models]
     state: np.ndarray  #: STATE [1]
+    marks: np.ndarray  #: i8, scratch of the checkers: as long as the longest table
 
 
 def free_list(rows: int, dtype: np.dtype) -> np.ndarray:

@@ -36,11 +36,11 @@ def error_line(err):
 
 
 def test_help_imports_nothing_heavy():
-    code = ("import sys; from cwd.cli.main import run; run(['--help']); run(['bench', '--help']); "
+    code = ("import sys; from cwd.cli.main import run; run(['--help']); run(['bench', '--help']); run(['sim', '--help']); "
             "print(sorted({'torch', 'numba', 'numpy', 'zmq'} & set(sys.modules)))")
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout.splitlines()[-1] == "[]"
-    for name in ("up", "controller", "worker", "model", "infer", "status", "replay", "bench", "compile"):
+    for name in ("up", "controller", "worker", "model", "infer", "status", "replay", "sim", "bench", "compile"):
         assert f"\n  {name} " in done.stdout
 
 

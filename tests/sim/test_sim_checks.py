@@ -5,10 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from cwd.core import check as core_check
 from cwd.core import engine
 from cwd.core.world import COPY_READY, REQUEST_QUEUED, REQUEST_RUNNING
 from cwd.errors import InvariantError
-from cwd.sim import checks, loop, play
+from cwd.sim import checks, derive, loop, play
 from cwd.sim.profile import RESNET50, profile
 from cwd.sim.scenario import Load, Scenario, build
 from cwd.sim.world import MESSAGE_FREE, MESSAGE_HELD, SOURCE_POISSON
@@ -24,7 +28,7 @@ def sim():
     """A world of three models on a GPU of two, a second old, at an instant at which executions and requests are about."""
     sim = build(SCENARIO)
     until_ns = 2 * NS_PER_S
-    play.advance(sim, SCENARIO, until_ns, 1)
+    play.advance(sim, SCENARIO, until_ns)
     while not ((sim.core.requests["state"] == REQUEST_RUNNING).any() and (sim.core.requests["state"] == REQUEST_QUEUED).any()):
         assert loop.run(sim, until_ns + NS_PER_S, 1) == loop.STEPS
     assert checks.violation(sim) == checks.check(sim) == ""
@@ -34,10 +38,17 @@ def sim():
 def stops(sim):
     """How the world is stopped when it is played on."""
     with pytest.raises(InvariantError) as found:
-        play.advance(sim, SCENARIO, int(sim.state[0]["now_ns"]) + 5 * NS_PER_S, 1)
+        play.advance(sim, SCENARIO, int(sim.state[0]["now_ns"]) + 5 * NS_PER_S)
     text = str(found.value)
     assert text.startswith("policy clockwork, seed 4, ") and " s, instant " in text and "\n" not in text
     return text
+
+
+def stops_at_once(sim):
+    """How the invariants that are held at any size stop the world, without a look at the whole."""
+    sim.state["look_every"] = 0
+    assert loop.run(sim, int(sim.state[0]["now_ns"]) + NS_PER_S, 1 << 40) == loop.BROKEN
+    return checks.violation(sim)
 
 
 def test_a_page_with_two_owners(sim):
@@ -63,6 +74,7 @@ def test_a_reply_that_is_lost(sim):
 def test_a_request_that_the_core_never_had(sim):
     call = int(np.flatnonzero(sim.calls["live"] == 0)[0])
     sim.calls[call]["live"], sim.calls[call]["request_id"] = 1, 77
+    assert "never answered" in checks.check(sim)
     assert "never answered" in stops(sim)
 
 
@@ -70,8 +82,7 @@ def test_a_second_reply(sim):
     """Two requests of the core share a payload: the second reply finds nobody."""
     queued = np.flatnonzero(sim.core.requests["state"] != 0)
     sim.core.requests[queued[0]]["payload"] = sim.core.requests[queued[1]]["payload"]
-    assert loop.run(sim, int(sim.state[0]["now_ns"]) + NS_PER_S, 1 << 40) == loop.BROKEN
-    assert "a reply to request" in checks.violation(sim)
+    assert "a reply to request" in stops_at_once(sim)
 
 
 def test_a_late_reply_that_pretends(sim):
@@ -80,9 +91,7 @@ def test_a_late_reply_that_pretends(sim):
     live = sim.core.requests["state"] != 0
     sim.core.requests["deadline_ns"][live] += 10 * NS_PER_S
     sim.core.requests["due_ns"][live] += 10 * NS_PER_S
-    until_ns = int(sim.state[0]["now_ns"]) + NS_PER_S
-    assert loop.run(sim, until_ns, 1 << 40) == loop.BROKEN
-    assert "after its deadline" in checks.violation(sim)
+    assert "after its deadline" in stops_at_once(sim)
 
 
 def test_an_execution_without_weights(sim):
@@ -91,16 +100,14 @@ def test_an_execution_without_weights(sim):
     m = int(sim.core.copies[copy]["model"])
     rs.resident_give(sim.residency, 0, rs.resident_find(sim.residency, 0, sim.models[m]))
     assert "ready on GPU 0, which has it not" in checks.check(sim)
-    assert loop.run(sim, int(sim.state[0]["now_ns"]) + NS_PER_S, 1 << 40) == loop.BROKEN
-    assert "weights" in checks.violation(sim)
+    assert "weights" in stops_at_once(sim)
 
 
 def test_a_result_that_settles_twice(sim):
     """An action's result comes again with the outputs of another request's."""
     loop.run(sim, int(sim.state[0]["now_ns"]) + NS_PER_S, 1)
     sim.issued["settled"] = 1
-    assert loop.run(sim, int(sim.state[0]["now_ns"]) + NS_PER_S, 1 << 40) == loop.BROKEN
-    assert "second result" in checks.violation(sim)
+    assert "second result" in stops_at_once(sim)
 
 
 def test_a_result_that_is_never_let_go(sim):
@@ -116,3 +123,33 @@ def test_work_that_is_left_at_the_end(sim):
 def test_a_broken_index_of_the_core(sim):
     sim.core.counters[0]["requests_live"] += 1
     assert "free lists" in stops(sim)
+
+
+#: fields that a check derives and that are not links: a wrong link may make any walk endless
+FIELDS = {"requests": ("state", "client", "cost_ns", "home", "action"),
+          "models": ("state", "queued", "running", "work_ns", "copies_count", "copies_ready", "wanted"),
+          "gpus": ("state", "pages_free", "backlog_ns", "copies"), "lanes": ("count", "available_ns"),
+          "copies": ("state", "model", "gpu", "pages", "running", "active"), "actions": ("state", "rows", "batch", "parked"),
+          "clients": ("count",), "timers": ("key", "place"), "load_lanes": ("place",), "counters": (
+              "requests_live", "models_live", "copies_live", "actions_live", "gpus_up", "timers_count")}
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_the_compiled_check_is_the_cores_own(sim, data):
+    """Any one field changed: both find it, or both do not mind."""
+    table = data.draw(st.sampled_from(sorted(FIELDS)))
+    rows = getattr(sim.core, table)
+    used = [i for i in range(len(rows)) if table != "requests" or rows[i]["state"]]
+    row, name = data.draw(st.sampled_from(used)), data.draw(st.sampled_from(FIELDS[table]))
+    before = int(rows[row][name])
+    rows[row][name] = max(before + data.draw(st.sampled_from((-1, 1))), -1)
+    try:
+        try:
+            twin = core_check.check(sim.core)
+        except IndexError:
+            return
+        assert int(derive.broken_index(sim.core, sim.marks)) == twin
+    finally:
+        rows[row][name] = before
+    assert int(derive.broken_index(sim.core, sim.marks)) == 0

@@ -38,7 +38,7 @@ def scenario(kind=None, policy="clockwork", seed=1):
 def played(given):
     sim = build(given)
     play.start_measuring(sim)
-    play.advance(sim, given, int(sim.state[0]["now_ns"]) + given.measure_ns, 5)
+    play.advance(sim, given, int(sim.state[0]["now_ns"]) + given.measure_ns)
     play.refuse_rest(sim, given)
     return sim
 

@@ -18,7 +18,7 @@ VARIETIES = 61
 GPU_RPS = 1000.0
 
 
-def points(quick: bool = False, copies: int = 66, slo_ms: float = 100.0, load: float = 0.5, seconds: float = 10.0
+def points(quick: bool = False, copies: int = 66, slo_ms: float = 100.0, load: float = 0.3, seconds: float = 10.0
            ) -> Iterator[Point]:
     """One row per number of GPUs. `copies`: instances of each variety."""
     profiles = tuple(v100().values())[:VARIETIES]

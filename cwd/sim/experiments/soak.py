@@ -33,8 +33,9 @@ def points(quick: bool = False, seconds: float = 60.0, faults: bool = True, seed
                 stop_ns=easy_ns + 2 * NS_PER_S, period_ns=200 * NS_PER_MS, count=1)
     planned = tuple(_fault(dice, gpus, len(loads), busy_ns) for _ in range(dice.randint(0, 10) if faults else 0))
     scenario = Scenario(
-        profiles, programs, (*loads, easy), groups=("tight", "loose", "easy"), gpus=gpus, pages=largest + dice.randint(0, 3 * largest),
-        faults=planned, profile_permille=dice.choice((1000, 1000, 500, 2000)) if faults else 1000,
+        profiles, programs, (*loads, easy), groups=("tight", "loose", "easy"), gpus=gpus,
+        pages=largest + dice.randint(0, 3 * largest), faults=planned,
+        profile_permille=dice.choice((1000, 1000, 500, 2000)) if faults else 1000,
         clock_error_ns=dice.choice((0, 20, 200)) * NS_PER_US, warmup_ns=0, measure_ns=round(length_s * NS_PER_S),
         config=dict(requests_max=dice.choice((8, 64, 256)), events_max=128, actions_max=dice.choice((32, 128))))
     yield Point({"models": models, "gpus": gpus, "tenants": len(loads), "faults": len(planned)}, scenario, settles=True)

@@ -1,0 +1,82 @@
+"""Pictures of an experiment's rows: goodput, share in time, tail latency and batch size over what was swept.
+
+Colours are Okabe and Ito's, which stay apart for colour-blind people, and every series has a marker of its own besides.
+Needs matplotlib (extra `plot`).
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from cwd.errors import Code, CwdError
+
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#E69F00", "#CC79A7", "#56B4E9", "#666666")
+MARKERS = "osv^DPX*"
+#: what may be on the x axis, the first that varies; whatever else was swept makes series
+SWEPT = ("slo_ms", "load_factor", "gpus", "minute", "rate_rps", "tenants", "models", "seed")
+PANELS = (("goodput_rps", "in time, requests/s"), ("on_time", "share in time"), ("p99_ms", "p99 latency, ms"),
+          ("mean_batch", "mean batch"))
+
+
+def draw(path: Path, facts: dict[str, Any]) -> None:
+    """Write a PNG of `facts["rows"]`, a line of panels per experiment; raises `CwdError` without matplotlib."""
+    os.environ.setdefault("MPLBACKEND", "Agg")
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise CwdError("drawing needs matplotlib: pip install 'cwd[plot]'", code=Code.BAD_ARGUMENT) from error
+    parts: dict[str, list[dict[str, Any]]] = {}
+    for row in facts["rows"]:
+        parts.setdefault(row.get("experiment", facts["experiment"]), []).append(row)
+    figure = Figure(figsize=(18, 4.2 * max(len(parts), 1)), dpi=100, layout="constrained")
+    panels = figure.subplots(max(len(parts), 1), len(PANELS), squeeze=False)
+    for line, (name, rows) in zip(panels, parts.items(), strict=False):
+        x = next((key for key in SWEPT if len({row.get(key) for row in rows}) > 1), "seed")
+        for axes, (key, label) in zip(line, PANELS, strict=True):
+            _panel(axes, rows, x, key)
+            axes.set_title(f"{name}: {label}", fontsize=10)
+            axes.set_xlabel(x)
+        line[0].legend(fontsize=7)
+    try:
+        figure.savefig(path, metadata={"Software": "cwd"})
+    except OSError as error:
+        raise CwdError(f"{path}: {error.strerror or error}", code=Code.BAD_ARGUMENT) from error
+
+
+def _panel(axes: Any, rows: list[dict[str, Any]], x: str, key: str) -> None:
+    for number, (label, points) in enumerate(series(rows, x).items()):
+        points = sorted(points, key=lambda row: row[x])
+        axes.plot([row[x] for row in points], [row[key] for row in points], label=label, linewidth=1.2, markersize=4,
+                  color=COLOURS[number % len(COLOURS)], marker=MARKERS[number % len(MARKERS)])
+    if key == "goodput_rps":
+        offered = {row[x]: row["offered_rps"] for row in rows}
+        if max(offered.values()) < 20 * max(row[key] for row in rows) + 1:
+            axes.plot(sorted(offered), [offered[value] for value in sorted(offered)], color="#666666", linestyle=":",
+                      label="offered")
+    if x in ("slo_ms", "load_factor"):
+        axes.set_xscale("log")
+        ticks = sorted({row[x] for row in rows})
+        axes.set_xticks(ticks, [f"{value:g}" for value in ticks])
+        axes.minorticks_off()
+    axes.set_ylim(bottom=0)
+    axes.grid(True, color="#dddddd", linewidth=0.6)
+
+
+def _varies(rows: list[dict[str, Any]], x: str, key: str) -> bool:
+    """Whether rows that agree in x may differ in key; what x decides makes no series of its own."""
+    of_x: dict[Any, set[Any]] = {}
+    for row in rows:
+        of_x.setdefault(row.get(x), set()).add(row.get(key))
+    return any(len(values) > 1 for values in of_x.values())
+
+
+def series(rows: list[dict[str, Any]], x: str) -> dict[str, list[dict[str, Any]]]:
+    """Rows by what else varies: a label for each combination of it."""
+    others = [key for key in ("policy", *SWEPT) if key != x and _varies(rows, x, key)]
+    found: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        label = ", ".join(str(row[key]) if key == "policy" else f"{key} {row.get(key)}" for key in others)
+        found.setdefault(label or str(row["policy"]), []).append(row)
+    return found

@@ -1,0 +1,118 @@
+"""The experiments and the command: rows with all their columns, one JSON object, one line of error, pictures."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from cwd.cli.main import run as cwd
+from cwd.core.world import POLICIES
+from cwd.sim import EXPERIMENTS, command, compare, play
+from cwd.sim.experiments import maf, overload
+from cwd.sim.plot import series
+from cwd.sim.profile import V100_PAGES, profile, v100
+
+COLUMNS = {"policy", "seed", "offered_rps", "goodput_rps", "on_time", "batch_rps", "p50_ms", "p99_ms", "max_ms", "mean_batch",
+           "cold_share", "worst_model_on_time", "refused", "late", "failed", "attempts_rps"}
+
+
+@pytest.fixture
+def no_trace(monkeypatch):
+    monkeypatch.delenv("CWD_DATA", raising=False)
+
+
+@pytest.mark.parametrize("name", [name for name in EXPERIMENTS if name != "soak"])
+def test_quick_rows(name, no_trace):
+    rows = command.run(name, "clockwork", 1, quick=True)["rows"]
+    assert rows and all(set(row) > COLUMNS for row in rows)
+    for row in rows:
+        assert 0 < row["offered_rps"] <= row["attempts_rps"] + 0.01
+        assert 0 <= row["goodput_rps"] <= row["offered_rps"] and row["on_time"] <= 1
+        assert 0 <= row["p50_ms"] <= row["p99_ms"] <= 1.02 * row["max_ms"]
+        assert row["goodput_rps"] == pytest.approx(row["on_time"] * row["offered_rps"], rel=0.01, abs=0.1)
+    assert any(row["goodput_rps"] > 0 for row in rows)
+
+
+def test_figure_5_comes_near_the_batch_ceiling():
+    """At 100 ms nearly all of what a GPU can do: 800 r/s with batches of 16 in 20 ms, 925 in 17.3."""
+    for b16_ms, ceiling in ((20.0, 800.0), (17.3, 924.0)):
+        row = command.run("fig5", "clockwork", 0, quick=True, b16_ms=b16_ms)["rows"][-1]
+        assert row["slo_ms"] == 100 and row["goodput_rps"] > 0.9 * ceiling
+        assert row["goodput_rps"] < 1.02 * 16_000 / min(b16_ms, 2 * 9.93)
+
+
+def test_profiles_are_those_of_the_table():
+    assert len(v100()) == 64
+    resnet = profile("resnet50_v2")
+    assert resnet.exec_ns == (2_730_000, 4_050_000, 5_870_000, 9_930_000, 17_300_000)
+    assert resnet.load_ns == 8_320_000 and resnet.pages == 7 and V100_PAGES // resnet.pages == 201
+    assert resnet.with_batch(16, 5).exec_ns[-1] == 5
+
+
+def test_capacity_of_the_overload():
+    profiles = overload.varieties(16)
+    assert len({profile.name for profile in profiles}) == 16
+    per_request = sum(profile.exec_ns[-1] for profile in profiles) / 16 / 16
+    assert overload.capacity_rps(profiles, 3) == pytest.approx(3e9 / per_request)
+
+
+def test_the_rates_of_a_trace_have_the_mean_that_is_wanted(no_trace):
+    scenario = next(maf.points(minutes=479, rate_rps=500.0, functions=4, copies=2)).scenario
+    assert scenario.rates.shape == (122, 480)
+    assert scenario.rates.sum() / maf.MILLIONTHS / 480 / 60 == pytest.approx(500, rel=0.001)
+
+
+@pytest.mark.parametrize("arguments, text", [
+    (["nosuch"], "nosuch"), (["fig5", "--policy", "nosuch"], "no policy 'nosuch'"),
+    (["fig5", "--noise", "nosuch.txt"], "nosuch.txt"), (["maf", "--trace", "nosuch.csv"], "nosuch.csv"),
+    (["compare", "--experiment", "nosuch"], "no experiment 'nosuch'"), (["fig5", "--seed", "x"], "seed"),
+])
+def test_bad_arguments_are_one_line(capfd, arguments, text):
+    assert cwd(["sim", *arguments]) != 0
+    out, err = capfd.readouterr()
+    assert out == "" and len(err.splitlines()) == 1 and err.startswith("cwd: error: ") and text in err
+
+
+def test_a_violation_is_one_line(capfd, monkeypatch):
+    monkeypatch.setattr(play.checks, "check", lambda sim: "a page of GPU 0 has two owners or none")
+    assert cwd(["sim", "soak", "--quick", "--seed", "3"]) == 1
+    err = capfd.readouterr()[1].splitlines()[-1]
+    assert err.startswith("cwd: error: policy clockwork, seed 3, ") and err.endswith("two owners or none")
+
+
+def test_json_is_one_object_and_the_same_again(capfd):
+    texts = []
+    for _ in range(2):
+        assert cwd(["sim", "soak", "--quick", "--seed", "5", "--json"]) == 0
+        texts.append(capfd.readouterr()[0])
+    assert texts[0] == texts[1]
+    facts = json.loads(texts[0])
+    assert facts["experiment"] == "soak" and facts["seed"] == 5 and len(facts["digest"]) == 16
+
+
+def test_a_comparison_has_a_column_per_policy(capfd, tmp_path):
+    picture = tmp_path / "compare.png"
+    arguments = ["sim", "compare", "--quick", "--experiment", "fig5", "--experiment", "overload", "--seeds", "2", "--json"]
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError:
+        picture = None
+    assert cwd(arguments + (["--plot", str(picture)] if picture else [])) == 0
+    facts = json.loads(capfd.readouterr()[0])
+    assert len(facts["rows"]) == 2 * 2 * 2 * len(POLICIES)
+    assert {row["experiment"] for row in facts["rows"]} == {"fig5", "overload"}
+    assert all(f"{policy}_rps" in line for line in facts["table"] for policy in POLICIES) and len(facts["table"]) == 4
+    assert picture is None or picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_table_has_means_over_seeds():
+    rows = [{"experiment": "e", "policy": "fifo", "seed": seed, "slo_ms": 1, "goodput_rps": goodput, "on_time": 0.5,
+             "batch_rps": 0} for seed, goodput in ((0, 10.0), (1, 20.0))]
+    assert compare.table(rows, ["fifo"]) == [
+        {"experiment": "e", "point": "slo_ms 1", "fifo_rps": 15.0, "fifo_on_time": 0.5, "fifo_batch_rps": 0.0}]
+
+
+def test_series_are_of_what_the_axis_does_not_decide():
+    rows = [{"policy": "fifo", "slo_ms": slo, "rate_rps": 10 * slo, "models": models} for slo in (1, 2) for models in (3, 4)]
+    assert sorted(series(rows, "slo_ms")) == ["models 3", "models 4"]
