@@ -2,7 +2,8 @@
 
 A histogram is over the *stretch*: measured duration over profiled duration of the batch size, so that all sizes speak
 of the same thing. A batch takes as long as its longest member, so what is measured is a maximum. It is shared out by
-expectation: each member may have been the longest, as likely as its own histogram says, and else was anything below.
+expectation: each member was as long as that with the chance that its histogram gives it, given that one was, and else
+anything below: over many batches this finds who takes long (expectation maximization, one step for each batch).
 A batch's distribution is then the product of its members': one application's, and for the others the average of the
 program's, one factor each. All in fixed point; nothing here knows of deadlines.
 """
@@ -86,18 +87,18 @@ def up_to(row, j):
 
 @inner_kernel
 def likelihood(row, j):
-    """How likely a member with this histogram is to be in bin j if it is not above, in 1024ths and never 0."""
+    """The chance of a member with this histogram to be in bin j if it is not above, in 65536ths; never 0."""
     prior = SAMPLE // 16
-    return (row["counts"][j] + prior) * SAMPLE // (up_to(row, j) + prior) + 1
+    return (row["counts"][j] + prior) * CERTAIN // (up_to(row, j) + prior)
 
 
 @lean_kernel
 def add(row, j, stretch, share):
-    """Take in one member of a batch whose longest had this stretch: `share` of SAMPLE that it was it, else below."""
-    rest, below = SAMPLE - share, up_to(row, j)
+    """Take in one member of a batch whose longest had this stretch: `share` of SAMPLE that it was as long, else below."""
+    rest, below = SAMPLE - share, up_to(row, j - 1)
     total = 0
     for i in range(BINS):
-        if i <= j and below > 0:
+        if i < j and below > 0:
             row["sums"][i] += row["sums"][i] * rest // below
             row["counts"][i] += row["counts"][i] * rest // below
         if i == j:
@@ -126,15 +127,15 @@ def learn(world, a, took_ns):
     stretch = took_ns * STRETCH // profiled_ns
     stretch = stretch if stretch < 1024 * STRETCH else 1024 * STRETCH
     j = bin_of(stretch)
-    total = 0
+    none = CERTAIN
     r = action["first"]
     while r != NONE:
-        total += likelihood(world.histograms[world.requests[r]["tag"]], j)
+        none = none * (CERTAIN - likelihood(world.histograms[world.requests[r]["tag"]], j)) // CERTAIN
         r = world.requests[r]["next"]
     r = action["first"]
     while r != NONE:
         row = world.requests[r]["tag"]
-        share = likelihood(world.histograms[row], j) * SAMPLE // total
+        share = likelihood(world.histograms[row], j) * SAMPLE // (CERTAIN - none)
         share = share if share < SAMPLE else SAMPLE
         if row != action["program"]:
             add(world.histograms[row], j, stretch, share)
