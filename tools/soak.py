@@ -8,7 +8,7 @@ import os
 import sys
 from concurrent.futures import ProcessPoolExecutor, as_completed
 
-from cwd.core.world import POLICIES
+from cwd.core.presets import PRESETS
 from cwd.errors import CwdError, InvariantError
 from cwd.sim.command import run
 
@@ -27,10 +27,10 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, default=200)
     parser.add_argument("--first", type=int, default=0)
     parser.add_argument("--seconds", type=float, default=60.0, help="virtual time of each")
-    parser.add_argument("--policy", action="append", choices=sorted(POLICIES), help="all, if none is given")
+    parser.add_argument("--policy", action="append", choices=sorted(PRESETS), help="all, if none is given")
     parser.add_argument("--processes", type=int, default=os.cpu_count())
     given = parser.parse_args()
-    policies = given.policy or sorted(POLICIES)
+    policies = given.policy or sorted(PRESETS)
     wrong, requests, done = [], 0, 0
     with ProcessPoolExecutor(given.processes) as pool:
         worlds = [pool.submit(one, policy, seed, given.seconds)

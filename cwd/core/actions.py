@@ -93,6 +93,8 @@ def free(world, a):
 def issue_exec(world, now_ns, copy, batch_index, size_class, first, rows_max):
     """Run a batch: up to `rows_max` queued requests from `first` on in queue order, those that fit the size class.
 
+    With a policy that picks: of those the ones it has picked.
+
     Returns how many were taken (0: no room in the table of actions).
     """
     row = world.copies[copy]
@@ -134,10 +136,12 @@ def _take_rows(world, a, first, rows_max):
     action = world.actions[a]
     due_ns, last = FOREVER_NS, NONE
     r = first
+    picks = world.settings[0]["picks"]
     while r != NONE and action["rows"] < rows_max:
         request = world.requests[r]
         after = queues.ordered.successor(world.request_nodes, r)
-        if request["size_class"] <= action["size_class"]:
+        if request["size_class"] <= action["size_class"] and (picks == 0 or request["picked"] == 1):
+            request["picked"] = 0
             queues.dequeue(world, r)
             request["action"] = a
             request["next"] = NONE

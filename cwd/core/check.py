@@ -17,14 +17,15 @@ from cwd.core.world import (
     REQUEST_RUNNING, World,
 )
 
-FREE_LISTS, QUEUES, BACKLOG, CLIENTS, REQUEST_MAP, ACTIONS, LANES, COPIES, PAGES, READY_SETS, WANTED, TIMERS = range(
-    101, 113)
+FREE_LISTS, QUEUES, BACKLOG, CLIENTS, REQUEST_MAP, ACTIONS, LANES, COPIES, PAGES, READY_SETS, WANTED, TIMERS, HISTOGRAMS = (
+    range(101, 114))
 NAMES = {
     1: "outbox overrun", 2: "pages below zero", 3: "queue count below zero", 4: "lane count below zero",
     5: "copy in an impossible state",
     FREE_LISTS: "free lists", QUEUES: "queues", BACKLOG: "backlog", CLIENTS: "clients' lists",
     REQUEST_MAP: "request map", ACTIONS: "actions and their rows", LANES: "lanes", COPIES: "copies, rings and counts",
     PAGES: "pages", READY_SETS: "sets of active copies", WANTED: "set of wanted models", TIMERS: "timers",
+    HISTOGRAMS: "histograms",
 }
 
 
@@ -36,6 +37,7 @@ def check(world: World) -> int:
         (FREE_LISTS, _free_lists), (QUEUES, _queues), (BACKLOG, _backlog), (CLIENTS, _clients),
         (REQUEST_MAP, _request_map), (ACTIONS, _actions), (LANES, _lanes), (COPIES, _copies), (PAGES, _pages),
         (READY_SETS, _ready_sets), (WANTED, _wanted), (TIMERS, _timers),
+        (HISTOGRAMS, _histograms),
     ):
         if not holds(world):
             return number
@@ -304,3 +306,10 @@ def _timers(world) -> bool:
         return False
     waiting = {m for m in _rows(world.models) if world.models[m]["state"] == MODEL_READY and world.models[m]["queued"]}
     return waiting <= armed
+
+
+def _histograms(world) -> bool:
+    rows = world.histograms
+    if (rows["counts"] < 0).any() or (rows["counts"].sum(axis=1) != rows["total"]).any():
+        return False
+    return bool((world.app_map["value"] != NONE).sum() == world.counters[0]["apps"])

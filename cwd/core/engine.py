@@ -17,7 +17,7 @@ set_draining(world, on)
 
 from __future__ import annotations
 
-from cwd.core import actions, admission, estimate, lanes, loads, members, memory, outbox, policies, queues
+from cwd.core import actions, admission, estimate, histograms, lanes, loads, members, memory, outbox, policies, queues
 from cwd.core.world import (
     ACTION_EXEC, ACTION_FREE, ACTION_RESERVED, FOREVER_NS, GPU_UP, LANE_EXEC, LANE_LOAD, MODEL_READY, NONE,
     REQUEST_QUEUED, SLOT_BITS, SLOT_MASK, Code,
@@ -126,6 +126,8 @@ def _admit(world, now_ns, r):
     world.counters[0]["accepted"] += 1
     if world.settings[0]["learns"] == 1:
         memory.arrived(world, now_ns, r)
+    if world.settings[0]["picks"] == 1:
+        histograms.tag(world, r)
     queues.enqueue(world, now_ns, r)
     if busy_ns == FOREVER_NS or (loader != NONE and busy_ns > loads.horizon_ns(world, m)):
         queues.enlist(world, m, loads.demand_ns(world, now_ns, m))

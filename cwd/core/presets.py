@@ -9,7 +9,8 @@ from __future__ import annotations
 import dataclasses
 
 #: numbers of the policies, as `plan` tells them apart
-FIFO, CLOCKWORK, EDF, CLOCKWORK_PAPER, SHEPHERD, SYMPHONY, CLIPPER, CLIPPER_QUANTILE, NEXUS = range(9)
+FIFO, CLOCKWORK, EDF, CLOCKWORK_PAPER, SHEPHERD, SYMPHONY, CLIPPER, CLIPPER_QUANTILE, NEXUS, ORLOJ = range(
+    10)
 
 #: orders. BY_DUE: deadline less the reply's way. BY_LATEST: the last moment to issue. BY_TURN: who ran longest ago
 BY_DUE, BY_LATEST, BY_ARRIVAL, BY_TURN = 0, 1, 2, 3
@@ -37,10 +38,14 @@ class Preset:
     load_saves: int = 1
     #: a model with queued requests may be evicted, if no idle one can make the room
     evict_queued: int = 0
+    #: who waits before the first request of a batch is given up as the batch goes out
+    drop_passed: int = 0
     #: margins stay as configured instead of being measured
     margins_fixed: int = 0
     #: note arrivals and executions of each model, for the policy to learn from (memory.py)
     learns: int = 0
+    #: tell requests apart by application, and take only those into a batch that the policy has picked (histograms.py)
+    picks: int = 0
     #: how long a batch that is not full may be held back for more requests
     batch_delay_ns: int = 0
     #: a request is due no earlier than this after its arrival, whatever its deadline
@@ -66,13 +71,16 @@ PRESETS = {
     # a LOAD whenever a model that is not there has anything queued, since their test for a demand of 0 never fires
     "clockwork-paper": Preset(
         CLOCKWORK_PAPER, admission=0, foresight=0, queue_order=BY_ARRIVAL, load_saves=0, evict_queued=1, margins_fixed=1,
+        drop_passed=1,
         schedule_ahead_ns=4 * MS, load_ahead_ns=4 * MS, send_ns=1 * MS, result_ns=1, end_ns=1, client_ns=5 * MS,
         due_floor_ns=10 * MS, latest_slack_ns=5 * MS, load_horizon_ns=1),
     "shepherd": Preset(SHEPHERD, admission=0, load_saves=0),
     "symphony": Preset(SYMPHONY, admission=0, load_saves=0),
     "clipper": Preset(CLIPPER, **_CLIPPER),
     "clipper-quantile": Preset(CLIPPER_QUANTILE, **_CLIPPER),
-    "nexus": Preset(NEXUS, admission=0, load_saves=0, learns=1, copy_order=BY_TURN),
+    # whether a request is lost is for its distribution to say, not for the largest duration seen
+    "orloj": Preset(ORLOJ, admission=0, foresight=0, load_saves=0, learns=1, picks=1),
+    "nexus": Preset(NEXUS, admission=0, load_saves=0, learns=1, copy_order=BY_TURN, drop_passed=1),
 }
 
 #: fields of a preset that `Config` offers too

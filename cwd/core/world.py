@@ -46,6 +46,8 @@ WINDOW = 32
 BUCKETS = 128
 BUCKET_BITS = 22
 BATCHES_MAX = 8
+#: bins of a histogram of execution times: 8 per octave, from a quarter of the profiled duration to 16 times that
+BINS = 48
 
 
 #: bytes; tables that are visited at random start on a cache line and have rows of whole lines, for fewer misses
@@ -68,7 +70,8 @@ SLOT = _table("key value")
 
 REQUEST = _table(
     "state client request_id key model payload size_class arrival_ns deadline_ns due_ns "
-    "need_ns cost_ns home home_epoch bucket attempts cold action next app slo_ns client_next client_previous"
+    "need_ns cost_ns home home_epoch bucket attempts cold action next app slo_ns client_next client_previous "
+    "tag score picked"
 )
 #: missed_ns: when a request was last refused only because the weights were on no GPU, 0 never
 MODEL = _table(
@@ -103,6 +106,16 @@ ACTION = _table(
     "earliest_ns latest_ns expected_ns promised_ns start_ns end_ns expire_ns lane lane_next lane_previous idle parked next"
 )
 CLIENT = _table("first count")
+#: how long executions of one application take, by `counts` (samples, in 1024ths) and `sums` of their stretch, which is
+#: the measured duration over the profiled one, in 4096ths; version counts the changes
+HISTOGRAM = np.dtype(
+    [(name, np.int64) for name in ("total", "version")]
+    + [(name, np.int64, (BINS,)) for name in ("counts", "sums")], align=True)
+#: a batch's latency if one application's request is in it: `count` outcomes, ascending, with chance_j in 65536ths and
+#: their stretch; mean: the mean stretch; built: from which versions
+ODDS = np.dtype(
+    [(name, np.int64) for name in ("built", "count", "mean")]
+    + [(name, np.int64, (BINS,)) for name in ("chances", "stretches")], align=True)
 #: what policies remember of a model: the gap between arrivals (smoothed), the SLO last asked for; the largest batch, in
 #: 1024ths; a line of latency over batch size, as the latencies of the smallest and the largest batch
 MEMORY = _table("arrived_ns gap_ns slo_ns limit small_ns large_ns")
@@ -113,13 +126,14 @@ OUT = _table(
 )
 COUNTERS = _table(
     "outbox_count broken sequence draining dirty_first dirty_last timers_count loads_count "
-    "free_request free_model free_copy free_action requests_live actions_live models_live copies_live gpus_up "
+    "free_request free_model free_copy free_action apps requests_live actions_live models_live copies_live gpus_up "
     "wanted_root wanted_head map_count copy_map_count "
     "accepted refused answered dropped missed failed requeued stale expired loads unloads execs rows cold replicas"
 )
 SETTINGS = _table(
-    "policy admission foresight queue_order copy_order load_order replicate load_saves evict_queued margins_fixed "
-    "learns batch_delay_ns due_floor_ns "
+    "policy admission foresight queue_order copy_order load_order replicate load_saves evict_queued "
+    "margins_fixed drop_passed "
+    "learns picks batch_delay_ns due_floor_ns "
     "schedule_ahead_ns load_ahead_ns send_ns result_ns end_ns client_ns latest_slack_ns exec_grace_ns "
     "load_grace_ns stuck_ns lane_depth attempts_max slo_max_ns margin_max_ns load_horizon_ns "
     "requests_max models_max programs_max gpus_max copies_max actions_max clients_max kinds_max classes_max "
@@ -147,6 +161,9 @@ class World(Tables):
     copy_map: np.ndarray  #: SLOT: (model, gpu) -> copy
     clients: np.ndarray  #: CLIENT [clients_max]
     memory: np.ndarray  #: MEMORY [models_max]
+    histograms: np.ndarray  #: HISTOGRAM [programs_max + apps_max]: programs, each over its applications; then those
+    odds: np.ndarray  #: ODDS [programs_max + apps_max, BATCHES_MAX]
+    app_map: np.ndarray  #: SLOT: (program, application) -> histogram
     prepared: np.ndarray  #: u1 [gpus_max, programs_max]: 1 if the GPU can run the program
     backlog: np.ndarray  #: i8 [gpus_max, BUCKETS + 1]: queued work by due time; the last is beyond the horizon
     outbox: np.ndarray  #: OUT [outbox_max]
@@ -172,6 +189,8 @@ class Config:
     clients_max: int = 4096
     kinds_max: int = 4
     classes_max: int = 8
+    #: (program, application) pairs told apart by a policy that does; what comes later counts as the program's average
+    apps_max: int = 256
     #: how many events the host may feed between two readings of the outbox
     events_max: int = 4096
     #: 1: refuse at arrival what no plan serves in time; 0: queue it and see
@@ -250,6 +269,9 @@ def make_world(config: Config) -> World:
         copy_map=_empty_map(c.copies_max),
         clients=np.zeros(c.clients_max, CLIENT),
         memory=np.zeros(c.models_max, MEMORY),
+        histograms=np.zeros(c.programs_max + c.apps_max, HISTOGRAM),
+        odds=np.zeros((c.programs_max + c.apps_max, BATCHES_MAX), ODDS),
+        app_map=_empty_map(c.apps_max),
         prepared=np.zeros((c.gpus_max, c.programs_max), np.uint8),
         backlog=np.zeros((c.gpus_max, BUCKETS + 1), np.int64),
         outbox=np.zeros(c.outbox_max, OUT),

@@ -8,7 +8,7 @@ import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from cwd.core.world import POLICIES
+from cwd.core.presets import PRESETS
 from cwd.errors import Code, CwdError
 from cwd.sim import EXPERIMENTS, report
 from cwd.sim import play as playing
@@ -20,7 +20,7 @@ Say = Callable[[int, int, str], None]
 
 def check_names(experiments: Sequence[str], policies: Sequence[str]) -> None:
     """Raise `CwdError` for an experiment or a policy that is not there."""
-    for what, names, known in (("experiment", experiments, EXPERIMENTS), ("policy", policies, POLICIES)):
+    for what, names, known in (("experiment", experiments, EXPERIMENTS), ("policy", policies, PRESETS)):
         for name in names:
             if name not in known:
                 raise CwdError(f"no {what} {name!r}; there are {', '.join(known)}", code=Code.BAD_ARGUMENT)

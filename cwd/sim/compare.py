@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from typing import Any
 
-from cwd.core.world import POLICIES
+from cwd.core.presets import PRESETS
 from cwd.sim import EXPERIMENTS
 from cwd.sim.command import check_names, run
 
@@ -26,7 +26,7 @@ def compare(policies: Sequence[str] = (), seeds: Sequence[int] = (0,), experimen
     Without names it takes all policies, and all experiments but the soak. The order of the rows does not depend on who
     was ready first. Raises `CwdError` for names that are not there.
     """
-    policies = list(policies) or sorted(POLICIES)
+    policies = list(policies) or sorted(PRESETS)
     experiments = list(experiments) or [name for name in EXPERIMENTS if name not in LEFT_OUT]
     check_names(experiments, policies)
     jobs = [(name, policy, seed) for name in experiments for policy in policies for seed in seeds]

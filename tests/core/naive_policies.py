@@ -108,3 +108,24 @@ def deferred(queues, start, took, jitter):
         if grown is None or left[0][0] - took[grown] - jitter <= start:
             found.append((took[-size] - left[0][0], batch(model, -size, left)))
     return best(found)
+
+
+def filled_with_candidates(queues, start, took):
+    """orloj where nothing varies and all slack is alike: the largest size that can be filled; the most per time."""
+    scale = 1
+    for size in took:
+        scale *= took[size]
+    found = []
+    for model, queue in queues.items():
+        for size in sorted(took, reverse=True):
+            candidates = [request for request in queue if in_time(request, start, took[size])]
+            if len(candidates) >= size:
+                found.append((size * (scale // took[size]), batch(model, size, candidates)))
+                break
+    return best(found)
+
+
+def one_of_the_first(queues):
+    """clipper before it has learned: the request that came first, alone."""
+    heads = [(queue[0][1], batch(model, 1, queue)) for model, queue in queues.items() if queue]
+    return best([(-arrival, choice) for arrival, choice in heads])

@@ -11,11 +11,21 @@ import sys
 import pytest
 from miniworld import MS, Faults, MiniWorld
 
+from cwd.core.presets import PRESETS
+
 #: sha256 of everything that the core left in its outbox. A change of policy or estimate changes it: understand what
 #: caused the change, then take the new value from the failing test.
 GOLDEN = {
+    "clipper": "5da1932b776fee7acf2d99086187532383152ad97cf0f358ad7b09c28ac0b3ed",
+    "clipper-quantile": "818d0acb52b21beb80ece6c021ff5b24d5e7462270fb000d29c630ae00e68001",
     "clockwork": "9997bf4f42ee41540f552e5e4511041cc73b8a791e6a8e1f6ce17b9b64baa656",
+    "clockwork-paper": "0af6cf3bab274db427fd880c9894303fa715d293290ce7d01ad5c7d09ea242ef",
+    "edf": "ca7e3e8049ef1513dc4bb89c1f382c468f9fc503a4ea8e4174be06f98b75c6f2",
     "fifo": "14682946e661b05993d0df55450101f793d6cf106bf68575bec8783a44c0cf78",
+    "nexus": "7b5e16e70cebdedebb4bf219f2bd8adc67a5e2f9a01f6ed1f17679777d4f4506",
+    "orloj": "419bddac0226dfb26c71d1eebb9d17679ce636134c7747171d96e981f4426ca3",
+    "shepherd": "78af97978c0fb8b173e8b4f3fb84ee7c425b2e8a2c0e9e0f0f8b1e89e7eb57c2",
+    "symphony": "dc35142aa39aec9f095c148f934371782252379b4f124a35ba38e756790ee9d3",
 }
 
 
@@ -32,6 +42,11 @@ def digest(policy: str) -> str:
     world.run(world.now + 30_000 * MS)
     world.finished()
     return hashlib.sha256(b"".join(world.log)).hexdigest()
+
+
+def test_every_policy_has_a_golden_hash():
+    assert set(GOLDEN) == set(PRESETS)
+    assert len(set(GOLDEN.values())) == len(GOLDEN)
 
 
 @pytest.mark.parametrize("policy", sorted(GOLDEN))

@@ -6,11 +6,11 @@ import naive_policies as naive
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from script import MS, US, Script
+from script import MS, T0, US, Script, only
 
 from cwd.core import engine
 from cwd.core.presets import PRESETS
-from cwd.core.world import ACTION_EXEC, OUT_ACTION, Config
+from cwd.core.world import ACTION_EXEC, ACTION_LOAD, ACTION_UNLOAD, OUT_ACTION, OUT_REPLY, Config
 from cwd.errors import Code, CwdError
 
 SMALL = settings(max_examples=60, deadline=None)
@@ -53,7 +53,7 @@ def run_next(policy, arrivals):
 arrivals = st.lists(st.tuples(st.integers(0, MODELS - 1), st.integers(3_700, 16_000)), min_size=1, max_size=12)
 
 
-@pytest.mark.parametrize("policy", ["fifo", "edf", "clockwork", "clockwork-paper", "shepherd", "symphony"])
+@pytest.mark.parametrize("policy", ["fifo", "edf", "clockwork", "clockwork-paper", "shepherd", "symphony", "clipper", "orloj"])
 @SMALL
 @given(arrivals)
 def test_a_policy_chooses_as_its_twin_does(policy, arrivals):
@@ -70,6 +70,167 @@ def test_a_policy_chooses_as_its_twin_does(policy, arrivals):
         twin = naive.filled(queues, start, TOOK)
     elif policy == "shepherd":
         twin = naive.largest(queues, start, TOOK)
+    elif policy == "clipper":
+        twin = naive.one_of_the_first(queues)
+    elif policy == "orloj":
+        twin = naive.filled_with_candidates(queues, start, TOOK)
     else:
         twin = naive.deferred(queues, start, TOOK, 100 * US)
     assert (chosen in twin) if twin else chosen is None
+
+
+def statuses(records):
+    return [(out["request_id"], out["status"]) for out in records if out["kind"] == OUT_REPLY]
+
+
+def test_without_admission_a_late_request_waits_for_its_last_moment():
+    """A lane that is taken for 50 ms and 40 ms of time: refused with admission, queued and given up without."""
+    for admission in (1, 0):
+        script = Script(policy="clockwork", admission=admission)
+        script.hold()
+        engine.lane_reserve(script.world, script.now, 0, 50 * MS)
+        code = script.ask(1, slo=40 * MS)
+        if admission:
+            assert code == Code.DEADLINE_UNREACHABLE
+            continue
+        assert code == 0 and script.tick() == []
+        later = int(engine.next_timer(script.world, script.now)) - script.now
+        assert 30 * MS < later < 40 * MS
+        assert statuses(script.tick(later=later)) == [(1, Code.DEADLINE_EXPIRED)]
+
+
+def test_as_published_a_request_is_answered_5_ms_before_its_deadline_and_run_until_then():
+    """No foresight: given up when overdue by the internal deadline; an action may start 5 ms late, whatever is due."""
+    script = Script(policy="clockwork-paper")
+    script.hold()
+    held = int(engine.lane_reserve(script.world, script.now, 0, 200 * MS))
+    script.ask(1, slo=100 * MS)
+    script.ask(2, slo=300 * MS)
+    assert script.tick() == []
+    later = int(engine.next_timer(script.world, script.now)) - script.now
+    assert later == 95 * MS + 1
+    assert statuses(script.tick(later=later)) == [(1, Code.DEADLINE_EXPIRED)]
+    engine.action_done(script.world, script.now, held, int(Code.ABANDONED), 0, 0, 0, 0, -1, -1)
+    run = only(script.tick(), verb=ACTION_EXEC, rows=1)
+    assert run["latest_ns"] == script.now + MS + 5 * MS
+
+
+def test_as_published_an_slo_below_the_floor_is_run_and_missed():
+    """4 ms for 3 ms of execution: due 10 ms after arrival, so it is run, and late."""
+    script = Script(policy="clockwork-paper")
+    script.hold()
+    assert script.ask(1, slo=4 * MS) == 0
+    run = only(script.tick(), verb=ACTION_EXEC)
+    script.done(run, later=5 * MS)
+    assert statuses(script.tick()) == [(1, Code.DEADLINE_MISSED)]
+
+
+def test_as_published_margins_are_not_measured():
+    """Results that come 4 ms late change what clockwork counts with, and nothing here."""
+    ends = []
+    for policy in ("clockwork", "clockwork-paper"):
+        script = Script(policy=policy)
+        script.hold()
+        for number in range(40):
+            script.ask(number, slo=200 * MS)
+            run = only(script.tick(), verb=ACTION_EXEC)
+            script.now += 4 * MS
+            script.done(run)
+            script.tick()
+        script.ask(99, slo=200 * MS)
+        run = only(script.tick(), verb=ACTION_EXEC)
+        action = script.world.actions[run["action"] & 0xFFFFFFFF]
+        ends.append(int(action["start_ns"]) - script.now)
+    assert ends[0] > 3 * MS and ends[1] == MS
+
+
+@pytest.mark.parametrize("policy, verbs", [
+    ("clockwork", []), ("clockwork-paper", [ACTION_UNLOAD, ACTION_LOAD])])
+def test_as_published_a_model_with_queued_requests_may_have_to_leave(policy, verbs):
+    """Room for one model; its lane is taken, so its request waits while another model is asked for."""
+    script = Script(policy=policy, pages=7)
+    other = script.add()
+    script.hold()
+    engine.lane_reserve(script.world, script.now, 0, 50 * MS)
+    assert script.ask(1, slo=900 * MS) == 0
+    assert script.ask(2, slo=900 * MS, model=other) == 0
+    assert [out["verb"] for out in script.tick() if out["kind"] == OUT_ACTION] == verbs
+    if verbs:
+        assert script.world.models[0]["wanted"] == 1
+
+
+def test_in_order_of_arrival_who_follows_with_less_time_is_given_up_in_time():
+    """The first has a second, the second 60 ms: when the first is taken, the model's timer is for the second."""
+    script = Script(policy="fifo", pages=20)
+    script.hold()
+    script.ask(1, slo=1_000 * MS, size_class=0)
+    script.ask(2, slo=60 * MS, size_class=1)
+    only(script.tick(), verb=ACTION_EXEC, rows=1)
+    engine.lane_reserve(script.world, script.now, 0, 500 * MS)
+    answered = []
+    while not answered:
+        answered = statuses(script.tick(later=int(engine.next_timer(script.world, script.now)) - script.now))
+        assert script.now < T0 + 60 * MS
+    assert answered == [(2, Code.DEADLINE_EXPIRED)]
+
+
+def test_symphony_looks_again_when_its_batch_is_ripe():
+    """One request with 100 ms: nothing goes out, until a batch of two would be late; a full batch goes at once."""
+    script = Script(policy="symphony")
+    script.hold()
+    script.ask(1)
+    assert script.tick() == []
+    look = int(engine.next_timer(script.world, script.now))
+    # deadline, reply's way, end margin, two rows, jitter, way there
+    assert look == script.now + 100 * MS - 200 * US - 400 * US - 4 * MS - 100 * US - 200 * US
+    assert only(script.tick(later=look - script.now), verb=ACTION_EXEC, rows=1)
+    script = Script(policy="symphony")
+    script.hold()
+    for number in range(4):
+        script.ask(number)
+    assert only(script.tick(), verb=ACTION_EXEC, rows=4)
+
+
+def test_orloj_leaves_out_who_would_make_the_others_late():
+    """A short application and one of four times its length, in turns: the batch of two is of the short ones alone."""
+    script = Script(policy="orloj", requests_max=64)
+    script.hold()
+    number = 0
+    for _ in range(60):
+        for app, factor in ((1, 1), (2, 4)):
+            number += 1
+            engine.request_arrived(script.world, script.now, 1, number, script.model, 0, 0, 500 * MS, app, -1)
+            run = only(script.tick(), verb=ACTION_EXEC, rows=1)
+            script.now += 3 * MS * factor
+            engine.action_done(
+                script.world, script.now, run["action"], 0, script.now - 3 * MS * factor, script.now, 0, 1, -1, -1)
+            script.take()
+    held = int(engine.lane_reserve(script.world, script.now, 0, 50 * MS))
+    for k, app in enumerate((2, 1, 2, 1)):
+        engine.request_arrived(script.world, script.now, 1, 1000 + k, script.model, 0, 0, (12 + k) * MS, app, -1)
+    engine.action_done(script.world, script.now, held, int(Code.ABANDONED), 0, 0, 0, 0, -1, -1)
+    run = only([out for out in script.tick() if out["kind"] == OUT_ACTION], verb=ACTION_EXEC)
+    assert script.ids(run) == [1001, 1003]
+
+
+def test_a_table_of_applications_that_is_full_falls_back_on_the_average():
+    script = Script(policy="orloj", apps_max=2)
+    script.hold()
+    for number in range(6):
+        engine.request_arrived(script.world, script.now, 1, number, script.model, 0, 0, 100 * MS, 50 + number, -1)
+    tags = [int(request["tag"]) for request in script.world.requests[:6]]
+    assert tags == [2, 3, 0, 0, 0, 0]
+    assert script.world.counters[0]["apps"] == 2
+    script.take()
+
+
+def test_settings_follow_the_policy_unless_given():
+    """The preset fills in what is None; what is given holds; nonsense is named."""
+    assert Config(policy="clockwork-paper").client_ns == 5 * MS and Config().client_ns == 200 * US
+    assert Config(policy="clockwork-paper", client_ns=7).client_ns == 7
+    assert Config(policy="clipper", batch_delay_ns=2 * MS).batch_delay_ns == 2 * MS
+    assert Config(policy="symphony").admission == 0 and Config(policy="symphony", admission=1).admission == 1
+    with pytest.raises(CwdError, match="admission"):
+        Config(admission=-1)
+    with pytest.raises(CwdError, match="batch_delay_ns"):
+        Config(batch_delay_ns="2")

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from cwd.cli.main import run as cwd
-from cwd.core.world import POLICIES
+from cwd.core.presets import PRESETS
 from cwd.sim import EXPERIMENTS, command, compare, play
 from cwd.sim.experiments import maf, overload
 from cwd.sim.plot import series
@@ -100,9 +100,9 @@ def test_a_comparison_has_a_column_per_policy(capfd, tmp_path):
         picture = None
     assert cwd(arguments + (["--plot", str(picture)] if picture else [])) == 0
     facts = json.loads(capfd.readouterr()[0])
-    assert len(facts["rows"]) == 2 * 2 * 2 * len(POLICIES)
+    assert len(facts["rows"]) == 2 * 2 * 2 * len(PRESETS)
     assert {row["experiment"] for row in facts["rows"]} == {"fig5", "overload"}
-    assert all(f"{policy}_rps" in line for line in facts["table"] for policy in POLICIES) and len(facts["table"]) == 4
+    assert all(f"{policy}_rps" in line for line in facts["table"] for policy in PRESETS) and len(facts["table"]) == 4
     assert picture is None or picture.read_bytes().startswith(b"\x89PNG")
 
 

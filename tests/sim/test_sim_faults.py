@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from cwd.core.world import POLICIES
+from cwd.core.presets import PRESETS
 from cwd.sim import checks, loop, play
 from cwd.sim import faults as f
 from cwd.sim.command import run
@@ -64,7 +64,7 @@ def test_each_fault_leaves_its_mark_and_nothing_else(kind):
         assert counters["loads"] <= played(scenario(f.DEAD)).core.counters[0]["loads"]
 
 
-@pytest.mark.parametrize("policy", sorted(POLICIES))
+@pytest.mark.parametrize("policy", sorted(PRESETS))
 @pytest.mark.parametrize("seed", range(3))
 def test_small_worlds_by_chance(policy, seed):
     facts = run("soak", policy, seed, seconds=12.0)

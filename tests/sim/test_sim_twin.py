@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from naive_sim import NaiveSim, naive_hash, trace_of
 
-from cwd.core.world import POLICIES
+from cwd.core.presets import PRESETS
 from cwd.sim import checks, loop
 from cwd.sim.profile import Profile
 from cwd.sim.scenario import Load, Scenario, build
@@ -23,7 +23,7 @@ requests = st.lists(st.tuples(st.integers(0, 400_000).map(lambda us: us * 1_000 
                     min_size=1, max_size=60, unique_by=lambda request: request[0])
 
 
-@pytest.mark.parametrize("policy", sorted(POLICIES))
+@pytest.mark.parametrize("policy", sorted(PRESETS))
 @settings(max_examples=25, deadline=None)
 @given(requests=requests, gpus=st.integers(1, 2), pages=st.integers(5, 12), slo_ms=st.integers(10, 120))
 def test_it_does_what_its_naive_twin_does(policy, requests, gpus, pages, slo_ms):

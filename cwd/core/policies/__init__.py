@@ -8,10 +8,12 @@ LOADs are the engine's (loads.py); policies set their order and their conditions
 
 from __future__ import annotations
 
-from cwd.core import actions, lanes, loads
-from cwd.core.policies import clipper, clipper_quantile, clockwork, clockwork_paper, edf, fifo, nexus, shepherd, symphony
+from cwd.core import actions, batches, histograms, lanes, loads, queues
+from cwd.core.policies import (
+    clipper, clipper_quantile, clockwork, clockwork_paper, fifo, nexus, orloj, shepherd, symphony,
+)
 from cwd.core.presets import (
-    CLIPPER, CLIPPER_QUANTILE, CLOCKWORK_PAPER, EDF, FIFO, NEXUS, SHEPHERD, SYMPHONY,
+    CLIPPER, CLIPPER_QUANTILE, CLOCKWORK_PAPER, EDF, FIFO, NEXUS, ORLOJ, SHEPHERD, SYMPHONY,
 )
 from cwd.core.world import FOREVER_NS, LANE_EXEC, NONE
 from cwd.jit import inner_kernel
@@ -24,10 +26,8 @@ ISSUES_MAX = 64
 def next_batch(world, gpu, now_ns):
     """What the world's policy runs next: (copy, first request, batch index, rows)."""
     policy = world.settings[0]["policy"]
-    if policy == FIFO:
+    if policy == FIFO or policy == EDF:
         return fifo.next_batch(world, gpu, now_ns)
-    if policy == EDF:
-        return edf.next_batch(world, gpu, now_ns)
     if policy == CLOCKWORK_PAPER:
         return clockwork_paper.next_batch(world, gpu, now_ns)
     if policy == SHEPHERD:
@@ -38,7 +38,17 @@ def next_batch(world, gpu, now_ns):
         return clipper.next_batch(world, gpu, now_ns)
     if policy == NEXUS:
         return nexus.next_batch(world, gpu, now_ns)
+    if policy == ORLOJ:
+        return orloj.next_batch(world, gpu, now_ns)
     return clockwork.next_batch(world, gpu, now_ns)
+
+
+@inner_kernel
+def _drop_before(world, now_ns, first):
+    """Give up who waits before a request in its queue."""
+    model = world.models[world.requests[first]["model"]]
+    while model["queue_head"] != first:
+        queues.drop(world, now_ns, model["queue_head"], batches.DEADLINE_EXPIRED)
 
 
 @inner_kernel
@@ -51,6 +61,8 @@ def plan(world, gpu, now_ns):
         copy, first, b, rows = next_batch(world, gpu, now_ns)
         if copy == NONE:
             break
+        if world.settings[0]["drop_passed"] == 1:
+            _drop_before(world, now_ns, first)
         if actions.issue_exec(world, now_ns, copy, b, world.requests[first]["size_class"], first, rows) == 0:
             break
     loads.plan(world, now_ns, gpu)
@@ -64,3 +76,5 @@ def learn(world, now_ns, a, took_ns):
         clipper.learn(world, a, took_ns)
     elif policy == CLIPPER_QUANTILE:
         clipper_quantile.learn(world, now_ns, a, took_ns)
+    elif policy == ORLOJ:
+        histograms.learn(world, a, took_ns)

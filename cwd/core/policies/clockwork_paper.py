@@ -12,17 +12,11 @@ is evicted who is running (theirs fails such executions), and our network sends 
 
 from __future__ import annotations
 
-from cwd.core import batches, queues, ready
-from cwd.core.world import NONE
+from cwd.core import batches, ready
 from cwd.jit import inner_kernel
 
 
 @inner_kernel
 def next_batch(world, gpu, now_ns):
-    """The filled batch that has to start first; those that it passes over are given up."""
-    copy, first, b, rows = ready.best(world, now_ns, gpu, batches.FILLED)
-    if copy != NONE:
-        m = world.copies[copy]["model"]
-        while world.models[m]["queue_head"] != first:
-            queues.drop(world, now_ns, world.models[m]["queue_head"], batches.DEADLINE_EXPIRED)
-    return copy, first, b, rows
+    """The filled batch that has to start first."""
+    return ready.best(world, now_ns, gpu, batches.FILLED)

@@ -11,7 +11,7 @@ gets the time that is left, until the next turn of one that does; the epoch is 1
 
 from __future__ import annotations
 
-from cwd.core import batches, lanes, memory, ordered, queues, ready
+from cwd.core import batches, lanes, memory, ordered, ready
 from cwd.core.admission import end_margin_ns
 from cwd.core.estimate import exec_tail_ns, margin_ns
 from cwd.core.world import COPY_READY, FOREVER_NS, LANE_EXEC, MARGIN_SEND, NONE
@@ -192,12 +192,6 @@ def next_batch(world, gpu, now_ns):
     copy, first, b, rows, turn_ns = _next_turn(world, now_ns, gpu, start_ns)
     if copy == NONE:
         copy, first, b, rows = _in_between(world, now_ns, gpu, start_ns, turn_ns)
-    if copy == NONE:
-        if turn_ns < FOREVER_NS:
-            lanes.look_again(world, gpu, turn_ns - margin_ns(world, now_ns, world.gpus[gpu]["kind"], MARGIN_SEND))
-        return NONE, NONE, NONE, 0
-    m = world.copies[copy]["model"]
-    if quota(world, copy) > 0:
-        while world.models[m]["queue_head"] != first:
-            queues.drop(world, now_ns, world.models[m]["queue_head"], batches.DEADLINE_EXPIRED)
+    if copy == NONE and turn_ns < FOREVER_NS:
+        lanes.look_again(world, gpu, turn_ns - margin_ns(world, now_ns, world.gpus[gpu]["kind"], MARGIN_SEND))
     return copy, first, b, rows

@@ -1,0 +1,176 @@
+"""How long executions take, as distributions per application, and what follows from them for a batch.
+
+A histogram is over the *stretch*: measured duration over profiled duration of the batch size, so that all sizes speak
+of the same thing. A batch takes as long as its longest member, so what is measured is a maximum. It is shared out by
+expectation: each member was as long as that with the chance that its histogram gives it, given that one was, and else
+anything below: over many batches this finds who takes long (expectation maximization, one step for each batch).
+A batch's distribution is then the product of its members': one application's, and for the others the average of the
+program's, one factor each. All in fixed point; nothing here knows of deadlines.
+"""
+
+from __future__ import annotations
+
+from cwd.core import hashmap
+from cwd.core.estimate import exec_row
+from cwd.core.world import BINS, NONE
+from cwd.jit import inner_kernel, lean_kernel
+
+#: one sample, in the units of `counts`
+SAMPLE = 1024
+#: a stretch of 1
+STRETCH = 4096
+#: certainty
+CERTAIN = 65536
+#: samples of a histogram at which all are halved, and those that a new one starts with
+SAMPLES_MAX, SAMPLES_FIRST = 256, 4
+#: odds are built anew after 2**REFRESH_BITS changes
+REFRESH_BITS = 4
+
+
+@lean_kernel
+def bin_of(stretch):
+    """The bin of a stretch: 8 per octave, linear inside one."""
+    value, bits = stretch >> 4, 0
+    while value >> bits > 0:
+        bits += 1
+    index = 8 * (bits - 4) + ((value >> (bits - 4)) & 7) - 24 if bits >= 7 else 0
+    return index if index < BINS else BINS - 1
+
+
+@inner_kernel
+def _start(row, like):
+    """Begin a histogram like another one, or with a stretch of 1 if that is empty; for few samples' worth."""
+    first = SAMPLES_FIRST * SAMPLE
+    row["total"] = 0
+    for j in range(BINS):
+        row["counts"][j] = row["sums"][j] = 0
+        if like["total"] > 0:
+            row["counts"][j] = like["counts"][j] * first // like["total"]
+            row["sums"][j] = like["sums"][j] * first // like["total"]
+        row["total"] += row["counts"][j]
+    if row["total"] == 0:
+        j = bin_of(STRETCH)
+        row["counts"][j] = row["total"] = first
+        row["sums"][j] = first * STRETCH
+
+
+@inner_kernel
+def tag(world, r):
+    """Find a request's histogram: its application's with the program, or the program's if there are too many."""
+    request = world.requests[r]
+    program = world.models[request["model"]]["program"]
+    average = world.histograms[program]
+    if average["total"] == 0:
+        _start(average, average)
+    key = hashmap.mix(request["app"]) ^ (program << 32)
+    row = hashmap.get(world.app_map, key)
+    if row == NONE:
+        counters = world.counters[0]
+        row = len(world.programs) + counters["apps"]
+        if row >= len(world.histograms):
+            row = program
+        else:
+            counters["apps"] += 1
+            hashmap.put(world.app_map, key, row)
+            _start(world.histograms[row], average)
+    request["tag"] = row
+
+
+@inner_kernel
+def up_to(row, j):
+    """Samples in the bins up to j."""
+    total = 0
+    for i in range(j + 1):
+        total += row["counts"][i]
+    return total
+
+
+@inner_kernel
+def likelihood(row, j):
+    """The chance of a member with this histogram to be in bin j if it is not above, in 65536ths; never 0."""
+    prior = SAMPLE // 16
+    return (row["counts"][j] + prior) * CERTAIN // (up_to(row, j) + prior)
+
+
+@lean_kernel
+def add(row, j, stretch, share):
+    """Take in one member of a batch whose longest had this stretch: `share` of SAMPLE that it was as long, else below."""
+    rest, below = SAMPLE - share, up_to(row, j - 1)
+    total = 0
+    for i in range(BINS):
+        if i < j and below > 0:
+            row["sums"][i] += row["sums"][i] * rest // below
+            row["counts"][i] += row["counts"][i] * rest // below
+        if i == j:
+            row["counts"][i] += share if below > 0 else SAMPLE
+            row["sums"][i] += (share if below > 0 else SAMPLE) * stretch
+        total += row["counts"][i]
+    if total > SAMPLES_MAX * SAMPLE:
+        total = 0
+        for i in range(BINS):
+            row["counts"][i] >>= 1
+            row["sums"][i] >>= 1
+            total += row["counts"][i]
+    row["total"] = total
+    row["version"] += 1
+
+
+@inner_kernel
+def learn(world, a, took_ns):
+    """Execution `a` took so long: share that out among its requests' applications, and their program's average."""
+    action = world.actions[a]
+    kind = world.gpus[action["gpu"]]["kind"]
+    profiled_ns = world.estimates[
+        exec_row(world, action["program"], kind, action["batch_index"], action["size_class"])]["seed_ns"]
+    if profiled_ns <= 0:
+        return
+    stretch = took_ns * STRETCH // profiled_ns
+    stretch = stretch if stretch < 1024 * STRETCH else 1024 * STRETCH
+    j = bin_of(stretch)
+    none = CERTAIN
+    r = action["first"]
+    while r != NONE:
+        none = none * (CERTAIN - likelihood(world.histograms[world.requests[r]["tag"]], j)) // CERTAIN
+        r = world.requests[r]["next"]
+    r = action["first"]
+    while r != NONE:
+        row = world.requests[r]["tag"]
+        share = likelihood(world.histograms[row], j) * SAMPLE // (CERTAIN - none)
+        share = share if share < SAMPLE else SAMPLE
+        if row != action["program"]:
+            add(world.histograms[row], j, stretch, share)
+        add(world.histograms[action["program"]], j, stretch, share)
+        r = world.requests[r]["next"]
+
+
+@lean_kernel
+def combine(own, others, odds, size):
+    """The latency of a batch of `size` with one request of the histogram `own` and the rest of `others`, as ODDS."""
+    mine = rest = count = weighted = before = 0
+    for j in range(BINS):
+        mine += own["counts"][j]
+        rest += others["counts"][j]
+        chance = CERTAIN * mine // own["total"]
+        factor = CERTAIN * rest // others["total"]
+        for _ in range(size - 1):
+            chance = chance * factor // CERTAIN
+        if chance > before:
+            counts = own["counts"][j] + others["counts"][j]
+            odds["chances"][count] = chance - before
+            odds["stretches"][count] = (own["sums"][j] + others["sums"][j]) // counts
+            weighted += (chance - before) * odds["stretches"][count]
+            count += 1
+            before = chance
+    odds["count"] = count
+    odds["mean"] = weighted // CERTAIN
+
+
+@inner_kernel
+def refresh(world, tag, program, batch_index):
+    """Build the odds of an application in a batch size anew, if enough was learned since."""
+    own, others = world.histograms[tag], world.histograms[program]
+    odds = world.odds[tag, batch_index]
+    built = ((own["version"] + others["version"]) >> REFRESH_BITS) + 1
+    if odds["built"] != built:
+        odds["built"] = built
+        combine(own, others, odds, world.programs[program]["batches"][batch_index])

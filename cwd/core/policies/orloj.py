@@ -1,0 +1,131 @@
+"""Orloj (arXiv 2209.00159), reconstructed: priorities from distributions of batch latency, per application.
+
+A request's score in a batch size is what is lost on average by not running it now but when the next chance comes, per
+time on the GPU: each outcome of the batch's latency counts with its chance, halved for each HALF_LIFE_BITS of slack
+that it leaves, and not at all once it is too late. Of a model's requests those are candidates whose batch would be in
+time on average (alone: possibly). The largest size that can be filled with candidates is taken, with the best scores;
+of the models the one with the largest sum runs.
+Departures: the paper's text was not at hand, this follows its abstract and what others say of it; solo times are not
+measured by running requests again alone, but inferred from batches (histograms.py); scores are computed when a lane
+opens, not kept in hulls with milestones; the chance to run next is a constant half-life; a batch has one size class,
+that of its first candidate; a model's first 32 requests and a GPU's 24 most urgent models are looked at; overdue
+requests are given up at their due time, not at a milestone.
+"""
+
+from __future__ import annotations
+
+from cwd.core import batches, histograms, lanes, ordered, ready
+from cwd.core.estimate import exec_row
+from cwd.core.world import FOREVER_NS, LANE_EXEC, NONE
+from cwd.jit import inner_kernel, lean_kernel
+
+#: requests of a model that are looked at
+LOOK = 32
+#: 2**30 ns: slack that halves the value of running now
+HALF_LIFE_BITS = 30
+#: 2**(-i/16), in 2**20ths
+HALVINGS = (1048576, 1004120, 961548, 920782, 881744, 844361, 808563, 774282,
+            741455, 710020, 679917, 651091, 623487, 597053, 571740, 547500)
+
+
+@lean_kernel
+def decayed(slack_ns):
+    """2**(-slack / half-life), in 2**20ths; 0 if the slack is negative."""
+    if slack_ns < 0:
+        return 0
+    sixteenths = slack_ns >> (HALF_LIFE_BITS - 4)
+    return HALVINGS[sixteenths & 15] >> (sixteenths >> 4) if sixteenths < 16 * 20 else 0
+
+
+@lean_kernel
+def score(odds, profiled_ns, slack_ns):
+    """The value of running now with `slack_ns` from start to deadline: chances times decay, per microsecond."""
+    value = 0
+    for j in range(odds["count"]):
+        latency_ns = odds["stretches"][j] * profiled_ns // histograms.STRETCH
+        value += odds["chances"][j] * decayed(slack_ns - latency_ns)
+    return value // ((odds["mean"] * profiled_ns // histograms.STRETCH) // 1000 + 1)
+
+
+@inner_kernel
+def _candidates(world, now_ns, gpu, m, b, start_ns):
+    """Score and pick the requests of a model that are candidates for a batch size, all of one class; how many."""
+    program, kind = world.models[m]["program"], world.gpus[gpu]["kind"]
+    r, found, size_class = world.models[m]["queue_head"], 0, NONE
+    for _ in range(LOOK):
+        if r == NONE:
+            break
+        request = world.requests[r]
+        request["picked"] = 0
+        profiled_ns = world.estimates[exec_row(world, program, kind, b, request["size_class"])]["seed_ns"]
+        if (size_class == NONE or request["size_class"] == size_class) and profiled_ns > 0:
+            histograms.refresh(world, request["tag"], program, b)
+            odds = world.odds[request["tag"], b]
+            slack_ns = batches.latest_end_ns(world, now_ns, gpu, r) - start_ns
+            stretch = odds["mean"] if b > 0 else odds["stretches"][0]
+            if stretch * profiled_ns // histograms.STRETCH <= slack_ns:
+                size_class = request["size_class"]
+                request["score"] = score(odds, profiled_ns, slack_ns)
+                request["picked"] = 1
+                found += 1
+        r = ordered.successor(world.request_nodes, r)
+    return found
+
+
+@inner_kernel
+def _keep_best(world, m, found, rows):
+    """Leave the `rows` best scores picked, ties to the more urgent: the first of them, and their sum."""
+    for _ in range(found - rows):
+        worst, least = NONE, FOREVER_NS
+        r = world.models[m]["queue_head"]
+        for _ in range(LOOK):
+            if r == NONE:
+                break
+            request = world.requests[r]
+            if request["picked"] == 1 and request["score"] <= least:
+                worst, least = r, request["score"]
+            r = ordered.successor(world.request_nodes, r)
+        world.requests[worst]["picked"] = 0
+    first, total = NONE, 0
+    r = world.models[m]["queue_head"]
+    for _ in range(LOOK):
+        if r == NONE:
+            break
+        if world.requests[r]["picked"] == 1:
+            first = r if first == NONE else first
+            total += world.requests[r]["score"]
+        r = ordered.successor(world.request_nodes, r)
+    return first, total
+
+
+@inner_kernel
+def _propose(world, now_ns, gpu, m, start_ns):
+    """A model's batch, its requests picked: (first, batch index, rows, sum of scores); (-1, -1, 0, 0): none."""
+    program = world.programs[world.models[m]["program"]]
+    for i in range(program["n_batches"]):
+        b = program["n_batches"] - 1 - i
+        rows = program["batches"][b]
+        if rows <= LOOK and rows <= world.models[m]["queued"]:
+            found = _candidates(world, now_ns, gpu, m, b, start_ns)
+            if found >= rows:
+                first, total = _keep_best(world, m, found, rows)
+                return first, b, rows, total
+    return NONE, NONE, 0, 0
+
+
+@inner_kernel
+def next_batch(world, gpu, now_ns):
+    """The batch with the largest sum of scores over the most urgent models."""
+    start_ns = lanes.available_ns(world, now_ns, gpu, LANE_EXEC)
+    best, best_first, best_batch, best_rows, most = NONE, NONE, NONE, 0, -1
+    copy = ready.most_urgent(world, now_ns, gpu)
+    for _ in range(ready.COMPARED):
+        if copy == NONE:
+            break
+        m = world.copies[copy]["model"]
+        if world.models[m]["queue_head"] != NONE:
+            first, b, rows, total = _propose(world, now_ns, gpu, m, start_ns)
+            if b != NONE and total > most:
+                best, best_first, best_batch, best_rows, most = copy, first, b, rows, total
+        copy = ordered.successor(world.copy_nodes, copy)
+    return best, best_first, best_batch, best_rows

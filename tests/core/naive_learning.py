@@ -1,0 +1,72 @@
+"""Slow, obvious twins of what policies learn: Clipper's limits, Nexus's rounds, Orloj's histograms and scores."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+
+
+class NaiveAimd:
+    """The limit of a model's batches, in 1024ths."""
+
+    def __init__(self, largest):
+        self.limit, self.largest = 1024, largest
+
+    def learn(self, rows, took, slo):
+        if took > slo:
+            self.limit = max(1024, self.limit) * 9 // 10
+        elif rows >= max(self.limit, 1024) // 1024:
+            self.limit = max(self.limit, 1024) + 1024
+        self.limit = min(self.limit, self.largest * 1024)
+
+    def rows(self):
+        return max(1, self.limit // 1024)
+
+
+def quota(took, gap, slo, cycle):
+    """Requests of a session in a round, and the time they take: at most the largest size with twice its time in the SLO."""
+    allowed = [size for size in sorted(took) if size == 1 or 2 * took[size] <= slo]
+    rows = min(-(-cycle // gap), allowed[-1])
+    return rows, min(took[size] for size in allowed if size >= rows)
+
+
+def period(took, gap, slo):
+    """How often a session alone would run; None if it is never in time."""
+    best = None
+    for size in sorted(took):
+        if took[size] > slo:
+            break
+        if size * gap <= took[size] and 2 * took[size] <= slo:
+            best = took[size]
+        elif (size - 1) * gap + took[size] <= slo or size == 1:
+            best = max(took[size], min(slo - took[size], size * gap))
+    return best
+
+
+def pack(took, sessions):
+    """Squishy bin packing of [(name, gap, slo)] in order: ({name: quota}, cycle)."""
+    inside, cycle = [], None
+    for session in sessions:
+        own = period(took, *session[1:])
+        if own is None:
+            continue
+        shorter = own if cycle is None else min(own, cycle)
+        if sum(quota(took, gap, slo, shorter)[1] for _, gap, slo in [*inside, session]) <= shorter:
+            inside, cycle = [*inside, session], shorter
+    return {name: quota(took, gap, slo, cycle)[0] for name, gap, slo in inside}, cycle
+
+
+def maximum(own, others, size):
+    """[chance] by outcome of the largest of one draw from `own` and size - 1 from `others` (weights by outcome)."""
+    chances, before = [], Fraction(0)
+    for j in range(len(own)):
+        mine = Fraction(sum(own[:j + 1]), sum(own))
+        rest = Fraction(sum(others[:j + 1]), sum(others))
+        chances.append(mine * rest ** (size - 1) - before)
+        before += chances[-1]
+    return chances
+
+
+def value(outcomes, slack, half_life):
+    """The score of [(chance, latency)]: chances halved per half-life of slack left, over the mean latency."""
+    mean = sum(chance * latency for chance, latency in outcomes)
+    return sum(chance * 2.0 ** (-(slack - latency) / half_life) for chance, latency in outcomes if latency <= slack) / mean
