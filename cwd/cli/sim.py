@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ import click
 
 from cwd.cli.bench import lines_of, options_of
 from cwd.cli.common import Ticker, emit, json_option, say
+from cwd.errors import CwdError, InvariantError
 from cwd.sim import EXPERIMENTS
 
 
@@ -60,31 +63,37 @@ def sim() -> None:
 
 @click.command()
 @click.option("--policy", "policies", multiple=True, help="May be repeated; all, if none is given.")
-@click.option("--seeds", default=1, show_default=True, help="How many seeds, from --seed on.")
+@click.option("--seeds", type=click.IntRange(min=1), default=1, show_default=True, help="How many seeds, from --seed on.")
 @click.option("--seed", default=0, show_default=True)
 @click.option("--experiment", "experiments", multiple=True, help="May be repeated; all but the soak, if none is given.")
 @click.option("--quick/--no-quick", default=False, show_default=True)
-@click.option("--processes", default=0, help="0: as many as there are cores.")
+@click.option("--processes", type=click.IntRange(min=0), default=0, help="0: as many as there are cores.")
 @click.option("--plot", type=click.Path(dir_okay=False), help="Draw the rows into this PNG.")
 @json_option
 def compare(as_json: bool, plot: str | None, seed: int, seeds: int, **options: Any) -> None:
     """All experiments under all policies, as one table."""
     from cwd.sim.compare import compare as run
 
-    facts = run(seeds=range(seed, seed + seeds), progress=Ticker(), **options)
+    with _violations_told():
+        facts = run(seeds=range(seed, seed + seeds), progress=Ticker(), **options)
     _finish(facts, as_json, plot, {"table": facts["table"]})
 
 
+@contextmanager
+def _violations_told() -> Iterator[None]:
+    """A broken invariant is a crash in a daemon; here it is what was looked for, and is told as an error."""
+    try:
+        yield
+    except InvariantError as error:
+        raise CwdError(str(error)) from error
+
+
 def _run(name: str, as_json: bool, plot: str | None, options: dict[str, Any]) -> None:
-    from cwd.errors import CwdError, InvariantError
     from cwd.sim.command import run
 
     begin = time.monotonic()
-    try:
+    with _violations_told():
         facts = run(name, progress=Ticker(), **options)
-    except InvariantError as error:
-        # in a daemon it is a crash; here it is what was looked for
-        raise CwdError(str(error)) from error
     say(f"{name}: {len(facts['rows'])} rows in {time.monotonic() - begin:.1f} s")
     _finish(facts, as_json, plot, facts)
 

@@ -31,8 +31,7 @@ def run(experiment: str, policy: str = "clockwork", seed: int = 0, noise: str = 
     """Run all points: {"experiment", "policy", "seed", "options", "rows", "groups", "digest"}.
 
     The digest is of everything that the core left in its outbox, in all points. Nothing in the facts depends on the
-    machine or on how fast it is. Raises `CwdError` for what is not there and
-    `InvariantError` at a violation.
+    machine or on how fast it is. Raises `CwdError` for what is not there and `InvariantError` at a violation.
     """
     check_names([experiment], [policy])
     make = importlib.import_module(f"cwd.sim.experiments.{experiment}").points

@@ -33,11 +33,15 @@ def compare(policies: Sequence[str] = (), seeds: Sequence[int] = (0,), experimen
     found: dict[tuple[str, str, int], list[dict[str, Any]]] = {}
     with ProcessPoolExecutor(processes or os.cpu_count()) as pool:
         waiting = {pool.submit(run, *job, quick=quick): job for job in jobs}
-        for done in as_completed(waiting):
-            job = waiting[done]
-            found[job] = done.result()["rows"]
-            if progress is not None:
-                progress(len(found), len(jobs), f"{job[0]} {job[1]} seed {job[2]}")
+        try:
+            for done in as_completed(waiting):
+                job = waiting[done]
+                found[job] = done.result()["rows"]
+                if progress is not None:
+                    progress(len(found), len(jobs), f"{job[0]} {job[1]} seed {job[2]}")
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
     rows = [{"experiment": job[0], **row} for job in jobs for row in found[job]]
     return {"experiment": "compare", "policies": policies, "seeds": list(seeds), "quick": quick,
             "table": table(rows, policies), "rows": rows}

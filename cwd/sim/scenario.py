@@ -132,6 +132,11 @@ def build(scenario: Scenario) -> w.SimWorld:
 
 
 def _refuse_nonsense(scenario: Scenario) -> None:
+    for what, value in (("GPUs", scenario.gpus), ("models", len(scenario.models)), ("measured time", scenario.measure_ns),
+                        ("sources of requests", len(scenario.loads)), ("groups", len(scenario.groups)),
+                        ("execution times", min(min(profile.exec_ns) for profile in scenario.profiles))):
+        if value < 1:
+            raise CwdError(f"a simulation needs {what}, more than 0", code=Code.BAD_ARGUMENT)
     largest = max(scenario.profiles[program].pages for program in scenario.models)
     if largest > scenario.pages:
         raise CwdError(f"a model has {largest} pages, a GPU {scenario.pages}", code=Code.MODEL_TOO_LARGE)

@@ -67,6 +67,9 @@ def test_the_rates_of_a_trace_have_the_mean_that_is_wanted(no_trace):
     (["nosuch"], "nosuch"), (["fig5", "--policy", "nosuch"], "no policy 'nosuch'"),
     (["fig5", "--noise", "nosuch.txt"], "nosuch.txt"), (["maf", "--trace", "nosuch.csv"], "nosuch.csv"),
     (["compare", "--experiment", "nosuch"], "no experiment 'nosuch'"), (["fig5", "--seed", "x"], "seed"),
+    (["fig5", "--seconds", "0"], "measured time"), (["overload", "--gpus", "0"], "GPUs"), (["fig6", "--minutes", "0"], "time"),
+    (["scale", "--copies", "0"], "models"), (["fig5", "--b16-ms", "0"], "execution times"),
+    (["maf", "--functions", "0"], "functions"),
 ])
 def test_bad_arguments_are_one_line(capfd, arguments, text):
     assert cwd(["sim", *arguments]) != 0

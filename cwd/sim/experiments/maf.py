@@ -34,6 +34,9 @@ def points(quick: bool = False, trace: str = "", gpus: int = 12, rate_rps: float
     """Rows of one run. Quick: two minutes, a tenth of the models, two GPUs and an eighth of the rate."""
     if quick:
         gpus, rate_rps, minutes, copies = 2, rate_rps / 8, 2, copies // 10
+    if min(functions, minutes, copies) < 1 or rate_rps <= 0:
+        raise CwdError("functions, minutes, copies and rate must be more than 0", code=Code.BAD_ARGUMENT)
+    seed &= (1 << 64) - 1
     name, found = _counts(trace, seed)
     profiles = tuple(v100().values())[:VARIETIES]
     # their varieties follow one another, copy after copy
