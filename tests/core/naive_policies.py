@@ -129,3 +129,21 @@ def one_of_the_first(queues):
     """clipper before it has learned: the request that came first, alone."""
     heads = [(queue[0][1], batch(model, 1, queue)) for model, queue in queues.items() if queue]
     return best([(-arrival, choice) for arrival, choice in heads])
+
+
+def window(queues, start, took, quotas):
+    """nexus, all turns being due: the first model with a place in the round; without any, the first's largest batch."""
+    sizes = sorted(took)
+    for model in queues:
+        if quotas.get(model):
+            size = min(size for size in sizes if size >= quotas[model])
+            left = dict(suffixes(queues[model], start, took)).get(size, [])
+            while size > 1 and len(left) <= sizes[sizes.index(size) - 1]:
+                size = sizes[sizes.index(size) - 1]
+                left = dict(suffixes(queues[model], start, took)).get(size, [])
+            if left:
+                return {batch(model, size, left[:min(size, quotas[model])])}
+    for model in queues:
+        if not quotas.get(model) and largest({model: queues[model]}, start, took):
+            return largest({model: queues[model]}, start, took)
+    return set()

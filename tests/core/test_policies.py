@@ -18,10 +18,16 @@ TOOK = {1: 3 * MS, 2: 4 * MS, 4: 6 * MS}
 MODELS = 3
 
 
+def quotas_of(script):
+    """Quotas of the round, by model."""
+    return {int(copy["model"]): int(copy["quota"]) for copy in script.world.copies
+            if copy["state"] and copy["packed_ns"] == script.world.gpus[0]["planned_ns"]}
+
+
 def run_next(policy, arrivals):
     """The first EXEC as (model, batch, ids) after requests (model, slo) came 100 us apart while the lane was taken.
 
-    Also the queues that it chose from, the start that it counted with, and whether somebody was given up before.
+    Also the queues that it chose from, the start that it counted with, whether somebody was given up before, and quotas.
     """
     script = Script(pages=50, policy=policy, admission=0)
     models = [script.model, *(script.add() for _ in range(MODELS - 1))]
@@ -36,6 +42,8 @@ def run_next(policy, arrivals):
         due = script.now + max(slo_us * US - preset.client_ns, preset.due_floor_ns)
         queues[model].append((due - preset.end_ns, script.now, number))
     engine.action_done(script.world, script.now, held, int(Code.ABANDONED), 0, 0, 0, 0, -1, -1)
+    # what nexus would have learned from more traffic
+    script.world.memory["gap_ns"], script.world.memory["slo_ns"] = (1 + len(arrivals) % 4) * MS, 20 * MS
     need = TOOK[1] + preset.send_ns if preset.foresight else -preset.end_ns
     lost = False
     for queue in queues.values():
@@ -47,17 +55,18 @@ def run_next(policy, arrivals):
     chosen = None
     if runs:
         chosen = (models.index(runs[0]["model"]), runs[0]["batch"], tuple(script.ids(runs[0])))
-    return chosen, queues, script.now + preset.send_ns, lost
+    return chosen, queues, script.now + preset.send_ns, lost, quotas_of(script)
 
 
 arrivals = st.lists(st.tuples(st.integers(0, MODELS - 1), st.integers(3_700, 16_000)), min_size=1, max_size=12)
 
 
-@pytest.mark.parametrize("policy", ["fifo", "edf", "clockwork", "clockwork-paper", "shepherd", "symphony", "clipper", "orloj"])
+@pytest.mark.parametrize("policy", ["fifo", "edf", "clockwork", "clockwork-paper", "shepherd", "symphony", "clipper", "orloj",
+                                    "nexus"])
 @SMALL
 @given(arrivals)
 def test_a_policy_chooses_as_its_twin_does(policy, arrivals):
-    chosen, queues, start, lost = run_next(policy, arrivals)
+    chosen, queues, start, lost, quotas = run_next(policy, arrivals)
     if policy == "fifo":
         twin = naive.first_fit(queues, start, TOOK, lambda r: r[1], False)
     elif policy == "edf":
@@ -72,6 +81,8 @@ def test_a_policy_chooses_as_its_twin_does(policy, arrivals):
         twin = naive.largest(queues, start, TOOK)
     elif policy == "clipper":
         twin = naive.one_of_the_first(queues)
+    elif policy == "nexus":
+        twin = naive.window(queues, start, TOOK, quotas)
     elif policy == "orloj":
         twin = naive.filled_with_candidates(queues, start, TOOK)
     else:

@@ -127,18 +127,21 @@ def _pack(world, now_ns, gpu):
 
 @inner_kernel
 def _window(world, now_ns, gpu, m, rows_max, start_ns):
-    """The first request and the batch for up to `rows_max`: who its size would make late is left out."""
-    program = world.models[m]["program"]
-    b = batches.index_for(world, program, rows_max)
-    while b >= 0:
-        model = world.models[m]
-        first, left = batches.pass_over(world, now_ns, gpu, m, b, start_ns, model["queue_head"], model["queued"])
-        if b == 0 or left > world.programs[program]["batches"][b - 1]:
-            if first == NONE:
-                return NONE, NONE, 0
-            return first, b, batches.count_rows(world, first, left if left < rows_max else rows_max)
+    """The first request and the batch for up to `rows_max`: who its size would make late is left out.
+
+    Smaller sizes where the rest would do with one; they may let more in again.
+    """
+    model = world.models[m]
+    sizes = world.programs[model["program"]]["batches"]
+    b = batches.index_for(world, model["program"], rows_max)
+    first, left = batches.pass_over(world, now_ns, gpu, m, b, start_ns, model["queue_head"], model["queued"])
+    while b > 0 and left <= sizes[b - 1]:
         b -= 1
-    return NONE, NONE, 0
+        first, left = batches.pass_over(world, now_ns, gpu, m, b, start_ns, model["queue_head"], model["queued"])
+    if first == NONE:
+        return NONE, NONE, 0
+    rows = left if left < rows_max else rows_max
+    return first, b, batches.count_rows(world, first, rows if rows < sizes[b] else sizes[b])
 
 
 @inner_kernel
