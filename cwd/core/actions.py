@@ -7,7 +7,7 @@ NOT_RESIDENT, the pages are free. A refused UNLOAD is *parked*: out of its lane,
 
 from __future__ import annotations
 
-from cwd.core import lanes, outbox, queues, residency
+from cwd.core import background, lanes, outbox, queues, residency
 from cwd.core.admission import want
 from cwd.core.estimate import (
     exec_ns, exec_row, exec_tail_ns, load_ns, load_row, margin_ns, observe, observe_margin,
@@ -80,6 +80,7 @@ def free(world, a):
     counters = world.counters[0]
     action = world.actions[a]
     lanes.set_timer(world, world.settings[0]["action_timer"] + a, FOREVER_NS)
+    background.ends(world, a)
     action["state"] = ACTION_FREE
     action["next"] = counters["free_action"]
     counters["free_action"] = a
@@ -109,6 +110,8 @@ def issue_exec(world, now_ns, copy, batch_index, size_class, first, rows_max):
     action["batch"] = world.programs[action["program"]]["batches"][batch_index]
     action["size_class"] = size_class
     due_ns = _take_rows(world, a, first, rows_max)
+    if background.is_background(now_ns, due_ns):
+        background.begins(world, a)
     tail_ns = exec_tail_ns(world, now_ns, action["program"], kind, batch_index, size_class)
     action["promised_ns"] = action["start_ns"] + tail_ns
     # begun later than planned it may still be in time more often than not
@@ -247,6 +250,8 @@ def _answer(world, now_ns, r, a, begin_ns, end_ns, result, index):
     record = queues.finish(world, now_ns, r, DEADLINE_MISSED if missed else OK, 0)
     if missed:
         world.counters[0]["missed"] += 1
+    elif not background.is_background(arrival_ns, request["due_ns"]):
+        background.relieved(world)
     if record == NONE:
         return
     out = world.outbox[record]

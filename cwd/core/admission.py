@@ -9,7 +9,7 @@ must leave the time for it to become full. Nothing is changed here except the re
 
 from __future__ import annotations
 
-from cwd.core import residency
+from cwd.core import memory, residency
 from cwd.core.estimate import exec_ns, exec_tail_ns, margin_ns
 from cwd.core.lanes import available_ns, wake
 from cwd.core.queues import COPIES_LOOK, enlist, load_need_ns
@@ -75,8 +75,10 @@ def _cost_ns(world, now_ns, kind, program, size_class, place):
 
 
 @inner_kernel
-def _best_batch(world, now_ns, kind, program, size_class, slack_ns):
+def _best_batch(world, now_ns, kind, program, size_class, slack_ns, gap_ns):
     """Index of the densest batch size (requests per time) that fits into the slack behind one like it just begun.
+
+    Or, if `gap_ns` between two arrivals is known (not 0), after the time that it takes to fill.
 
     Not the largest: a model could then always add to what it has waiting, and others would never get in.
     """
@@ -85,7 +87,8 @@ def _best_batch(world, now_ns, kind, program, size_class, slack_ns):
     best, best_ns = 0, exec_ns(world, now_ns, program, kind, 0, size_class)
     for b in range(1, sizes["n_batches"]):
         batch_ns = exec_ns(world, now_ns, program, kind, b, size_class)
-        if batch_ns == 0 or batch_ns + exec_tail_ns(world, now_ns, program, kind, b, size_class) > slack_ns:
+        wait_ns = batch_ns if gap_ns == 0 else gap_ns * (sizes["batches"][b] - 1)
+        if batch_ns == 0 or wait_ns + exec_tail_ns(world, now_ns, program, kind, b, size_class) > slack_ns:
             break
         if sizes["batches"][b] * best_ns > sizes["batches"][best] * batch_ns:
             best, best_ns = b, batch_ns
@@ -179,7 +182,8 @@ def _settle(world, now_ns, r, gpu, home):
     kind = world.gpus[gpu]["kind"]
     model = world.models[request["model"]]
     program, size_class = model["program"], request["size_class"]
-    full = _best_batch(world, now_ns, kind, program, size_class, request["due_ns"] - now_ns)
+    gap_ns = memory.gap_ns(world, now_ns, request["model"]) if world.settings[0]["gathers"] == 1 else 0
+    full = _best_batch(world, now_ns, kind, program, size_class, request["due_ns"] - now_ns, gap_ns)
     # copies share the queue
     ahead = model["queued"] // model["copies_ready"] if model["copies_ready"] > 1 else model["queued"]
     place = ahead % world.programs[program]["batches"][full]
@@ -188,7 +192,8 @@ def _settle(world, now_ns, r, gpu, home):
     request["cost_ns"] = _cost_ns(world, now_ns, kind, program, size_class, place)
     own_ns = request["cost_ns"]
     if place == 0 and pressed(world, now_ns, gpu):
-        own_ns = exec_ns(world, now_ns, program, kind, full, size_class)
+        # once more the margin: what runs now may end later than predicted, and the batch must still fit then
+        own_ns = exec_ns(world, now_ns, program, kind, full, size_class) + end_margin_ns(world, now_ns, kind)
     own_ns -= exec_ns(world, now_ns, program, kind, 0, size_class)
     own_ns += exec_tail_ns(world, now_ns, program, kind, 0, size_class)
     return own_ns + end_margin_ns(world, now_ns, kind)

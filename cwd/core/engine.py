@@ -17,7 +17,7 @@ set_draining(world, on)
 
 from __future__ import annotations
 
-from cwd.core import actions, admission, estimate, histograms, lanes, loads, members, memory, outbox, policies, queues
+from cwd.core import actions, admission, background, estimate, histograms, lanes, loads, members, memory, outbox, policies, queues
 from cwd.core.world import (
     ACTION_EXEC, ACTION_FREE, ACTION_RESERVED, FOREVER_NS, GPU_UP, LANE_EXEC, LANE_LOAD, MODEL_READY, NONE,
     REQUEST_QUEUED, SLOT_BITS, SLOT_MASK, Code,
@@ -115,6 +115,8 @@ def _admit(world, now_ns, r):
     """Queue the request if a plan keeps its deadline; else refuse it and say after how long it could be answered."""
     request = world.requests[r]
     m = request["model"]
+    if world.settings[0]["learns"] == 1:
+        memory.arrived(world, now_ns, r)
     done_ns, busy_ns, loader = admission.place(world, now_ns, r)
     late = world.settings[0]["admission"] == 1 and done_ns > request["due_ns"]
     if late or done_ns == FOREVER_NS or request["need_ns"] == 0:
@@ -124,8 +126,6 @@ def _admit(world, now_ns, r):
             _miss(world, now_ns, m, loader)
         return code
     world.counters[0]["accepted"] += 1
-    if world.settings[0]["learns"] == 1:
-        memory.arrived(world, now_ns, r)
     if world.settings[0]["picks"] == 1:
         histograms.tag(world, r)
     queues.enqueue(world, now_ns, r)
@@ -165,6 +165,8 @@ def _refuse(world, now_ns, r, done_ns):
                 world.estimates[estimate.exec_row(world, program, kind, 0, request["size_class"])], now_ns)
     elif request["home"] != NONE:
         world.gpus[request["home"]]["pressed_ns"] = now_ns
+    if code == DEADLINE_UNREACHABLE and not background.is_background(now_ns, request["due_ns"]):
+        background.crowded(world, now_ns)
     world.counters[0]["refused"] += 1
     queues.finish(world, now_ns, r, code, served_ns)
     return code

@@ -9,8 +9,8 @@ from __future__ import annotations
 import dataclasses
 
 #: numbers of the policies, as `plan` tells them apart
-FIFO, CLOCKWORK, EDF, CLOCKWORK_PAPER, SHEPHERD, SYMPHONY, CLIPPER, CLIPPER_QUANTILE, NEXUS, ORLOJ = range(
-    10)
+(FIFO, CLOCKWORK, EDF, CLOCKWORK_PAPER, SHEPHERD, SYMPHONY, CLIPPER, CLIPPER_QUANTILE, NEXUS, ORLOJ,
+ CWD) = range(11)
 
 #: orders. BY_DUE: deadline less the reply's way. BY_LATEST: the last moment to issue. BY_TURN: who ran longest ago
 BY_DUE, BY_LATEST, BY_ARRIVAL, BY_TURN = 0, 1, 2, 3
@@ -46,6 +46,10 @@ class Preset:
     learns: int = 0
     #: tell requests apart by application, and take only those into a batch that the policy has picked (histograms.py)
     picks: int = 0
+    #: under overload take in only who can wait for a batch to fill at the model's rate of arrivals
+    gathers: int = 0
+    #: keep GPUs free of work that is not urgent, as many as urgent work needs (background.py)
+    reserves: int = 0
     #: how long a batch that is not full may be held back for more requests
     batch_delay_ns: int = 0
     #: a request is due no earlier than this after its arrival, whatever its deadline
@@ -66,6 +70,7 @@ _CLIPPER = {"admission": 0, "foresight": 0, "queue_order": BY_ARRIVAL, "copy_ord
 PRESETS = {
     "fifo": Preset(FIFO, queue_order=BY_ARRIVAL, copy_order=BY_ARRIVAL, load_order=BY_ARRIVAL, replicate=0, load_saves=0),
     "clockwork": Preset(CLOCKWORK),
+    "cwd": Preset(CWD, learns=1, gathers=1, reserves=1),
     "edf": Preset(EDF, copy_order=BY_DUE),
     # 5 ms ahead, of which 1 ms is the network's; internal deadlines 5 ms early, but not before 5 ms ahead and 5 more;
     # a LOAD whenever a model that is not there has anything queued, since their test for a demand of 0 never fires

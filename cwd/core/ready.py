@@ -6,7 +6,7 @@ over the most urgent models, for policies that compare models with each other.
 
 from __future__ import annotations
 
-from cwd.core import batches, lanes, ordered, residency
+from cwd.core import background, batches, lanes, ordered, residency
 from cwd.core.world import COPY_READY, LANE_EXEC, NONE
 from cwd.jit import inner_kernel
 
@@ -46,8 +46,9 @@ def best(world, now_ns, gpu, rule):
     best_copy, best_first, best_batch, best_rows = NONE, NONE, NONE, 0
     best_value, best_cost = 0, 1
     copy = most_urgent(world, now_ns, gpu)
+    apart = world.settings[0]["reserves"] == 1 and copy != NONE and urgent(world, now_ns, copy)
     for _ in range(COMPARED):
-        if copy == NONE:
+        if copy == NONE or (apart and not urgent(world, now_ns, copy)):
             break
         first, b, rows, batch_ns = batches.pick(world, now_ns, gpu, world.copies[copy]["model"], start_ns, rule)
         if b != NONE:
@@ -57,6 +58,27 @@ def best(world, now_ns, gpu, rule):
                 best_value, best_cost = value, cost
         copy = ordered.successor(world.copy_nodes, copy)
     return best_copy, best_first, best_batch, best_rows
+
+
+@inner_kernel
+def fit(world, now_ns, gpu, copy, start_ns, dense):
+    """A batch of one copy's model for its first request that could be in time: (first, batch index, rows), as `first_fit`."""
+    m = world.copies[copy]["model"]
+    first = batches.first_in_time(world, now_ns, gpu, m, start_ns)
+    if first == NONE:
+        return NONE, NONE, 0
+    if dense == 1:
+        b, rows = batches.densest(world, now_ns, gpu, m, first, start_ns)
+    else:
+        b, rows = batches.largest_in_time(world, now_ns, gpu, m, first, start_ns)
+    return first, b, rows
+
+
+@inner_kernel
+def urgent(world, now_ns, copy):
+    """Whether the first request of the copy's model is urgent."""
+    head = world.models[world.copies[copy]["model"]]["queue_head"]
+    return head != NONE and not background.is_background(now_ns, world.requests[head]["due_ns"])
 
 
 @inner_kernel
@@ -70,15 +92,9 @@ def first_fit(world, now_ns, gpu, dense):
         copy = most_urgent(world, now_ns, gpu)
         if copy == NONE:
             return NONE, NONE, NONE, 0
-        m = world.copies[copy]["model"]
-        first = batches.first_in_time(world, now_ns, gpu, m, start_ns)
-        if first != NONE:
-            if dense == 1:
-                b, rows = batches.densest(world, now_ns, gpu, m, first, start_ns)
-            else:
-                b, rows = batches.largest_in_time(world, now_ns, gpu, m, first, start_ns)
-            if b != NONE:
-                return copy, first, b, rows
+        first, b, rows = fit(world, now_ns, gpu, copy, start_ns, dense)
+        if b != NONE:
+            return copy, first, b, rows
         # nothing of it can be in time here; it comes back with its next head or arrival
         residency.deactivate(world, copy)
     lanes.look_again(world, gpu, now_ns + 1)

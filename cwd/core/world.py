@@ -91,7 +91,7 @@ ESTIMATE = np.dtype(
 #: cycle_ns, planned_ns: the round in which a policy that plans rounds serves its models, and when it was planned
 GPU = _table(
     "state kind epoch pages_total pages_free pages_hidden dirty dirty_next ready_root ready_head "
-    "lru_first lru_last copies backlog_ns pressed_ns look_ns cycle_ns planned_ns"
+    "lru_first lru_last copies backlog_ns pressed_ns look_ns cycle_ns planned_ns background"
 )
 #: `first`..`last` are outstanding actions in the order sent; available_ns is the predicted end of the last
 LANE = _table("first last count available_ns")
@@ -103,7 +103,8 @@ COPY = _table(
 )
 ACTION = _table(
     "state generation gpu copy model program batch_index batch size_class rows first issued_ns "
-    "earliest_ns latest_ns expected_ns promised_ns start_ns end_ns expire_ns lane lane_next lane_previous idle parked next"
+    "earliest_ns latest_ns expected_ns promised_ns start_ns end_ns expire_ns lane lane_next lane_previous idle parked next "
+    "background"
 )
 CLIENT = _table("first count")
 #: how long executions of one application take, by `counts` (samples, in 1024ths) and `sums` of their stretch, which is
@@ -128,12 +129,13 @@ COUNTERS = _table(
     "outbox_count broken sequence draining dirty_first dirty_last timers_count loads_count "
     "free_request free_model free_copy free_action apps requests_live actions_live models_live copies_live gpus_up "
     "wanted_root wanted_head map_count copy_map_count "
-    "accepted refused answered dropped missed failed requeued stale expired loads unloads execs rows cold replicas"
+    "accepted refused answered dropped missed failed requeued stale expired loads unloads execs rows cold replicas "
+    "background_gpus background_share crowded_ns"
 )
 SETTINGS = _table(
     "policy admission foresight queue_order copy_order load_order replicate load_saves evict_queued "
     "margins_fixed drop_passed "
-    "learns picks batch_delay_ns due_floor_ns "
+    "learns picks gathers reserves batch_delay_ns due_floor_ns "
     "schedule_ahead_ns load_ahead_ns send_ns result_ns end_ns client_ns latest_slack_ns exec_grace_ns "
     "load_grace_ns stuck_ns lane_depth attempts_max slo_max_ns margin_max_ns load_horizon_ns "
     "requests_max models_max programs_max gpus_max copies_max actions_max clients_max kinds_max classes_max "

@@ -10,10 +10,10 @@ from __future__ import annotations
 
 from cwd.core import actions, batches, histograms, lanes, loads, queues
 from cwd.core.policies import (
-    clipper, clipper_quantile, clockwork, clockwork_paper, fifo, nexus, orloj, shepherd, symphony,
+    clipper, clipper_quantile, clockwork, clockwork_paper, cwd, fifo, nexus, orloj, shepherd, symphony,
 )
 from cwd.core.presets import (
-    CLIPPER, CLIPPER_QUANTILE, CLOCKWORK_PAPER, EDF, FIFO, NEXUS, ORLOJ, SHEPHERD, SYMPHONY,
+    CLIPPER, CLIPPER_QUANTILE, CLOCKWORK_PAPER, CWD, EDF, FIFO, NEXUS, ORLOJ, SHEPHERD, SYMPHONY,
 )
 from cwd.core.world import FOREVER_NS, LANE_EXEC, NONE
 from cwd.jit import inner_kernel
@@ -38,6 +38,8 @@ def next_batch(world, gpu, now_ns):
         return clipper.next_batch(world, gpu, now_ns)
     if policy == NEXUS:
         return nexus.next_batch(world, gpu, now_ns)
+    if policy == CWD:
+        return cwd.next_batch(world, gpu, now_ns)
     if policy == ORLOJ:
         return orloj.next_batch(world, gpu, now_ns)
     return clockwork.next_batch(world, gpu, now_ns)
