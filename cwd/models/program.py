@@ -75,6 +75,7 @@ class Program:
         self._output_names = [tensor.name for tensor in spec.outputs]
         self._buffers: dict[tuple[int, int], Buffers] = {}
         self._active: Binding | None = None
+        self._forward = _without_detour(module)
 
     @classmethod
     def load(cls, repository: Repository, program_hash: bytes) -> Program:
@@ -132,7 +133,7 @@ class Program:
             self._active = binding
         for filled, reordered in buffers.reordered:
             reordered.copy_(filled)
-        return self.module(*buffers.positional, **buffers.keywords)
+        return self._forward(*buffers.positional, **buffers.keywords)
 
     def execute(self, binding: Binding, batch: int, size_class: int, payloads: np.ndarray, sizes: np.ndarray,
                 dims: np.ndarray, n: int, results: np.ndarray) -> int:
@@ -191,6 +192,13 @@ class Program:
                                       f"{list(tensor.shape)}, its description says {dtype} {list(shape)}")
             outputs[index] = tensor.contiguous()
         return outputs
+
+
+def _without_detour(module: torch.nn.Module) -> Callable[..., Any]:
+    """What calling the module comes to: its `forward`, unless it has hooks, or a way of its own to be called."""
+    plain = type(module).__call__ is torch.nn.Module.__call__ and module._compiled_call_impl is None
+    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
+    return module.forward if plain and not any(hooks) else module
 
 
 def select_outputs(found: Any, names: list[str]) -> list[torch.Tensor]:

@@ -111,14 +111,17 @@ def _messages(sim: SimWorld) -> str:
     return ""
 
 
-def rest(sim: SimWorld) -> str:
-    """What a world whose clients have stopped has not finished, or did not do for its last group; empty if nothing."""
+def rest(sim: SimWorld, serves_all: bool = True) -> str:
+    """What a world whose clients have stopped has not finished, or did not do for its last group; empty if nothing.
+
+    `serves_all`: its policy must serve all of that last, easy group.
+    """
     counters, last = sim.core.counters[0], sim.groups[-1]
     for name in ("requests_live", "actions_live"):
         if counters[name]:
             return f"the core still has {int(counters[name])} {name.split('_')[0]}"
     if counters["gpus_up"] != len(sim.gpus):
         return f"only {int(counters['gpus_up'])} of {len(sim.gpus)} GPUs came back"
-    if last["on_time"] != last["offered"] or last["offered"] == 0:
+    if last["offered"] == 0 or (serves_all and last["on_time"] != last["offered"]):
         return f"of {int(last['offered'])} easy requests {int(last['on_time'])} were served in time"
     return ""

@@ -19,9 +19,10 @@ from cwd.sim.world import EVENT_FAULT, EVENT_JOINED, EVENT_LOST, STREAM_FAULTS
 from cwd.worker import agenda as ag
 from cwd.worker import residency as rs
 
-#: kinds of fault and what `value` means: worker dead or connection lost (value2: ns until the controller knows, until_ns:
+#: kinds of fault and what `value` means: worker dead or connection lost (value2: ns until the controller knows; until_ns:
 #: when it is back), results lost (ppm), results late (ns more), actions swallowed (ppm), slow (permille of the time),
-#: device errors (ppm), a burst of `value` requests at once from `source`, overload (permille of the scaled sources' rate)
+#: device errors and refused unloads (ppm), a burst of `value` requests at once from `source`, overload (permille of the
+#: scaled sources' rate)
 DEAD, CUT, LOST_RESULTS, LATE_RESULTS, SWALLOWED, SLOW, DEVICE_FAILS, BURST, OVERLOAD = range(1, 10)
 
 

@@ -27,6 +27,7 @@ OK = int(Code.OK)
 TOO_LATE = int(Code.TOO_LATE)
 NOT_RESIDENT = int(Code.NOT_RESIDENT)
 DEVICE_ERROR = int(Code.DEVICE_ERROR)
+IN_USE = int(Code.IN_USE)
 EXEC_LANE, LOAD_LANE = 0, 1
 UNLOAD_NS = 5_000
 
@@ -114,8 +115,11 @@ def _begin(sim, lane, now_ns):
             duration_ns = sim.loads[action["program"]] + quantile(sim.load_noise, draw(sim.random, stream))
     elif kind == ACTION_UNLOAD:
         exec_lane = 2 * g + EXEC_LANE
-        status, index, duration_ns = rules.begin_unload(
-            sim.residency, g, sim.agenda, exec_lane, sim.lanes[exec_lane]["finish_ns"], action, now_ns)
+        if chance(sim.random, STREAM_FAULTS, gpu["failed_ppm"]):
+            status = IN_USE  # a device that fails to unload keeps what it has
+        else:
+            status, index, duration_ns = rules.begin_unload(
+                sim.residency, g, sim.agenda, exec_lane, sim.lanes[exec_lane]["finish_ns"], action, now_ns)
         duration_ns = max(duration_ns, UNLOAD_NS)
     else:
         status, program = rules.begin_exec(sim.residency, g, action, action["batch"], False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from cwd.core.presets import PRESETS
 from cwd.errors import InvariantError
 from cwd.sim import checks, loop, truth
 from cwd.sim.scenario import Scenario, small
@@ -48,7 +49,7 @@ def look(sim: SimWorld, scenario: Scenario) -> None:
 
 def refuse_rest(sim: SimWorld, scenario: Scenario) -> None:
     """Raise `InvariantError` if anything is left to do, or the last group was not served wholly in time."""
-    found = checks.rest(sim)
+    found = checks.rest(sim, PRESETS[scenario.policy].work_conserving == 1)
     if found:
         _stop(sim, scenario, found)
 

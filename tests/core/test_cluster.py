@@ -92,6 +92,21 @@ def test_a_lost_worker_takes_no_request_with_it(seed):
     assert all(gpu["state"] == GPU_UP for gpu in world.world.gpus)
 
 
+@pytest.mark.parametrize("policy", PRESETS)
+def test_every_policy_survives_overload_eviction_and_lost_workers(policy):
+    """Twelve models where nine fit, more than three GPUs can do one by one, two workers lost: each request ends once."""
+    world = MiniWorld(seed=4, policy=policy, gpus=3, models=12, pages=21, requests_max=512)
+    dice = random.Random(4)
+    for k in range(2):
+        world.at(world.now + 50 * MS + k * 60 * MS, lambda: world.lose(dice.randrange(3)))
+    drive(world, 1000, 0.15, 80 * MS, seed=4)
+    codes = {reply["status"] for reply in world.replies}
+    assert Code.OK in codes and codes <= {
+        Code.OK, Code.DEADLINE_EXPIRED, Code.DEADLINE_UNREACHABLE, Code.DEADLINE_MISSED, Code.WORKER_LOST}
+    if world.world.settings[0]["foresight"]:
+        assert world.count(Code.DEADLINE_MISSED) == 0
+
+
 def test_clients_that_vanish_and_cancel():
     """Queued requests of a client that left are released, running ones too once they ended; cancelling answers once."""
     world = MiniWorld(seed=5, models=2)
