@@ -3,8 +3,8 @@
 The plans looked at: each GPU that has the model or is loading it (a few of them in turn, if many), behind the queued
 work that is due earlier; and a LOAD on one of the GPUs whose load lanes come free first. Each request counts for what
 it adds to the batches of its own model: a whole execution if it is the first to wait, little if it fills a batch that
-runs anyway. So under overload those are let in who make batches full; and whoever begins a new one on a pressed GPU
-must leave the time for it to become full. Nothing is changed here except the request's own row.
+runs anyway. So under overload those are let in who make batches full; and whoever comes to a pressed GPU must leave
+the time for their batch to become full. Nothing is changed here except the request's own row.
 """
 
 from __future__ import annotations
@@ -56,22 +56,17 @@ def pressed(world, now_ns, gpu):
 
 
 @inner_kernel
-def _cost_ns(world, now_ns, kind, program, size_class, place):
-    """What a request adds to a GPU's work that is the `place`th, from 0, of a batch of its model.
-
-    A batch grows through the program's sizes; between two of them each request adds the same.
-    """
+def _filled_ns(world, now_ns, kind, program, size_class, rows):
+    """What a batch takes by the time it has so many rows: it grows through the program's sizes, evenly between two."""
     sizes = world.programs[program]
     smaller, smaller_ns = 0, 0
-    cost_ns = 1
     for b in range(sizes["n_batches"]):
         size = sizes["batches"][b]
         batch_ns = exec_ns(world, now_ns, program, kind, b, size_class)
-        if place < size:
-            cost_ns = (batch_ns - smaller_ns) // (size - smaller)
-            break
+        if rows <= size:
+            return smaller_ns + (batch_ns - smaller_ns) * (rows - smaller) // (size - smaller)
         smaller, smaller_ns = size, batch_ns
-    return cost_ns if cost_ns > 1 else 1
+    return smaller_ns
 
 
 @inner_kernel
@@ -149,7 +144,7 @@ def _best_copy(world, now_ns, m, due_ns, exact):
 
 
 @inner_kernel
-def best_load(world, now_ns, m):
+def best_load(world, now_ns, m, due_ns):
     """The GPU, of a few whose load lanes come free first, where a LOAD of the model would be done first, and when."""
     best, best_ns, best_free_ns = NONE, FOREVER_NS, FOREVER_NS
     program = world.models[m]["program"]
@@ -166,7 +161,7 @@ def best_load(world, now_ns, m):
         if world.gpus[gpu]["pages_total"] < world.models[m]["pages"]:
             continue
         done_ns = available_ns(world, now_ns, gpu, LANE_LOAD) + load_need_ns(world, now_ns, gpu, program)
-        free_ns = available_ns(world, now_ns, gpu, LANE_EXEC) + world.gpus[gpu]["backlog_ns"]
+        free_ns = available_ns(world, now_ns, gpu, LANE_EXEC) + backlog_before_ns(world, now_ns, gpu, due_ns)
         if free_ns > done_ns:
             done_ns = free_ns
         # of lanes that are as good, the GPU with less to do
@@ -189,11 +184,13 @@ def _settle(world, now_ns, r, gpu, home):
     place = ahead % world.programs[program]["batches"][full]
     request["home"] = home
     request["need_ns"] = need_ns(world, now_ns, kind, program, size_class)
-    request["cost_ns"] = _cost_ns(world, now_ns, kind, program, size_class, place)
-    own_ns = request["cost_ns"]
-    if place == 0 and pressed(world, now_ns, gpu):
-        # once more the margin: what runs now may end later than predicted, and the batch must still fit then
-        own_ns = exec_ns(world, now_ns, program, kind, full, size_class) + end_margin_ns(world, now_ns, kind)
+    filled_ns = _filled_ns(world, now_ns, kind, program, size_class, place)
+    own_ns = _filled_ns(world, now_ns, kind, program, size_class, place + 1) - filled_ns
+    request["cost_ns"] = own_ns if own_ns > 1 else 1
+    if full > 0 and pressed(world, now_ns, gpu):
+        # the whole batch must fit, or its first requests would let it run only when it is small; and once more the
+        # margin, since what runs now may end later than predicted
+        own_ns = exec_ns(world, now_ns, program, kind, full, size_class) - filled_ns + end_margin_ns(world, now_ns, kind)
     own_ns -= exec_ns(world, now_ns, program, kind, 0, size_class)
     own_ns += exec_tail_ns(world, now_ns, program, kind, 0, size_class)
     return own_ns + end_margin_ns(world, now_ns, kind)
@@ -220,7 +217,7 @@ def place(world, now_ns, r):
         if done_ns > due_ns:
             gpu, start_ns = _best_copy(world, now_ns, m, due_ns, True)
             done_ns = start_ns + _settle(world, now_ns, r, gpu, gpu)
-    other, loaded_ns = best_load(world, now_ns, m)
+    other, loaded_ns = best_load(world, now_ns, m, due_ns)
     if other != NONE and done_ns > due_ns:
         kept = request["home"]
         loaded_ns += _settle(world, now_ns, r, other, NONE)
@@ -233,10 +230,11 @@ def place(world, now_ns, r):
 
 @inner_kernel
 def in_time_there(world, now_ns, r, gpu):
-    """Whether the GPU, if it had the model, could answer the request in time behind all its work."""
+    """Whether the GPU, if it had the model, could answer the request in time behind its work that is due earlier."""
     request = world.requests[r]
-    need = need_ns(world, now_ns, world.gpus[gpu]["kind"], world.models[request["model"]]["program"], request["size_class"])
-    return available_ns(world, now_ns, gpu, LANE_EXEC) + world.gpus[gpu]["backlog_ns"] + need <= request["due_ns"]
+    program, kind = world.models[request["model"]]["program"], world.gpus[gpu]["kind"]
+    start_ns = available_ns(world, now_ns, gpu, LANE_EXEC) + backlog_before_ns(world, now_ns, gpu, request["due_ns"])
+    return start_ns + need_ns(world, now_ns, kind, program, request["size_class"]) <= request["due_ns"]
 
 
 @inner_kernel
@@ -247,6 +245,6 @@ def want(world, now_ns, m):
         return
     if model["wanted"] == 0:
         enlist(world, m, model["work_ns"])
-    gpu, _ = best_load(world, now_ns, m)
+    gpu, _ = best_load(world, now_ns, m, world.requests[model["queue_head"]]["due_ns"])
     if gpu != NONE:
         wake(world, gpu)

@@ -17,15 +17,15 @@ from cwd.core.world import (
     REQUEST_RUNNING, World,
 )
 
-FREE_LISTS, QUEUES, BACKLOG, CLIENTS, REQUEST_MAP, ACTIONS, LANES, COPIES, PAGES, READY_SETS, WANTED, TIMERS, HISTOGRAMS = (
-    range(101, 114))
+(FREE_LISTS, QUEUES, BACKLOG, CLIENTS, REQUEST_MAP, ACTIONS, LANES, COPIES, PAGES, READY_SETS, WANTED, TIMERS, HISTOGRAMS,
+ BACKGROUND) = range(101, 115)
 NAMES = {
     1: "outbox overrun", 2: "pages below zero", 3: "queue count below zero", 4: "lane count below zero",
     5: "copy in an impossible state",
     FREE_LISTS: "free lists", QUEUES: "queues", BACKLOG: "backlog", CLIENTS: "clients' lists",
     REQUEST_MAP: "request map", ACTIONS: "actions and their rows", LANES: "lanes", COPIES: "copies, rings and counts",
     PAGES: "pages", READY_SETS: "sets of active copies", WANTED: "set of wanted models", TIMERS: "timers",
-    HISTOGRAMS: "histograms",
+    HISTOGRAMS: "histograms", BACKGROUND: "GPUs that run background",
 }
 
 
@@ -37,7 +37,7 @@ def check(world: World) -> int:
         (FREE_LISTS, _free_lists), (QUEUES, _queues), (BACKLOG, _backlog), (CLIENTS, _clients),
         (REQUEST_MAP, _request_map), (ACTIONS, _actions), (LANES, _lanes), (COPIES, _copies), (PAGES, _pages),
         (READY_SETS, _ready_sets), (WANTED, _wanted), (TIMERS, _timers),
-        (HISTOGRAMS, _histograms),
+        (HISTOGRAMS, _histograms), (BACKGROUND, _background),
     ):
         if not holds(world):
             return number
@@ -274,6 +274,14 @@ def _wanted(world) -> bool:
     if any(world.models[m]["queued"] == 0 and world.models[m]["missed_ns"] == 0 for m in wanted):
         return False
     return ordered.first(world.wanted_nodes, counters["wanted_root"]) == counters["wanted_head"]
+
+
+def _background(world) -> bool:
+    running = np.zeros(len(world.gpus), np.int64)
+    for a in _rows(world.actions):
+        running[world.actions[a]["gpu"]] += world.actions[a]["background"]
+    return (bool((running == world.gpus["background"]).all()) and world.counters[0]["background_share"] >= 0
+            and int((running > 0).sum()) == world.counters[0]["background_gpus"])
 
 
 def _heap_holds(table, count) -> set[int] | None:
