@@ -46,6 +46,8 @@ class Naive:
         #: the way to the worker and what comes after a promised end are measured, and capped; then the way to the client
         self.margins_ns = 2 * core["margin_max_ns"] + core["client_ns"]
         self.load_margins_ns = 2 * core["margin_max_ns"]
+        #: on a pressed GPU the margin of the end counts once more, for what runs now
+        self.margin_max_ns = core["margin_max_ns"]
         self.gpus: dict[int, int] = {}
         self.prepared: set[tuple[int, int]] = set()
         self.batches: dict[int, list[int]] = {}
@@ -93,7 +95,7 @@ class Naive:
             alone_ns = self.alone(program, kind, row["size_class"]).high_ns
             if (gpu, program) not in self.prepared or not alone_ns:
                 continue
-            own_ns = self.full_ns(program, kind, row["size_class"]) if pressed else alone_ns
+            own_ns = self.full_ns(program, kind, row["size_class"]) + self.margin_max_ns if pressed else alone_ns
             busy_ns = self.lane_ns(gpu, False) + queued_ns + own_ns + self.margins_ns
             if (gpu, row["model"]) not in self.loaded:
                 load = self.load.get((program, kind))
