@@ -55,8 +55,9 @@ def test_the_tutorial_runs(tmp_path: Path) -> None:
     # a shell without job control numbers its jobs all the same, so that `kill %1` works
     environment = {**os.environ, "PATH": f"{bin_folder}:{os.environ['PATH']}", "CWD_RUN_DIR": str(tmp_path / "run"),
                    "CWD_STATE_DIR": str(tmp_path / "state")}
-    shell = subprocess.Popen(["bash", "-c", "\n".join(script)], cwd=tmp_path, env=environment, text=True,
-                             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    # `timeout` ends the tutorial's loops even if this process is killed
+    shell = subprocess.Popen(["timeout", str(TIMEOUT_S), "bash", "-c", "\n".join(script)], cwd=tmp_path, env=environment,
+                             text=True, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
                              start_new_session=True)
     try:
         out, err = shell.communicate(timeout=TIMEOUT_S)
