@@ -18,6 +18,9 @@ from cwd.units import NS_PER_S
 
 UNLOAD_NS = 5_000
 
+#: no timer's number: behind them all
+MESSAGE = 1 << 30
+
 
 class Rows:
     """Free rows: the one given back last is taken first."""
@@ -53,12 +56,13 @@ class NaiveSim:
         self.calls, self.messages = Rows(), Rows()
         self.records, self.replies, self.requests = [], [], 0
 
-    def at(self, when, what):
+    def at(self, when, what, timer=MESSAGE):
+        """Of what is due at one instant the timers come first, by number (the source's, then the lanes'), then messages."""
         self.sequence += 1
-        heapq.heappush(self.events, (when, self.sequence, what))
+        heapq.heappush(self.events, (when, timer, self.sequence, what))
 
     def request(self, when, model, slo_ns):
-        self.at(when + self.network_ns, lambda: self.arrive(when, model, slo_ns))
+        self.at(when + self.network_ns, lambda: self.arrive(when, model, slo_ns), timer=0)
 
     def arrive(self, sent, model, slo_ns):
         call = self.calls.take()
@@ -75,7 +79,7 @@ class NaiveSim:
             self.now = max(self.now, when)
             fed = False
             while self.events and self.events[0][0] <= self.now:
-                fed |= bool(heapq.heappop(self.events)[2]())
+                fed |= bool(heapq.heappop(self.events)[-1]())
             if fed or int(engine.next_timer(self.core, self.now)) <= self.now:
                 engine.tick(self.core, self.now)
                 self.flush()
@@ -119,7 +123,8 @@ class NaiveSim:
             else:
                 took = UNLOAD_NS
             mine.running[lane] = message
-            self.at(begin + took, lambda out=out, message=message, begin=begin: self.finish(gpu, lane, out, message, begin))
+            self.at(begin + took, lambda out=out, message=message, begin=begin: self.finish(gpu, lane, out, message, begin),
+                    timer=1 + 2 * gpu + (lane == "load"))
 
     def finish(self, gpu, lane, out, message, begin):
         mine = self.gpus[gpu]

@@ -25,9 +25,8 @@ requests = st.lists(st.tuples(st.integers(0, 400_000).map(lambda us: us * 1_000 
 
 @pytest.mark.parametrize("policy", sorted(PRESETS))
 @settings(max_examples=25, deadline=None)
-@given(requests=requests, gpus=st.just(1), pages=st.integers(5, 12), slo_ms=st.integers(10, 120))
+@given(requests=requests, gpus=st.integers(1, 2), pages=st.integers(5, 12), slo_ms=st.integers(10, 120))
 def test_it_does_what_its_naive_twin_does(policy, requests, gpus, pages, slo_ms):
-    """One GPU: on two, equal work can end at the same instant, and in which order a host tells of it is its own affair."""
     load = Load(SOURCE_TRACE, trace=trace_of(requests), slo_ns=slo_ms * NS_PER_MS)
     scenario = Scenario(PROFILES, MODELS, (load,), gpus=gpus, pages=pages, policy=policy, noise="none", clock_error_ns=0,
                         config=dict(requests_max=128, events_max=64))
