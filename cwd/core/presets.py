@@ -32,8 +32,8 @@ class Preset:
     queue_order: int = BY_DUE
     copy_order: int = BY_LATEST
     load_order: int = BY_DUE
-    #: it never leaves a GPU idle while there is work that could run there (what waits on purpose keeps its pages, so
-    #: another model's LOAD may find no place)
+    #: it never leaves a GPU idle while there is work that could run there. What waits on purpose keeps its model's pages:
+    #: where not all models fit side by side, others may find no place in time
     work_conserving: int = 1
     #: load models that have a copy elsewhere, if those GPUs are busy
     replicate: int = 1

@@ -254,19 +254,19 @@ def make_world(config: Config) -> World:
     load_base = pairs * BATCHES_MAX * c.classes_max
     margin_base = load_base + pairs
     world = World(
-        requests=_free_list(np.zeros(c.requests_max, REQUEST)),
+        requests=free_list(np.zeros(c.requests_max, REQUEST)),
         request_nodes=_zeros(c.requests_max, NODE),
-        models=_free_list(_zeros(c.models_max, MODEL)),
+        models=free_list(_zeros(c.models_max, MODEL)),
         wanted_nodes=_zeros(c.models_max, NODE),
         programs=np.zeros(c.programs_max, PROGRAM),
         estimates=np.zeros(margin_base + MARGINS * c.kinds_max, ESTIMATE),
         gpus=np.zeros(c.gpus_max, GPU),
         lanes=np.zeros(2 * c.gpus_max, LANE),
-        copies=_free_list(_zeros(c.copies_max, COPY)),
+        copies=free_list(_zeros(c.copies_max, COPY)),
         copy_nodes=_zeros(c.copies_max, NODE),
-        actions=_free_list(np.zeros(c.actions_max, ACTION)),
-        timers=_empty_heap(c.models_max + c.gpus_max + c.actions_max),
-        load_lanes=_empty_heap(c.gpus_max),
+        actions=free_list(np.zeros(c.actions_max, ACTION)),
+        timers=empty_heap(c.models_max + c.gpus_max + c.actions_max),
+        load_lanes=empty_heap(c.gpus_max),
         request_map=_empty_map(c.requests_max),
         copy_map=_empty_map(c.copies_max),
         clients=np.zeros(c.clients_max, CLIENT),
@@ -306,14 +306,15 @@ def _zeros(rows: int, dtype: np.dtype) -> np.ndarray:
     return raw[skip:skip + rows * dtype.itemsize].view(dtype)
 
 
-def _free_list(table: np.ndarray) -> np.ndarray:
-    """Link the rows in order; `free_*` of counters starts at row 0, which np.zeros has set."""
+def free_list(table: np.ndarray) -> np.ndarray:
+    """Link zeroed rows through `next`, in order: the list starts at row 0, where a zeroed head points."""
     table["next"] = np.arange(1, len(table) + 1)
     table["next"][-1] = NONE
     return table
 
 
-def _empty_heap(size: int) -> np.ndarray:
+def empty_heap(size: int) -> np.ndarray:
+    """TIMER [size]: an indexed heap (heap.py) of ids below `size`, none of them in."""
     heap = np.zeros(size, TIMER)
     heap["place"] = NONE
     return heap

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from cwd.core import ordered
 from cwd.core.check import (
-    ACTIONS, BACKLOG, CLIENTS, COPIES, FREE_LISTS, LANES, PAGES, QUEUES, READY_SETS, REQUEST_MAP, TIMERS, WANTED,
+    ACTIONS, BACKGROUND, BACKLOG, CLIENTS, COPIES, FREE_LISTS, HISTOGRAMS, LANES, PAGES, QUEUES, READY_SETS, REQUEST_MAP,
+    TIMERS, WANTED,
 )
 from cwd.core.hashmap import get as map_get
 from cwd.core.queues import lookup
@@ -46,7 +47,11 @@ def broken_index(world, marks):
         return READY_SETS
     if not _wanted(world):
         return WANTED
-    return 0 if _timers(world) else TIMERS
+    if not _timers(world):
+        return TIMERS
+    if not _histograms(world):
+        return HISTOGRAMS
+    return 0 if _background(world, marks) else BACKGROUND
 
 
 @inner_kernel
@@ -406,3 +411,36 @@ def _timers(world):
         if model["state"] == MODEL_READY and model["queued"] > 0 and world.timers[m]["place"] == NONE:
             return False
     return True
+
+
+@inner_kernel
+def _histograms(world):
+    for i in range(len(world.histograms)):
+        row, total = world.histograms[i], 0
+        for k in range(len(row["counts"])):
+            if row["counts"][k] < 0:
+                return False
+            total += row["counts"][k]
+        if total != row["total"]:
+            return False
+    apps = 0
+    for i in range(len(world.app_map)):
+        apps += 1 if world.app_map[i]["value"] != NONE else 0
+    return apps == world.counters[0]["apps"]
+
+
+@inner_kernel
+def _background(world, marks):
+    """Whether the GPUs know how many of their actions are background, and the world how many such GPUs there are."""
+    counters = world.counters[0]
+    for gpu in range(len(world.gpus)):
+        marks[gpu] = 0
+    for a in range(len(world.actions)):
+        if world.actions[a]["state"] != ACTION_FREE:
+            marks[world.actions[a]["gpu"]] += world.actions[a]["background"]
+    running = 0
+    for gpu in range(len(world.gpus)):
+        if marks[gpu] != world.gpus[gpu]["background"]:
+            return False
+        running += 1 if marks[gpu] > 0 else 0
+    return counters["background_share"] >= 0 and running == counters["background_gpus"]

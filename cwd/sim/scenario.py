@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from cwd.core import engine
-from cwd.core.world import BATCHES_MAX, BUCKETS, Config, make_world
+from cwd.core.world import BATCHES_MAX, BUCKETS, Config, empty_heap, free_list, make_world
 from cwd.errors import Code, CwdError
 from cwd.sim import noise as noises
 from cwd.sim import random as chance
@@ -175,8 +175,8 @@ def _empty(scenario: Scenario) -> w.SimWorld:
         action=np.zeros(1, ag.ACTION), taken=np.zeros(1, ag.ACTION), running=np.zeros(2 * g, ag.ACTION),
         lanes=np.zeros(2 * g, w.SIM_LANE), gpus=np.zeros(g, w.SIM_GPU),
         events=np.zeros(calls + messages + 4 * len(scenario.faults) + 16, w.EVENT),
-        timers=w.empty_heap(len(loads) + 2 * g), calls=w.free_list(calls, w.CALL),
-        messages=w.free_list(messages, w.MESSAGE), issued=np.zeros(config.actions_max, w.ISSUED),
+        timers=empty_heap(len(loads) + 2 * g), calls=free_list(np.zeros(calls, w.CALL)),
+        messages=free_list(np.zeros(messages, w.MESSAGE)), issued=np.zeros(config.actions_max, w.ISSUED),
         sources=np.zeros(len(loads), w.SOURCE),
         trace=np.concatenate(traces).astype(np.int64) if traces else np.zeros((1, 2), np.int64), rates=rates,
         faults=np.zeros(max(len(scenario.faults), 1), w.FAULT), models=np.zeros(len(scenario.models), np.int64),

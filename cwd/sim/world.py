@@ -110,18 +110,3 @@ class SimWorld(Tables):
     served: np.ndarray  #: SERVED [models]
     state: np.ndarray  #: STATE [1]
     marks: np.ndarray  #: i8, scratch of the checkers: as long as the longest table
-
-
-def free_list(rows: int, dtype: np.dtype) -> np.ndarray:
-    """Empty rows, linked in order from row 0 on."""
-    table = np.zeros(rows, dtype)
-    table["next"] = np.arange(1, rows + 1)
-    table["next"][-1] = NONE
-    return table
-
-
-def empty_heap(rows: int) -> np.ndarray:
-    """An indexed heap (core.heap) of ids below `rows`."""
-    heap = np.zeros(rows, TIMER)
-    heap["place"] = NONE
-    return heap
