@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from cwd.controller.host import FIRST_COUNTER, STATE, Host
-from cwd.controller.outgoing import Outgoing
+from cwd.controller.outgoing import Outgoing, packed
 from cwd.controller.reader import RepositoryReader
 from cwd.controller.registry import ModelInfo, Registry
 from cwd.controller.workers import Workers
@@ -79,15 +79,22 @@ class Admin:
     def _reply(self, key: int, request: int, result: dict[str, Any]) -> None:
         self._outgoing.send_map(key, Type.ADMIN_REPLY, "result", result, request=request, code=0, done=1)
 
+    def _reply_in_steps(self, key: int, request: int, result: dict[str, Any]) -> Task:
+        """`_reply` of a large result: packing it is a step, sending it the next."""
+        yield
+        value = packed(result)
+        yield
+        self._outgoing.send_packed(key, Type.ADMIN_REPLY, "result", value, request=request, code=0, done=1)
+
     def _fail(self, key: int, request: int, error: CwdError) -> None:
         self._outgoing.send(key, Type.ADMIN_REPLY, request=request, code=int(error.code), done=1,
                             result={"error": error.text[:300]})
 
     def _status(self, key: int, request: int, args: dict[str, Any]) -> Task:
         after = _argument(args, "after", int, 0)
-        state, counters = self._host.state[0].item(), self._world.counters[0].item()
-        by_name = dict(zip(_NAMES, state, strict=True))
-        core = dict(zip(COUNTERS.names or (), counters, strict=True))
+        core = dict(zip(COUNTERS.names or (), self._world.counters[0].item(), strict=True))
+        yield
+        by_name = dict(zip(_NAMES, self._host.state[0].item(), strict=True))
         result: dict[str, Any] = {
             "epoch": by_name["epoch"], "uptime_ns": monotonic_ns() - self._start_ns,
             "draining": bool(by_name["draining"]), "in_flight": by_name["in_flight"],
@@ -110,10 +117,9 @@ class Admin:
                 "actions": int(self._host.gpus[worker.gpu]["actions"]), "programs": len(worker.numbered),
                 "heard_ns": monotonic_ns() - int(peer["last_heard_ns"]), "loop_max_ns": int(peer["loop_max_ns"]),
             }
-        yield
         result["workers"] = workers
         result["next"] = rest[WORKERS_PAGE].gpu if len(rest) > WORKERS_PAGE else 0
-        self._reply(key, request, result)
+        yield from self._reply_in_steps(key, request, result)
 
     def _list(self, key: int, request: int, args: dict[str, Any]) -> Task:
         page, following = self._registry.page(_argument(args, "after", int, 0), MODELS_PAGE)
@@ -126,8 +132,7 @@ class Admin:
                 "copies": int(core["copies_ready"]), "queued": int(core["queued"]), "requests": int(row["requests"]),
                 "program": model.program.hash.hex(),
             }
-        yield
-        self._reply(key, request, {"models": models, "next": following})
+        yield from self._reply_in_steps(key, request, {"models": models, "next": following})
 
     def _add(self, key: int, request: int, args: dict[str, Any]) -> Task:
         name, version = _argument(args, "name", str), _argument(args, "version", int, 0)

@@ -67,7 +67,7 @@ class ControllerConfig:
     #: longest slice of the compiled loop; Python's share comes after it
     slice_ns: int = 5 * NS_PER_MS
     #: Python's share between two slices: no further piece of rare work is begun after it. One takes up to 150 us
-    chunk_ns: int = 50_000
+    chunk_ns: int = 20_000
     #: how long PREPARE is expected to keep a worker's exec lane
     prepare_ns: int = 10 * NS_PER_S
     #: how long a drain waits for what is queued before the daemon ends anyway

@@ -37,8 +37,11 @@ class Outgoing:
     def send_map(self, key: int, kind: Type, last: str, value: dict[str, Any], **fields: Any) -> bool:
         """`send` of a message whose last field is a map of our own making: packed at once, where the codec would look
         at every value of it for a microsecond each, which is too long for a hundred of them."""
-        frame = encode(kind, **fields, **{last: {}})
-        return self._send(key, kind, frame[:-1] + msgpack.packb(_sorted(value), use_bin_type=True))
+        return self.send_packed(key, kind, last, packed(value), **fields)
+
+    def send_packed(self, key: int, kind: Type, last: str, value: bytes, **fields: Any) -> bool:
+        """`send_map` of a map that `packed` has packed before: a large one is a piece of work of its own."""
+        return self._send(key, kind, encode(kind, **fields, **{last: {}})[:-1] + value)
 
     def _send(self, key: int, kind: Type, frame: bytes) -> bool:
         routing_id = b"\0" + (key & 0xFFFFFFFF).to_bytes(4, "little")
@@ -54,6 +57,11 @@ class Outgoing:
 
     def error(self, key: int, code: int, re_type: int = 0, re_id: int = 0, text: str = "") -> None:
         self.send(key, Type.ERROR, code=code, re_type=re_type, re_id=re_id, text=text)
+
+
+def packed(value: dict[str, Any]) -> bytes:
+    """msgpack in the protocol's canonical form."""
+    return msgpack.packb(_sorted(value), use_bin_type=True)
 
 
 def _sorted(value: Any) -> Any:
