@@ -15,8 +15,8 @@ from cwd.core.estimate import (
 from cwd.core.presets import BY_ARRIVAL
 from cwd.core.world import (
     ACTION_EXEC, ACTION_FREE, ACTION_LOAD, ACTION_UNLOAD, COPY_LOADING, COPY_READY, COPY_UNKNOWN,
-    COPY_UNLOADING, FOREVER_NS, LANE_EXEC, LANE_LOAD, MARGIN_END, MARGIN_RESULT, MARGIN_SEND, MODEL_READY, NONE,
-    SLOT_BITS, Code,
+    COPY_UNLOADING, FOREVER_NS, LANE_EXEC, LANE_LOAD, MARGIN_EARLY, MARGIN_END, MARGIN_RESULT, MARGIN_SEND,
+    MODEL_READY, NONE, SLOT_BITS, Code,
 )
 from cwd.jit import inner_kernel
 
@@ -216,6 +216,7 @@ def measure(world, now_ns, a, begin_ns, end_ns):
         observe_margin(world, now_ns, kind, MARGIN_SEND, begin_ns - action["issued_ns"])
     if action["state"] == ACTION_EXEC:
         observe_margin(world, now_ns, kind, MARGIN_END, now_ns - action["promised_ns"])
+        observe_margin(world, now_ns, kind, MARGIN_EARLY, action["end_ns"] - end_ns)
         row = exec_row(world, action["program"], kind, action["batch_index"], action["size_class"])
         observe(world.estimates[row], now_ns, took_ns)
     elif action["state"] == ACTION_LOAD:

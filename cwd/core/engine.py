@@ -19,8 +19,8 @@ from __future__ import annotations
 
 from cwd.core import actions, admission, background, estimate, histograms, lanes, loads, members, memory, outbox, policies, queues
 from cwd.core.world import (
-    ACTION_EXEC, ACTION_FREE, ACTION_RESERVED, FOREVER_NS, GPU_UP, LANE_EXEC, LANE_LOAD, MODEL_READY, NONE,
-    REQUEST_QUEUED, SLOT_BITS, SLOT_MASK, Code,
+    ACTION_EXEC, ACTION_FREE, ACTION_RESERVED, FOREVER_NS, GPU_UP, LANE_EXEC, LANE_LOAD, MARGIN_LOOK, MODEL_READY,
+    NONE, REQUEST_QUEUED, SLOT_BITS, SLOT_MASK, Code,
 )
 from cwd.jit import inner_kernel, lean_kernel
 
@@ -248,13 +248,16 @@ def set_draining(world, on):
 
 @inner_kernel
 def _fire(world, now_ns, timer):
-    """Timer `timer` is due; its owner arms it again or disarms it."""
+    """Timer `timer`, the first, is due; its owner arms it again or disarms it."""
     settings = world.settings[0]
     if timer >= settings["action_timer"]:
         actions.expire(world, now_ns, timer - settings["action_timer"])
     elif timer >= settings["gpu_timer"]:
+        gpu = timer - settings["gpu_timer"]
+        late_ns = now_ns - world.timers[0]["key"]
+        estimate.observe_margin(world, now_ns, world.gpus[gpu]["kind"], MARGIN_LOOK, late_ns)
         lanes.set_timer(world, timer, FOREVER_NS)
-        lanes.wake(world, timer - settings["gpu_timer"])
+        lanes.wake(world, gpu)
     else:
         members.model_timer(world, now_ns, timer)
 

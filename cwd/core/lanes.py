@@ -9,7 +9,9 @@ from __future__ import annotations
 from cwd.core import heap
 from cwd.core.estimate import margin_ns
 from cwd.core.outbox import BROKEN_LANE, broken
-from cwd.core.world import FOREVER_NS, GPU_UP, LANE_EXEC, LANE_LOAD, MARGIN_SEND, NONE
+from cwd.core.world import (
+    FOREVER_NS, GPU_UP, LANE_EXEC, LANE_LOAD, MARGIN_EARLY, MARGIN_LOOK, MARGIN_SEND, NONE,
+)
 from cwd.jit import inner_kernel
 
 
@@ -23,10 +25,17 @@ def available_ns(world, now_ns, gpu, lane):
 
 @inner_kernel
 def ahead_ns(world, now_ns, gpu, lane):
-    """How long before a lane comes free the next action is sent: the look-ahead, and the way to the worker."""
-    settings = world.settings[0]
-    ahead = settings["schedule_ahead_ns"] if lane == LANE_EXEC else settings["load_ahead_ns"]
-    return ahead + margin_ns(world, now_ns, world.gpus[gpu]["kind"], MARGIN_SEND)
+    """How long before a lane comes free the next action is sent, so that the lane never waits.
+
+    The way to the worker; of an execution, no longer than it must be, how late the host looks and how much earlier than
+    expected executions end: what is decided later is decided knowing more.
+    """
+    settings, kind = world.settings[0], world.gpus[gpu]["kind"]
+    way_ns = margin_ns(world, now_ns, kind, MARGIN_SEND)
+    if lane != LANE_EXEC:
+        return settings["load_ahead_ns"] + way_ns
+    return (settings["schedule_ahead_ns"] + way_ns + margin_ns(world, now_ns, kind, MARGIN_LOOK)
+            + margin_ns(world, now_ns, kind, MARGIN_EARLY))
 
 
 @inner_kernel

@@ -57,12 +57,14 @@ class Preset:
     batch_delay_ns: int = 0
     #: a request is due no earlier than this after its arrival, whatever its deadline
     due_floor_ns: int = 0
-    schedule_ahead_ns: int = 1 * MS
+    schedule_ahead_ns: int = 50 * US
     load_ahead_ns: int = 1 * MS
     send_ns: int = 200 * US
     result_ns: int = 300 * US
     end_ns: int = 400 * US
-    client_ns: int = 200 * US
+    look_ns: int = 300 * US
+    early_ns: int = 300 * US
+    client_ns: int = 150 * US
     latest_slack_ns: int = 50 * MS
     load_horizon_ns: int = 100 * MS
 
@@ -80,7 +82,8 @@ PRESETS = {
     "clockwork-paper": Preset(
         CLOCKWORK_PAPER, admission=0, foresight=0, queue_order=BY_ARRIVAL, load_saves=0, evict_queued=1, margins_fixed=1,
         drop_passed=1,
-        schedule_ahead_ns=4 * MS, load_ahead_ns=4 * MS, send_ns=1 * MS, result_ns=1, end_ns=1, client_ns=5 * MS,
+        schedule_ahead_ns=4 * MS, load_ahead_ns=4 * MS, send_ns=1 * MS, result_ns=1, end_ns=1, look_ns=1, early_ns=1,
+        client_ns=5 * MS,
         due_floor_ns=10 * MS, latest_slack_ns=5 * MS, load_horizon_ns=1),
     "shepherd": Preset(SHEPHERD, admission=0, load_saves=0),
     "symphony": Preset(SYMPHONY, admission=0, load_saves=0, work_conserving=0),
@@ -92,7 +95,8 @@ PRESETS = {
 }
 
 #: fields of a preset that `Config` offers too
-OVERRIDES = ("admission", "schedule_ahead_ns", "load_ahead_ns", "send_ns", "result_ns", "end_ns", "client_ns",
+OVERRIDES = ("admission", "schedule_ahead_ns", "load_ahead_ns", "send_ns", "result_ns", "end_ns",
+             "look_ns", "early_ns", "client_ns",
              "latest_slack_ns", "load_horizon_ns", "batch_delay_ns")
 #: those of them that may be 0
 SWITCHES = ("admission", "batch_delay_ns")

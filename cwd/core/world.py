@@ -38,7 +38,7 @@ OUT_ACTION, OUT_REPLY, OUT_RELEASE = 1, 2, 3
 # lanes of a GPU: row `2 * gpu + lane` of `lanes`
 LANE_EXEC, LANE_LOAD = 0, 1
 # margins measured per kind of GPU
-MARGIN_SEND, MARGIN_RESULT, MARGIN_END, MARGINS = 0, 1, 2, 3
+MARGIN_SEND, MARGIN_RESULT, MARGIN_END, MARGIN_LOOK, MARGIN_EARLY, MARGINS = 0, 1, 2, 3, 4, 5
 
 #: samples that an estimate remembers
 WINDOW = 32
@@ -197,13 +197,16 @@ class Config:
     events_max: int = 4096
     #: 1: refuse at arrival what no plan serves in time; 0: queue it and see
     admission: int | None = None
-    #: an action goes out when its lane comes free within this
+    #: an action goes out when its lane comes free within this, its way there and what was measured (lanes.ahead_ns)
     schedule_ahead_ns: int | None = None
     load_ahead_ns: int | None = None
-    #: first margins: issue to begin, end to the host's event, an execution's result after its promise
+    #: first margins: issue to begin, end to the host's event, an execution's result after its promise, the host's look
+    #: after it was due, an execution's end before it was expected
     send_ns: int | None = None
     result_ns: int | None = None
     end_ns: int | None = None
+    look_ns: int | None = None
+    early_ns: int | None = None
     margin_max_ns: int = 5_000_000
     #: reserved for the reply's way to the client
     client_ns: int | None = None
@@ -293,9 +296,9 @@ def make_world(config: Config) -> World:
     settings["load_base"], settings["margin_base"] = load_base, margin_base
     settings["gpu_timer"], settings["action_timer"] = c.models_max, c.models_max + c.gpus_max
     for kind in range(c.kinds_max):
-        _seed(world.estimates[margin_base + kind * MARGINS + MARGIN_SEND], c.send_ns)
-        _seed(world.estimates[margin_base + kind * MARGINS + MARGIN_RESULT], c.result_ns)
-        _seed(world.estimates[margin_base + kind * MARGINS + MARGIN_END], c.end_ns)
+        for margin, seed_ns in ((MARGIN_SEND, c.send_ns), (MARGIN_RESULT, c.result_ns), (MARGIN_END, c.end_ns),
+                                (MARGIN_LOOK, c.look_ns), (MARGIN_EARLY, c.early_ns)):
+            _seed(world.estimates[margin_base + kind * MARGINS + margin], seed_ns)
     return world
 
 

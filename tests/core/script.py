@@ -19,6 +19,9 @@ class Script:
     def __init__(self, pages=20, gpus=1, **config):
         sizes = dict(models_max=8, programs_max=2, requests_max=32, gpus_max=gpus, copies_max=16, actions_max=32,
                      clients_max=4, events_max=32)
+        if config.get("policy") != "clockwork-paper":
+            # the tests count on 1 ms of look-ahead, of which 0.6 ms are first margins, and 0.2 ms for the reply's way
+            sizes.update(schedule_ahead_ns=400 * US, client_ns=200 * US)
         sizes.update(config)
         self.world, self.now = make_world(Config(**sizes)), T0
         engine.program_added(self.world, 0, np.array([1, 2, 4], np.int64), 3, 2)

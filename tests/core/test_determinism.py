@@ -16,17 +16,17 @@ from cwd.core.presets import PRESETS
 #: sha256 of everything that the core left in its outbox. A change of policy or estimate changes it: understand what
 #: caused the change, then take the new value from the failing test.
 GOLDEN = {
-    "clipper": "ac2cc3b1ee1c94f00211df75a0b29398d792cbaad67a1800e9dbe95e8e3b857b",
-    "clipper-quantile": "a65fc28184c5839e3b6d06febb677cde7b3413f29aa3c7c3f6b1fce46c3f3473",
-    "clockwork": "3ea414be87dbab0448e477b0994f4c8310164c68f45673189ad24d7a10c565fd",
-    "clockwork-paper": "8db94ff9408cdf5d8d1c4d7b78c1de50c7438e837755e0f3cf1b949730d1224c",
-    "cwd": "c46a8e6ca60f84a9ee9e4ce89a0f2774497a565b79c62020f06fc8f5116a68fb",
-    "edf": "e36993709d942da694e4ad3391925fb776f7ede692fb7e953d5b8b29d2b64a82",
-    "fifo": "11ee067353bfcf9953a54cec620a023404d95b401dad05ec11bf553b5ff108d2",
-    "nexus": "87c26574f29daf1fe589adaa95f4b0303fc5bb75b4802c2f6c6acc0aecfad421",
-    "orloj": "9a014770e814d0e1c25c328acd8868146d1a79bb3c55197f0d95926d51005698",
-    "shepherd": "c1f098072f67d3a5cfa11dffe03ccbb095e55fe5df2657700768678e91a9ed28",
-    "symphony": "1f5927abc189de80fda7428254eea93c122027fdb9ded13e9bfd8de05a997671",
+    "clipper": "38e297b6020dbca48ad11decb044c29ea05037fde3990760fbdd78f28b1c010b",
+    "clipper-quantile": "fe7d2bb6ff4e758b0a658cf6d077bbbbf1033b18875ede6abe4e318397b82d1f",
+    "clockwork": "b01bff4aec763c4f0237a8b7013cc1d85b1da95828c43e757683234e5ba86c97",
+    "clockwork-paper": "6359051e56d1ddc19a1d07a7d28482771d3212feccae59afe50835960f4817bd",
+    "cwd": "eb930361852d63c8dd57ff276f6de540284a9d0f7362f3654346fcab0561e858",
+    "edf": "f2bf113995e6804e872bb92fd9a672eb31fdeae3d05f2d187fad7e8c9cbc7b10",
+    "fifo": "b919437f9c9095656ab0f6387a6331d842a40648eb8890adef4d1123b638cbd5",
+    "nexus": "78b1ce5e42fc0d514e4224e5a3a6ed8968191accf8d0b5f7435ba8853a06ad28",
+    "orloj": "5c898884357489addb3d8bc528e002679b7e0aee1107deca5ce1837abb25379e",
+    "shepherd": "b283a985ab1903e50a76de60674852166fa5b7d203a47a3f5b59886cfbe422bf",
+    "symphony": "13168de43efee85c3ecf8f6650a1c8ba94a76c5a634f52c99febcc4458666fb2",
 }
 
 

@@ -34,12 +34,12 @@ def run_next(policy, arrivals):
     for model in models:
         script.hold(model)
     held = int(engine.lane_reserve(script.world, script.now, 0, 500 * MS))
-    preset = PRESETS[policy]
+    preset, client_ns = PRESETS[policy], int(script.world.settings[0]["client_ns"])
     queues = {model: [] for model in range(MODELS)}
     for number, (model, slo_us) in enumerate(arrivals):
         script.now += 100 * US
         script.ask(number, slo=slo_us * US, model=models[model])
-        due = script.now + max(slo_us * US - preset.client_ns, preset.due_floor_ns)
+        due = script.now + max(slo_us * US - client_ns, preset.due_floor_ns)
         queues[model].append((due - preset.end_ns, script.now, number))
     engine.action_done(script.world, script.now, held, int(Code.ABANDONED), 0, 0, 0, 0, -1, -1)
     # what nexus would have learned from more traffic
@@ -204,7 +204,7 @@ def test_symphony_looks_again_when_its_batch_is_ripe():
 
 def test_orloj_leaves_out_who_would_make_the_others_late():
     """A short application and one of four times its length, in turns: the batch of two is of the short ones alone."""
-    script = Script(policy="orloj", requests_max=64)
+    script = Script(policy="orloj", requests_max=64, margin_max_ns=400 * US)
     script.hold()
     number = 0
     for _ in range(60):
@@ -237,7 +237,7 @@ def test_a_table_of_applications_that_is_full_falls_back_on_the_average():
 
 def test_settings_follow_the_policy_unless_given():
     """The preset fills in what is None; what is given holds; nonsense is named."""
-    assert Config(policy="clockwork-paper").client_ns == 5 * MS and Config().client_ns == 200 * US
+    assert Config(policy="clockwork-paper").client_ns == 5 * MS and Config().client_ns == 150 * US
     assert Config(policy="clockwork-paper", client_ns=7).client_ns == 7
     assert Config(policy="clipper", batch_delay_ns=2 * MS).batch_delay_ns == 2 * MS
     assert Config(policy="symphony").admission == 0 and Config(policy="symphony", admission=1).admission == 1
