@@ -280,7 +280,7 @@ def _background(world) -> bool:
     running = np.zeros(len(world.gpus), np.int64)
     for a in _rows(world.actions):
         running[world.actions[a]["gpu"]] += world.actions[a]["background"]
-    return (bool((running == world.gpus["background"]).all()) and world.counters[0]["background_share"] >= 0
+    return (bool((running == world.gpus["background"]).all()) and world.counters[0]["background_level"] >= 0
             and int((running > 0).sum()) == world.counters[0]["background_gpus"])
 
 

@@ -47,7 +47,7 @@ def gpu_joined(world, now_ns, gpu, kind, pages_total):
         lane["count"] = lane["available_ns"] = 0
     lanes.rank_load_lane(world, gpu)
     world.counters[0]["gpus_up"] += 1
-    world.counters[0]["background_share"] += background.GPU_UNITS
+    background.joined(world)
     lanes.wake(world, gpu)
     return 0
 

@@ -443,4 +443,4 @@ def _background(world, marks):
         if marks[gpu] != world.gpus[gpu]["background"]:
             return False
         running += 1 if marks[gpu] > 0 else 0
-    return counters["background_share"] >= 0 and running == counters["background_gpus"]
+    return counters["background_level"] >= 0 and running == counters["background_gpus"]

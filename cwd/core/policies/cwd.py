@@ -48,7 +48,7 @@ def next_batch(world, gpu, now_ns):
 @inner_kernel
 def _background(world, now_ns, gpu):
     """The densest batch of what is not urgent, if the GPU may run it."""
-    if not background.allowed(world, gpu):
+    if not background.allowed(world, now_ns, gpu):
         lanes.look_again(world, gpu, now_ns + LOOK_NS)
         return NONE, NONE, NONE, 0
     return ready.best(world, now_ns, gpu, batches.DENSEST)
