@@ -186,6 +186,8 @@ def _settle(world, now_ns, r, gpu, home):
     request["need_ns"] = need_ns(world, now_ns, kind, program, size_class)
     filled_ns = _filled_ns(world, now_ns, kind, program, size_class, place)
     own_ns = _filled_ns(world, now_ns, kind, program, size_class, place + 1) - filled_ns
+    if world.settings[0]["costs_alone"] == 1:
+        own_ns = exec_ns(world, now_ns, program, kind, 0, size_class)
     request["cost_ns"] = own_ns if own_ns > 1 else 1
     if full > 0 and pressed(world, now_ns, gpu):
         # the whole batch must fit, or its first requests would let it run only when it is small; and once more the
