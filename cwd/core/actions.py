@@ -221,7 +221,7 @@ def measure(world, now_ns, a, begin_ns, end_ns):
     elif action["state"] == ACTION_LOAD:
         row = load_row(world, action["program"], kind)
     if row != NONE and world.settings[0]["estimates_recent"] == 1:
-        observe_recent(world.estimates[row], now_ns, took_ns)
+        observe_recent(world.estimates[row], took_ns)
     elif row != NONE:
         observe(world.estimates[row], now_ns, took_ns)
 

@@ -12,7 +12,7 @@ request is tried. So whatever was measured or claimed, the core tries again afte
 
 from __future__ import annotations
 
-from cwd.core.world import BATCHES_MAX, MARGINS, WINDOW
+from cwd.core.world import BATCHES_MAX, FOREVER_NS, MARGINS, WINDOW
 from cwd.jit import inner_kernel, lean_kernel
 
 #: samples of a window above the tail
@@ -121,8 +121,8 @@ def _scan(row):
 
 
 @lean_kernel
-def observe_recent(row, now_ns, sample_ns):
-    """Take in one duration where the last RECENT alone count: almost the largest of them, and neither seed nor fading."""
+def observe_recent(row, sample_ns):
+    """Take in one duration where the last RECENT alone count: almost the largest of them, without the seed and for good."""
     row["samples"][row["position"]] = sample_ns
     row["position"] = (row["position"] + 1) % RECENT
     if row["count"] < RECENT:
@@ -137,8 +137,8 @@ def observe_recent(row, now_ns, sample_ns):
     # between the two largest: their ranks are a hundredth of all apart for each sample but one
     weight = 100 - (100 - RECENT_PERCENT) * (row["count"] - 1)
     value = (largest * weight + second * (100 - weight)) // 100
-    row["seed_ns"] = row["low_ns"] = row["typical_ns"] = row["tail_ns"] = value
-    row["updated_ns"] = now_ns
+    row["low_ns"] = row["typical_ns"] = row["tail_ns"] = value
+    row["updated_ns"] = FOREVER_NS
 
 
 @inner_kernel
