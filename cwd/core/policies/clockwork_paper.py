@@ -22,7 +22,7 @@ from cwd.core.world import COPY_READY, FOREVER_NS, LANE_EXEC, LANE_LOAD, NONE
 from cwd.jit import inner_kernel
 
 #: most strategies that one look at one GPU tries, and most requests that a batch size passes over
-STEPS_MAX, SKIPS_MAX = 256, 256
+STEPS_MAX, SKIPS_MAX = 32, 256
 #: what the demand for a model is measured by, their default SLO; and what a GPU is always believed to have to do
 CAPACITY_NS, OUTSTANDING_NS = 100_000_000, 1_000_000
 
