@@ -72,7 +72,8 @@ def _panel(axes: Any, rows: list[dict[str, Any]], x: str, key: str, published: l
                       markersize=8, markeredgewidth=2, color=colour, label="the paper" if number == 0 else None)
     if key == "goodput_rps":
         offered = {row[x]: row["offered_rps"] for row in rows}
-        if max(offered.values()) < 20 * max(row[key] for row in rows) + 1:
+        common = all(abs(row["offered_rps"] - offered[row[x]]) <= 0.05 * offered[row[x]] for row in rows)
+        if common and max(offered.values()) < 20 * max(row[key] for row in rows) + 1:
             axes.plot(sorted(offered), [offered[value] for value in sorted(offered)], color="#666666", linestyle=":",
                       label="offered")
     if x in ("slo_ms", "load_factor"):
