@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from script import MS, US, Script, only
 
-from cwd.core import engine, estimate, memory, ordered
+from cwd.core import engine, estimate, ordered
 from cwd.core.world import ACTION_EXEC, ACTION_LOAD, ESTIMATE, NODE, OUT_ACTION, OUT_REPLY
 from cwd.errors import Code
 
@@ -154,7 +154,7 @@ def test_of_equal_demands_the_model_used_last_is_loaded(used_last):
     """Room for one model, two are asked for."""
     script = Script(policy=PAPER, pages=7)
     others = [script.add(), script.add()]
-    memory.use(script.world, used_last)
+    script.world.memory[used_last]["used"] = 1_000
     for number, model in enumerate(others):
         script.ask(number, model=model)
     loads = [out["model"] for out in script.tick() if out["kind"] == OUT_ACTION and out["verb"] == ACTION_LOAD]
@@ -164,7 +164,7 @@ def test_of_equal_demands_the_model_used_last_is_loaded(used_last):
 def test_more_requests_are_loaded_for_first():
     script = Script(policy=PAPER, pages=7)
     others = [script.add(), script.add()]
-    memory.use(script.world, 2)
+    script.world.memory[2]["used"] = 1_000
     for number, model in enumerate((others[0], others[0], others[1])):
         script.ask(number, model=model)
     loads = [out["model"] for out in script.tick() if out["kind"] == OUT_ACTION and out["verb"] == ACTION_LOAD]
