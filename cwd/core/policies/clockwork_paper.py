@@ -23,8 +23,8 @@ from cwd.jit import inner_kernel
 
 #: most strategies that one look at one GPU tries, and most requests that a batch size passes over
 STEPS_MAX, SKIPS_MAX = 32, 256
-#: what the demand for a model is measured by, their default SLO; and what a GPU is always believed to have to do
-CAPACITY_NS, OUTSTANDING_NS = 100_000_000, 1_000_000
+#: most models that one look at one GPU considers loading
+LOADS_LOOK = 64
 
 
 @inner_kernel
@@ -116,29 +116,19 @@ def _note(world, now_ns, copy, start_ns, r, sizes):
 
 
 @inner_kernel
-def load_demand_ns(world, now_ns, m):
-    """What of a model's demand its GPUs do not serve, at least 1: their test for 0 never fires."""
-    demand_ns, busy_ns = world.models[m]["work_ns"], loads.busy_ns(world, now_ns, m)
-    if busy_ns == FOREVER_NS:
-        return demand_ns
-    # in microseconds, which an order needs no finer, the product cannot overflow
-    busy_us, over_us = (busy_ns + OUTSTANDING_NS) >> 10, (busy_ns + OUTSTANDING_NS - CAPACITY_NS) >> 10
-    return (demand_ns >> 10) * over_us // busy_us << 10 if over_us > 0 and demand_ns > 1 << 20 else 1
-
-
-@inner_kernel
 def plan_loads(world, now_ns, gpu):
     """Load what is wanted most of what is not there, while the GPU's load lane is open. Demands are brought up to date
     as they are met, which can only move a model back."""
     m = world.counters[0]["wanted_head"]
-    for _ in range(loads.LOADS_LOOK):
+    for _ in range(LOADS_LOOK):
         if m == NONE or lanes.opens_ns(world, now_ns, gpu, LANE_LOAD) > now_ns:
             return
         after = ordered.successor(world.wanted_nodes, m)
-        demand_ns = load_demand_ns(world, now_ns, m)
-        if -demand_ns > world.wanted_nodes[m]["key"]:
-            queues.enlist(world, m, demand_ns)
-        elif loads.make_room_and_load(world, now_ns, gpu, m) == 1:
-            if world.models[m]["copies_count"] < world.counters[0]["gpus_up"]:
-                queues.enlist(world, m, load_demand_ns(world, now_ns, m))
+        if residency.find(world, m, gpu) == NONE:
+            demand_ns = loads.published_demand_ns(world, now_ns, m)
+            if -demand_ns > world.wanted_nodes[m]["key"]:
+                queues.enlist(world, m, demand_ns)
+            elif loads.make_room_and_load(world, now_ns, gpu, m) == 1:
+                if world.models[m]["copies_count"] < world.counters[0]["gpus_up"]:
+                    queues.enlist(world, m, loads.published_demand_ns(world, now_ns, m))
         m = after
