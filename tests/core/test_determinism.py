@@ -19,7 +19,7 @@ GOLDEN = {
     "clipper": "ac2cc3b1ee1c94f00211df75a0b29398d792cbaad67a1800e9dbe95e8e3b857b",
     "clipper-quantile": "a65fc28184c5839e3b6d06febb677cde7b3413f29aa3c7c3f6b1fce46c3f3473",
     "clockwork": "3ea414be87dbab0448e477b0994f4c8310164c68f45673189ad24d7a10c565fd",
-    "clockwork-paper": "0a66a1484b07c0c59b9a4eaf1674ba9e53c4fd630430a444ac9f9b723d9ec035",
+    "clockwork-paper": "2913abeb082780c7abb0fff469efa1b1477804af14d152d5bce36c6a6b8dac69",
     "cwd": "c46a8e6ca60f84a9ee9e4ce89a0f2774497a565b79c62020f06fc8f5116a68fb",
     "edf": "e36993709d942da694e4ad3391925fb776f7ede692fb7e953d5b8b29d2b64a82",
     "fifo": "11ee067353bfcf9953a54cec620a023404d95b401dad05ec11bf553b5ff108d2",

@@ -169,3 +169,18 @@ def test_more_requests_are_loaded_for_first():
         script.ask(number, model=model)
     loads = [out["model"] for out in script.tick() if out["kind"] == OUT_ACTION and out["verb"] == ACTION_LOAD]
     assert loads == [others[0]]
+
+
+@pytest.mark.parametrize("absent_too", [False, True])
+def test_met_demand_is_loaded_for_as_well_but_last(absent_too):
+    """A model whose GPU is idle is loaded on the other one all the same, unless there is one that is nowhere."""
+    script = Script(policy=PAPER, gpus=2)
+    script.hold()
+    other = script.add()
+    for number in range(3):
+        script.ask(number, slo=200 * MS)
+    if absent_too:
+        script.ask(9, slo=200 * MS, model=other)
+    loads = [out for out in script.tick() if out["kind"] == OUT_ACTION and out["verb"] == ACTION_LOAD]
+    assert loads[0]["model"] == (other if absent_too else script.model)
+    assert absent_too or loads[0]["gpu"] == 1
