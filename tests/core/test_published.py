@@ -173,10 +173,11 @@ def test_more_requests_are_loaded_for_first():
 
 @pytest.mark.parametrize("absent_too", [False, True])
 def test_met_demand_is_loaded_for_as_well_but_last(absent_too):
-    """A model whose GPU is idle is loaded on the other one all the same, unless there is one that is nowhere."""
+    """A model whose GPU will soon be free is loaded on the other one all the same, unless there is one that is nowhere."""
     script = Script(policy=PAPER, gpus=2)
     script.hold()
     other = script.add()
+    engine.lane_reserve(script.world, script.now, 0, 10 * MS)
     for number in range(3):
         script.ask(number, slo=200 * MS)
     if absent_too:
