@@ -10,7 +10,7 @@ from __future__ import annotations
 from cwd.core import background, lanes, outbox, queues, residency
 from cwd.core.admission import want
 from cwd.core.estimate import (
-    exec_ns, exec_row, exec_tail_ns, load_ns, load_row, margin_ns, observe, observe_margin,
+    exec_ns, exec_row, exec_tail_ns, load_ns, load_row, margin_ns, observe, observe_margin, observe_recent,
 )
 from cwd.core.presets import BY_ARRIVAL
 from cwd.core.world import (
@@ -214,13 +214,17 @@ def measure(world, now_ns, a, begin_ns, end_ns):
     observe_margin(world, now_ns, kind, MARGIN_RESULT, now_ns - end_ns)
     if action["idle"] == 1:
         observe_margin(world, now_ns, kind, MARGIN_SEND, begin_ns - action["issued_ns"])
+    row = NONE
     if action["state"] == ACTION_EXEC:
         observe_margin(world, now_ns, kind, MARGIN_END, now_ns - action["promised_ns"])
         observe_margin(world, now_ns, kind, MARGIN_EARLY, action["end_ns"] - end_ns)
         row = exec_row(world, action["program"], kind, action["batch_index"], action["size_class"])
-        observe(world.estimates[row], now_ns, took_ns)
     elif action["state"] == ACTION_LOAD:
-        observe(world.estimates[load_row(world, action["program"], kind)], now_ns, took_ns)
+        row = load_row(world, action["program"], kind)
+    if row != NONE and world.settings[0]["estimates_recent"] == 1:
+        observe_recent(world.estimates[row], took_ns)
+    elif row != NONE:
+        observe(world.estimates[row], now_ns, took_ns)
 
 
 @inner_kernel

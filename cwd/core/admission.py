@@ -10,7 +10,7 @@ the time for their batch to become full. Nothing is changed here except the requ
 from __future__ import annotations
 
 from cwd.core import memory, residency
-from cwd.core.estimate import exec_ns, exec_tail_ns, margin_ns
+from cwd.core.estimate import exec_ns, exec_row, exec_tail_ns, margin_ns
 from cwd.core.lanes import available_ns, wake
 from cwd.core.queues import COPIES_LOOK, enlist, load_need_ns
 from cwd.core.world import (
@@ -204,6 +204,8 @@ def _settle(world, now_ns, r, gpu, home, start_ns):
     request["need_ns"] = need_ns(world, now_ns, kind, program, size_class)
     filled_ns = _filled_ns(world, now_ns, kind, program, size_class, place)
     own_ns = _filled_ns(world, now_ns, kind, program, size_class, place + 1) - filled_ns
+    if world.settings[0]["costs_alone"] == 1:
+        own_ns = world.estimates[exec_row(world, program, kind, 0, size_class)]["seed_ns"]
     request["cost_ns"] = own_ns if own_ns > 1 else 1
     if full > 0 and pressed(world, now_ns, gpu):
         # the whole batch must fit, or its first requests would let it run only when it is small; and once more the

@@ -61,7 +61,8 @@ def append(world, now_ns, a):
     row = world.lanes[2 * gpu + lane]
     action["idle"] = 1 if row["count"] == 0 else 0
     action["start_ns"] = available_ns(world, now_ns, gpu, lane)
-    action["end_ns"] = action["start_ns"] + action["expected_ns"]
+    at_once = action["idle"] == 1 and world.settings[0]["begins_at_once"] == 1
+    action["end_ns"] = (now_ns if at_once else action["start_ns"]) + action["expected_ns"]
     action["lane_next"] = NONE
     action["lane_previous"] = row["last"]
     if row["last"] == NONE:

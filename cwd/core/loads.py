@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from cwd.core import actions, lanes, ordered, queues, residency
 from cwd.core.admission import want
+from cwd.core.presets import BY_RECENT
 from cwd.core.queues import COPIES_LOOK, load_need_ns
 from cwd.core.world import (
     COPY_LOADING, COPY_READY, FOREVER_NS, GPU_UP, LANE_EXEC, LANE_LOAD, MODEL_READY, NONE,
@@ -14,6 +15,8 @@ from cwd.jit import inner_kernel
 SAVED_LOOK = 4
 #: most models that one look at one GPU considers loading
 LOADS_LOOK = 16
+#: as published: what a GPU is good for, their default SLO; and what it is always believed to have to do
+CAPACITY_NS, OUTSTANDING_NS = 100_000_000, 1_000_000
 
 
 @inner_kernel
@@ -61,6 +64,8 @@ def demand_ns(world, now_ns, m):
 
     The paper's p = d - sum of d_g * capacity / load_g, for the least loaded of the model's GPUs. 0 or less: no LOAD.
     """
+    if world.settings[0]["load_order"] == BY_RECENT:
+        return published_demand_ns(world, now_ns, m)
     model = world.models[m]
     if model["state"] != MODEL_READY:
         return 0
@@ -74,6 +79,18 @@ def demand_ns(world, now_ns, m):
         return 1 if missed(world, now_ns, m) else 0
     # in microseconds, which a priority needs no finer, the product cannot overflow
     return ((model["work_ns"] >> 10) * ((busy - horizon) >> 10) // ((busy >> 10) + 1) << 10) + 1
+
+
+@inner_kernel
+def published_demand_ns(world, now_ns, m):
+    """What of a model's demand its GPUs do not serve by the paper's formula, at least 1: their test for 0 never fires."""
+    demand_ns, busy = world.models[m]["work_ns"], busy_ns(world, now_ns, m)
+    if busy == FOREVER_NS:
+        return demand_ns if demand_ns > 0 else 1
+    # in microseconds, which an order needs no finer, the product cannot overflow
+    busy_us, over_us = (busy + OUTSTANDING_NS) >> 10, (busy + OUTSTANDING_NS - CAPACITY_NS) >> 10
+    unserved_ns = (demand_ns >> 10) * over_us // busy_us << 10
+    return unserved_ns if unserved_ns > 0 else 1
 
 
 @inner_kernel

@@ -1,7 +1,11 @@
-"""What policies remember of a model: how fast requests come, and what its batches took. Only kept where one learns."""
+"""What policies remember of a model: how fast requests come, what its batches took, whom it passed over.
+
+Only kept where a policy asks for it."""
 
 from __future__ import annotations
 
+from cwd.core import ordered
+from cwd.core.world import NONE
 from cwd.jit import inner_kernel
 
 #: the gap between arrivals follows each new one by 1 / 2**GAP_BITS
@@ -13,6 +17,8 @@ def forget(world, m):
     """A model is new in its slot."""
     row = world.memory[m]
     row["arrived_ns"] = row["gap_ns"] = row["slo_ns"] = row["limit"] = row["small_ns"] = row["large_ns"] = 0
+    row["passed_key"] = row["passed_tie"] = 0
+    row["used"] = m
 
 
 @inner_kernel
@@ -38,3 +44,28 @@ def gap_ns(world, now_ns, m):
     silent_ns = now_ns - row["arrived_ns"]
     gap = row["gap_ns"] if row["gap_ns"] > silent_ns else silent_ns
     return gap if gap > 0 else 1
+
+
+@inner_kernel
+def use(world, m):
+    """The model is used: more recently than all others. A model never used is as recent as its slot is high."""
+    counters = world.counters[0]
+    counters["sequence"] += 1
+    world.memory[m]["used"] = len(world.models) + counters["sequence"]
+
+
+@inner_kernel
+def first_left(world, m):
+    """The model's first request that was not passed over; -1 if there is none."""
+    row = world.memory[m]
+    return ordered.at_least(world.request_nodes, world.models[m]["queue_root"], row["passed_key"], row["passed_tie"])
+
+
+@inner_kernel
+def pass_over(world, now_ns, m, first):
+    """Pass over who waits before request `first` (-1: all): they wait for their replies alone. The order is of arrival."""
+    row, node = world.memory[m], world.request_nodes[first]
+    if first == NONE:
+        row["passed_key"], row["passed_tie"] = now_ns, world.counters[0]["sequence"] + 1
+    else:
+        row["passed_key"], row["passed_tie"] = node["key"], node["tie"]

@@ -109,3 +109,16 @@ def successor(nodes, i):
     while at != NONE and nodes[at]["right"] == i:
         i, at = at, nodes[at]["parent"]
     return at
+
+
+@lean_kernel
+def at_least(nodes, root, key, tie):
+    """The first node of the set that is not before (key, tie), or -1."""
+    found, at = NONE, root
+    while at != NONE:
+        node = nodes[at]
+        if node["key"] < key or (node["key"] == key and node["tie"] < tie):
+            at = node["right"]
+        else:
+            found, at = at, node["left"]
+    return found

@@ -12,8 +12,9 @@ import dataclasses
 (FIFO, CLOCKWORK, EDF, CLOCKWORK_PAPER, SHEPHERD, SYMPHONY, CLIPPER, CLIPPER_QUANTILE, NEXUS, ORLOJ,
  CWD) = range(11)
 
-#: orders. BY_DUE: deadline less the reply's way. BY_LATEST: the last moment to issue. BY_TURN: who ran longest ago
-BY_DUE, BY_LATEST, BY_ARRIVAL, BY_TURN = 0, 1, 2, 3
+#: orders. BY_DUE: deadline less the reply's way. BY_LATEST: the last moment to issue. BY_TURN: who ran longest ago.
+#: BY_STRATEGY: as noted when the copy was last looked at. BY_RECENT: by demand, of equals who ran last
+BY_DUE, BY_LATEST, BY_ARRIVAL, BY_TURN, BY_STRATEGY, BY_RECENT = 0, 1, 2, 3, 4, 5
 
 US, MS = 1_000, 1_000_000
 
@@ -45,6 +46,14 @@ class Preset:
     drop_passed: int = 0
     #: margins stay as configured instead of being measured
     margins_fixed: int = 0
+    #: durations are the largest of the last few, instead of a typical one and a tail
+    estimates_recent: int = 0
+    #: an idle lane is expected to begin when an action is issued, not when it has arrived
+    begins_at_once: int = 0
+    #: each of a model's GPUs looks for new requests in its turn, instead of the one that would be free first
+    polls: int = 0
+    #: a request counts as an execution of its own in what a GPU or a model has to do, not as its share of a batch
+    costs_alone: int = 0
     #: note arrivals and executions of each model, for the policy to learn from (memory.py)
     learns: int = 0
     #: tell requests apart by application, and take only those into a batch that the policy has picked (histograms.py)
@@ -80,8 +89,8 @@ PRESETS = {
     # 5 ms ahead, of which 1 ms is the network's; internal deadlines 5 ms early, but not before 5 ms ahead and 5 more;
     # a LOAD whenever a model that is not there has anything queued, since their test for a demand of 0 never fires
     "clockwork-paper": Preset(
-        CLOCKWORK_PAPER, admission=0, foresight=0, queue_order=BY_ARRIVAL, load_saves=0, evict_queued=1, margins_fixed=1,
-        drop_passed=1,
+        CLOCKWORK_PAPER, admission=0, foresight=0, queue_order=BY_ARRIVAL, copy_order=BY_STRATEGY, load_order=BY_RECENT,
+        load_saves=0, evict_queued=1, margins_fixed=1, estimates_recent=1, begins_at_once=1, polls=1, costs_alone=1,
         schedule_ahead_ns=4 * MS, load_ahead_ns=4 * MS, send_ns=1 * MS, result_ns=1, end_ns=1, look_ns=1, early_ns=1,
         client_ns=5 * MS,
         due_floor_ns=10 * MS, latest_slack_ns=5 * MS, load_horizon_ns=1),

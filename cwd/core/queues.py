@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from cwd.core import background, hashmap, lanes, ordered, outbox, residency
 from cwd.core.estimate import load_ns, margin_ns
-from cwd.core.presets import BY_ARRIVAL
+from cwd.core.presets import BY_ARRIVAL, BY_RECENT
 from cwd.core.world import (
     BUCKET_BITS, BUCKETS, COPY_LOADING, COPY_READY, FOREVER_NS, LANE_EXEC, MARGIN_RESULT, MARGIN_SEND, NONE,
     REQUEST_FREE, REQUEST_QUEUED, REQUEST_RUNNING, Code,
@@ -158,6 +158,10 @@ def enqueue(world, now_ns, r):
     if first:
         model["queue_head"] = r
         arm_model(world, now_ns, m)
+    if world.settings[0]["polls"] == 1:
+        poll_copies(world, m)
+        return
+    if first:
         activate_copies(world, now_ns, m)
     if request["home"] != NONE:
         copy = residency.find(world, m, request["home"])
@@ -211,6 +215,25 @@ def activate_copies(world, now_ns, m):
         world.models[m]["copies"] = copy
     if best != NONE:
         lanes.wake(world, best)
+
+
+@inner_kernel
+def poll_copies(world, m):
+    """A request came: have up to COPIES_LOOK of the model's GPUs look, one after another, whoever comes first by chance."""
+    copy, looks = world.models[m]["copies"], world.models[m]["copies_count"]
+    if looks == 0:
+        return
+    if looks > COPIES_LOOK:
+        looks = COPIES_LOOK
+    for _ in range(hashmap.mix(world.counters[0]["sequence"]) % looks):
+        copy = world.copies[copy]["next"]
+    for _ in range(looks):
+        if world.copies[copy]["state"] == COPY_READY:
+            residency.activate(world, copy)
+            lanes.wake(world, world.copies[copy]["gpu"])
+        copy = world.copies[copy]["next"]
+    if world.models[m]["copies_count"] > COPIES_LOOK:
+        world.models[m]["copies"] = copy
 
 
 # -- giving up ---------------------------------------------------------------------------------------------------------
@@ -307,10 +330,10 @@ def enlist(world, m, demand_ns):
         counters["sequence"] += 1
         key, tie = FOREVER_NS, counters["sequence"]
     else:
-        by_arrival = world.settings[0]["load_order"] == BY_ARRIVAL
-        key = world.requests[head]["arrival_ns"] if by_arrival else -demand_ns
-        # of equal demands the older head goes first; sequence numbers are unique
-        tie = world.request_nodes[head]["tie"]
+        order = world.settings[0]["load_order"]
+        key = world.requests[head]["arrival_ns"] if order == BY_ARRIVAL else -demand_ns
+        # of equal demands the older head goes first, or the model that was used last; both numbers are unique
+        tie = -world.memory[m]["used"] if order == BY_RECENT else world.request_nodes[head]["tie"]
     counters["wanted_root"] = ordered.insert(world.wanted_nodes, counters["wanted_root"], m, key, tie)
     if counters["wanted_head"] == NONE or ordered.before(world.wanted_nodes, m, counters["wanted_head"]):
         counters["wanted_head"] = m

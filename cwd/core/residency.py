@@ -8,9 +8,10 @@ lower bounds that the policy corrects when it meets them, so an arrival need not
 
 from __future__ import annotations
 
-from cwd.core import hashmap, ordered
+from cwd.core import hashmap, memory, ordered
+from cwd.core.estimate import exec_row
 from cwd.core.outbox import BROKEN_COPY, BROKEN_PAGES, broken
-from cwd.core.presets import BY_ARRIVAL, BY_DUE, BY_TURN
+from cwd.core.presets import BY_ARRIVAL, BY_DUE, BY_RECENT, BY_STRATEGY, BY_TURN
 from cwd.core.world import COPY_FREE, COPY_READY, NONE
 from cwd.jit import inner_kernel
 
@@ -44,7 +45,7 @@ def create(world, model, gpu, state):
     row["gpu"] = gpu
     row["pages"] = owner["pages"]
     row["running"] = row["active"] = row["ready_ns"] = row["turn_ns"] = row["quota"] = row["packed_ns"] = 0
-    row["action"] = NONE
+    row["action"] = row["strategy"] = NONE
     place["pages_free"] -= row["pages"]
     place["copies"] += 1
     if place["pages_free"] < 0:
@@ -146,6 +147,8 @@ def _lru_remove(world, copy):
 @inner_kernel
 def touch(world, copy):
     """Make a copy the most recently used of its GPU."""
+    if world.settings[0]["load_order"] == BY_RECENT:
+        memory.use(world, world.copies[copy]["model"])
     if world.copies[copy]["lru_next"] != NONE:
         _lru_remove(world, copy)
         _lru_append(world, copy)
@@ -192,6 +195,8 @@ def urgency(world, copy):
     head = world.models[world.copies[copy]["model"]]["queue_head"]
     if order == BY_TURN:
         return world.copies[copy]["turn_ns"]
+    if order == BY_STRATEGY:
+        return _noted_ns(world, copy)
     if head == NONE:
         return 0
     request = world.requests[head]
@@ -203,6 +208,21 @@ def urgency(world, copy):
 
 
 @inner_kernel
+def _noted_ns(world, copy):
+    """The key that a copy has in its GPU's set; of one that is not in: its first request's with the largest batch."""
+    row = world.copies[copy]
+    if row["active"] == 1:
+        return world.copy_nodes[copy]["key"]
+    first = memory.first_left(world, row["model"])
+    if first == NONE:
+        return 0
+    program, kind = world.models[row["model"]]["program"], world.gpus[row["gpu"]]["kind"]
+    largest = world.programs[program]["n_batches"] - 1
+    batch = world.estimates[exec_row(world, program, kind, largest, world.requests[first]["size_class"])]
+    return world.requests[first]["due_ns"] - batch["typical_ns"]
+
+
+@inner_kernel
 def activate(world, copy):
     """Put a copy into its GPU's set, or move it forward if its model has become more urgent."""
     row = world.copies[copy]
@@ -211,6 +231,14 @@ def activate(world, copy):
         if key >= world.copy_nodes[copy]["key"]:
             return
         deactivate(world, copy)
+    insert(world, copy, key, NONE)
+
+
+@inner_kernel
+def insert(world, copy, key, strategy):
+    """Put a copy that is not in its GPU's set there, at `key`; `strategy`: for which batch index, -1 the largest."""
+    row = world.copies[copy]
+    row["strategy"] = strategy
     place = world.gpus[row["gpu"]]
     place["ready_root"] = ordered.insert(world.copy_nodes, place["ready_root"], copy, key, row["model"])
     if place["ready_head"] == NONE or ordered.before(world.copy_nodes, copy, place["ready_head"]):

@@ -96,10 +96,10 @@ GPU = _table(
 #: `first`..`last` are outstanding actions in the order sent; available_ns is the predicted end of the last
 LANE = _table("first last count available_ns")
 #: turn_ns: when it was last given an execution; quota: requests in each of its GPU's rounds, if it was
-#: packed into them at packed_ns
+#: packed into them at packed_ns; strategy: the batch index that its place in the GPU's set is for, -1 the largest
 COPY = _table(
     "state model gpu pages running active next previous lru_next lru_previous action ready_ns turn_ns "
-    "quota packed_ns", LINE
+    "quota packed_ns strategy", LINE
 )
 ACTION = _table(
     "state generation gpu copy model program batch_index batch size_class rows first issued_ns "
@@ -118,8 +118,9 @@ ODDS = np.dtype(
     [(name, np.int64) for name in ("built", "count", "mean")]
     + [(name, np.int64, (BINS,)) for name in ("chances", "stretches")], align=True)
 #: what policies remember of a model: the gap between arrivals (smoothed), the SLO last asked for; the largest batch, in
-#: 1024ths; a line of latency over batch size, as the latencies of the smallest and the largest batch
-MEMORY = _table("arrived_ns gap_ns slo_ns limit small_ns large_ns")
+#: 1024ths; a line of latency over batch size, as the latencies of the smallest and the largest batch; which of its queue
+#: were passed over, as key and tie of the first that was not; used: a number that grows with each use
+MEMORY = _table("arrived_ns gap_ns slo_ns limit small_ns large_ns passed_key passed_tie used")
 #: one record of the outbox; fields that a kind does not use are 0, or -1 for handles and indices
 OUT = _table(
     "kind verb gpu action model program pages batch size_class rows first earliest_ns latest_ns expected_ns expire_ns "
@@ -135,7 +136,7 @@ COUNTERS = _table(
 )
 SETTINGS = _table(
     "policy admission foresight queue_order copy_order load_order replicate load_saves evict_queued "
-    "margins_fixed drop_passed "
+    "margins_fixed drop_passed estimates_recent begins_at_once polls costs_alone "
     "learns picks gathers reserves batch_delay_ns due_floor_ns "
     "schedule_ahead_ns load_ahead_ns send_ns result_ns end_ns client_ns latest_slack_ns exec_grace_ns "
     "load_grace_ns stuck_ns lane_depth attempts_max slo_max_ns margin_max_ns load_horizon_ns "

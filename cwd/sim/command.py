@@ -14,6 +14,7 @@ from cwd.sim import EXPERIMENTS, report
 from cwd.sim import play as playing
 from cwd.sim.experiments import Point
 from cwd.sim.scenario import build
+from cwd.units import NS_PER_MS
 
 Say = Callable[[int, int, str], None]
 
@@ -28,13 +29,15 @@ def check_names(experiments: Sequence[str], policies: Sequence[str]) -> None:
 
 def run(experiment: str, policy: str = "clockwork", seed: int = 0, noise: str = "clockwork",
         progress: Say | None = None, **options: Any) -> dict[str, Any]:
-    """Run all points: {"experiment", "policy", "seed", "options", "rows", "groups", "digest"}.
+    """Run all points: {"experiment", "policy", "seed", "options", "rows", "groups", "network_ms", "published", "digest"}.
 
+    `network_ms` is a message's way, without its noise; `published` has a paper's figures, if there are any, beside ours.
     The digest is of everything that the core left in its outbox, in all points. Nothing in the facts depends on the
     machine or on how fast it is. Raises `CwdError` for what is not there and `InvariantError` at a violation.
     """
     check_names([experiment], [policy])
-    make = importlib.import_module(f"cwd.sim.experiments.{experiment}").points
+    module = importlib.import_module(f"cwd.sim.experiments.{experiment}")
+    make = module.points
     points = list(make(**options, **({"seed": seed} if "seed" in inspect.signature(make).parameters else {})))
     facts: dict[str, Any] = {"experiment": experiment, "policy": policy, "seed": seed, "noise": noise,
                              "options": options, "rows": [], "groups": []}
@@ -42,7 +45,9 @@ def run(experiment: str, policy: str = "clockwork", seed: int = 0, noise: str = 
     for number, point in enumerate(points):
         scenario = dataclasses.replace(point.scenario, policy=policy, seed=seed, noise=noise)
         point = dataclasses.replace(point, scenario=scenario)
+        facts["network_ms"] = scenario.network_ns / NS_PER_MS
         digest = digest * 31 + _run_point(point, facts, _within(progress, number, len(points), point.swept))
+    facts["published"] = report.beside(getattr(module, "PUBLISHED", ()), facts)
     facts["digest"] = f"{digest % (1 << 64):016x}"
     return facts
 
@@ -70,7 +75,8 @@ def _run_point(point: Point, facts: dict[str, Any], progress: playing.Progress |
     for minute in range(scenario.measure_ns // piece_ns):
         playing.start_measuring(sim)
         playing.advance(sim, scenario, measured_ns + (minute + 1) * piece_ns, start_ns, end_ns, progress)
-        swept = {**point.swept, "minute": minute} if point.minute_ns else point.swept
+        name = point.minutes[minute] if point.minutes else minute
+        swept = {**point.swept, "minute": name} if point.minute_ns else point.swept
         facts["rows"].append(report.row(sim, scenario, swept))
         facts["groups"] += report.groups(sim, scenario, swept)
     if point.settles:

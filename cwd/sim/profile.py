@@ -17,7 +17,7 @@ RESNET50 = "resnet50_v2"
 
 @dataclasses.dataclass(frozen=True)
 class Profile:
-    """Durations in ns; `exec_ns` has one per batch size of BATCHES."""
+    """Durations in ns; `exec_ns` has one per batch size of BATCHES, or of the smaller ones alone."""
 
     name: str
     exec_ns: tuple[int, ...]
@@ -26,8 +26,13 @@ class Profile:
 
     def with_batch(self, batch: int, exec_ns: int) -> Profile:
         """The same with another duration at one batch size."""
-        changed = tuple(exec_ns if size == batch else old for size, old in zip(BATCHES, self.exec_ns, strict=True))
+        changed = tuple(exec_ns if size == batch else old for size, old in zip(BATCHES, self.exec_ns, strict=False))
         return dataclasses.replace(self, exec_ns=changed)
+
+    def up_to(self, batch: int) -> Profile:
+        """The same with batch sizes of at most `batch`, and of 1 in any case."""
+        sizes = max(sum(size <= batch for size in BATCHES), 1)
+        return dataclasses.replace(self, exec_ns=self.exec_ns[:sizes])
 
 
 def v100() -> dict[str, Profile]:

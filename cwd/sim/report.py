@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,8 @@ from cwd.units import NS_PER_MS, NS_PER_S
 
 #: a model must have been answered so often to count for `worst_model_on_time`
 ANSWERED_MIN = 20
+#: columns that papers have figures of
+MEASURED = ("goodput_rps", "on_time", "batch_rps", "p50_ms", "p99_ms", "max_ms", "mean_batch", "cold_share")
 
 
 def row(sim: SimWorld, scenario: Scenario, swept: dict[str, Any]) -> dict[str, Any]:
@@ -46,6 +49,18 @@ def groups(sim: SimWorld, scenario: Scenario, swept: dict[str, Any]) -> list[dic
     state = sim.state[0]
     seconds = (int(state["now_ns"]) - int(state["measured_ns"])) / NS_PER_S
     return [{**swept, "group": name, **_of_groups(sim, np.array([i]), seconds)} for i, name in enumerate(scenario.groups)]
+
+
+def beside(published: Sequence[dict[str, Any]], facts: dict[str, Any]) -> list[dict[str, Any]]:
+    """A paper's figures beside ours: {what was swept, "what", "paper", "ours"}, those alone of which we have the row."""
+    found = []
+    for figure in published:
+        swept = {name: value for name, value in figure.items() if name not in MEASURED}
+        for row in facts["groups" if "group" in swept else "rows"]:
+            if all(row.get(name) == value for name, value in swept.items()):
+                found += [{**swept, "what": name, "paper": figure[name], "ours": row[name]} for name in figure
+                          if name in MEASURED]
+    return found
 
 
 def _of_groups(sim: SimWorld, which: np.ndarray, seconds: float) -> dict[str, Any]:

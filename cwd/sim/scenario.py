@@ -222,7 +222,7 @@ def _mean_ns(rate_rps: float) -> int:
 
 
 def _add_program(sim: w.SimWorld, program: int, profile: Profile, permille: int) -> None:
-    engine.program_added(sim.core, program, np.array(BATCHES, np.int64), len(BATCHES), 1)
+    engine.program_added(sim.core, program, np.array(BATCHES, np.int64), len(profile.exec_ns), 1)
     for b, exec_ns in enumerate(profile.exec_ns):
         sim.programs[program, b, 0] = exec_ns
         engine.estimate_seed(sim.core, program, 0, b, 0, exec_ns * permille // 1000)

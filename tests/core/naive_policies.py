@@ -42,18 +42,89 @@ def largest(queues, start, took):
     return best(found)
 
 
-def filled(queues, start, took):
-    """clockwork-paper: each model's largest filled size below which all are filled; the one that must start first."""
-    found = []
-    for model, queue in queues.items():
-        choice = None
-        for size, left in suffixes(queue, start, took):
-            if len(left) < size:
+def strategies(queues, first_due, start, took):
+    """clockwork-paper: models by latest start as noted when their first request came, which was for the largest size;
+    the first that can fill that size or a larger one runs the largest that it can fill. Who fails is noted anew, for
+    smaller sizes."""
+    noted = {model: (due - max(took.values()), max(took)) for model, due in first_due.items()}
+    while noted:
+        model = min(noted, key=lambda model: (noted[model][0], model))
+        _, least = noted.pop(model)
+        lefts = dict(suffixes(queues[model], start, took))
+        full = None
+        for size in sorted(took):
+            if len(lefts.get(size, ())) < size:
                 break
-            choice = (took[size] - left[0][0], batch(model, size, left))
-        if choice:
-            found.append(choice)
-    return best(found)
+            full = size
+        if full is not None and full >= least:
+            return {batch(model, full, lefts[full])}
+        smaller = [(lefts[size][0][0] - took[size], size) for size in sorted(took) if size < least and size in lefts]
+        if smaller:
+            noted[model] = min(smaller)
+    return set()
+
+
+class Infer5:
+    """The scheduler of clockwork-paper for one GPU whose executions take what is expected: a queue per model and size.
+
+    Requests are (due, id). Times are of the caller's; what `look` returns was sent, `ended` is told when it is over.
+    """
+
+    def __init__(self, models, took, ahead, network):
+        self.took, self.ahead, self.network = took, ahead, network
+        self.queues = {model: {size: [] for size in sorted(took)} for model in range(models)}
+        self.strategies = {}
+        self.sequence, self.begun, self.outstanding = 0, 0, []
+
+    def arrived(self, model, due, name):
+        self.sequence += 1
+        for queue in self.queues[model].values():
+            queue.append((due, name, self.sequence))
+        if model not in self.strategies:
+            self._note(model, max(self.took))
+
+    def _note(self, model, largest):
+        """Strategies for the sizes up to `largest` whose queues are not empty; without any the model is asleep."""
+        fresh = [(queue[0][0] - self.took[size], size) for size, queue in self.queues[model].items()
+                 if queue and size <= largest]
+        if fresh:
+            self.strategies[model] = fresh
+
+    def available(self, now):
+        return max(self.begun + sum(self.outstanding), now + self.network)
+
+    def look(self, now):
+        """[(model, size, ids)] sent now."""
+        sent = []
+        while self.strategies and self.available(now) <= now + self.ahead:
+            _, size, model = min((*strategy, model) for model, mine in self.strategies.items() for strategy in mine)
+            del self.strategies[model]
+            names = self._take(model, self.available(now), size)
+            if names:
+                if not self.outstanding:
+                    self.begun = now
+                self.outstanding.append(self.took[len(names)])
+                sent.append((model, len(names), tuple(names)))
+            self._note(model, max(self.took) if names else size - 1)
+        return sent
+
+    def _take(self, model, start, least):
+        queues = self.queues[model]
+        for size, queue in queues.items():
+            while queue and queue[0][0] < start + self.took[size]:
+                queue.pop(0)
+        full = [size for size in queues if all(len(queues[smaller]) >= smaller for smaller in queues if smaller <= size)]
+        if not full or full[-1] < least:
+            return []
+        taken = queues[full[-1]][:full[-1]]
+        for queue in queues.values():
+            while queue and queue[0][2] <= taken[-1][2]:
+                queue.pop(0)
+        return [name for _, name, _ in taken]
+
+    def ended(self, at):
+        self.outstanding.pop(0)
+        self.begun = at
 
 
 def densest_of_all(queues, start, took):

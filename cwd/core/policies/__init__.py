@@ -8,7 +8,7 @@ LOADs are the engine's (loads.py); policies set their order and their conditions
 
 from __future__ import annotations
 
-from cwd.core import actions, batches, histograms, lanes, loads, queues
+from cwd.core import actions, batches, histograms, lanes, loads, memory, queues
 from cwd.core.policies import (
     clipper, clipper_quantile, clockwork, clockwork_paper, cwd, fifo, nexus, orloj, shepherd, symphony,
 )
@@ -67,7 +67,10 @@ def plan(world, gpu, now_ns):
             _drop_before(world, now_ns, first)
         if actions.issue_exec(world, now_ns, copy, b, world.requests[first]["size_class"], first, rows) == 0:
             break
-    loads.plan(world, now_ns, gpu)
+    if world.settings[0]["policy"] == CLOCKWORK_PAPER:
+        clockwork_paper.plan_loads(world, now_ns, gpu)
+    else:
+        loads.plan(world, now_ns, gpu)
 
 
 @inner_kernel
@@ -80,3 +83,5 @@ def learn(world, now_ns, a, took_ns):
         clipper_quantile.learn(world, now_ns, a, took_ns)
     elif policy == ORLOJ:
         histograms.learn(world, a, took_ns)
+    elif policy == CLOCKWORK_PAPER:
+        memory.use(world, world.actions[a]["model"])
