@@ -1,14 +1,14 @@
 """What single decisions cost, policy by policy: the clock read around each call, with 4,026 models and full queues.
 
 Clockwork's 61 varieties, 66 models of each, on 12 GPUs that hold about half of them. So many requests are kept queued:
-at each instant one comes for each that has left, to a model by chance (even, or by Zipf's law). Its SLO is between a
+one comes for each that has left, to a model by chance (even, or by Zipf's law). Its SLO is between a
 quarter of a second and 8 s by chance; refused it comes again at once with twice that, which is how policies with
 admission are kept at the same queue as those without. Half of what waits is so short that all of it cannot be served:
 requests are refused and given up all the time, GPUs are pressed, models are loaded and leave.
 
-Actions take what was expected of them, in virtual time. An instant is the results that are due, the arrivals that make
-up for what has left, and one tick, which plans for every GPU that these concern: that tick is the decision. Ticks that
-find no lane open are cheap, so those that issued an action are counted apart, too.
+Actions take what was expected of them, in virtual time. Each arrival, and each time at which results or timers are due,
+is followed by a tick, which plans for every GPU that they concern: that tick is the decision. Ticks that find no lane
+open are cheap, so those that issued an action are counted apart, too.
 """
 
 from __future__ import annotations
@@ -65,22 +65,18 @@ def _results(world, now_ns, pending, ends, state, histogram, most_ns):
 
 
 @lean_kernel
-def _arrivals(world, now_ns, queued, models, targets, state, histogram, most_ns):
-    """One request for each that has left, until `queued` wait."""
-    while world.counters[0]["requests_live"] - state[_RUNNING] < queued:
-        model = models[targets[random(state) % len(targets)]]
-        doublings = random(state) % (SLO_BITS + 1)
-        while doublings <= TRIES:
-            state[_NEXT_ID] += 1
-            begin_ns = monotonic_ns()
-            code = engine.request_arrived(
-                world, now_ns, state[_NEXT_ID] & 63, state[_NEXT_ID], model, 0, 0, SLO_NS << doublings, 0, -1)
-            _note(histogram, most_ns, ARRIVAL, monotonic_ns() - begin_ns)
-            if code == 0:
-                break
-            doublings += 1
-        if world.counters[0]["outbox_count"] > len(world.outbox) // 2:
-            break
+def _arrival(world, now_ns, models, targets, state, histogram, most_ns):
+    """One more request; refused it comes again at once, with twice the time."""
+    model = models[targets[random(state) % len(targets)]]
+    doublings = random(state) % (SLO_BITS + 1)
+    code = 1
+    while code != 0 and doublings <= TRIES:
+        state[_NEXT_ID] += 1
+        begin_ns = monotonic_ns()
+        code = engine.request_arrived(
+            world, now_ns, state[_NEXT_ID] & 63, state[_NEXT_ID], model, 0, 0, SLO_NS << doublings, 0, -1)
+        _note(histogram, most_ns, ARRIVAL, monotonic_ns() - begin_ns)
+        doublings += 1
 
 
 @lean_kernel
@@ -100,29 +96,37 @@ def _issued(world):
 
 
 @lean_kernel
+def _tick(world, now_ns, pending, ends, free_at, state, histogram, most_ns):
+    """Have the core decide, and carry it out."""
+    state[_GPUS] += _dirty(world)
+    rows, before = world.counters[0]["rows"], _issued(world)
+    begin_ns = monotonic_ns()
+    engine.tick(world, now_ns)
+    took_ns = monotonic_ns() - begin_ns
+    _note(histogram, most_ns, TICK, took_ns)
+    if _issued(world) > before:
+        _note(histogram, most_ns, ISSUING, took_ns)
+    state[_TICKS] += 1
+    perform(world, now_ns, pending, ends, free_at, state)
+    state[_RUNNING] += world.counters[0]["rows"] - rows
+
+
+@lean_kernel
 def _drive(world, now_ns, ticks, queued, models, targets, pending, ends, free_at, state, histogram, most_ns):
-    """Play so many instants, and return the time reached."""
+    """Play so many ticks, and return the time reached."""
     for _ in range(ticks):
-        due_ns = engine.next_timer(world, now_ns)
-        if state[_ENDS] > 0 and ends[0]["key"] < due_ns:
-            due_ns = ends[0]["key"]
-        now_ns = max(due_ns, now_ns)
-        _results(world, now_ns, pending, ends, state, histogram, most_ns)
-        _arrivals(world, now_ns, queued, models, targets, state, histogram, most_ns)
-        waiting = world.counters[0]["requests_live"] - state[_RUNNING]
-        state[_FEWEST] = min(state[_FEWEST], waiting)
-        state[_MOST] = max(state[_MOST], waiting)
-        state[_GPUS] += _dirty(world)
-        rows, before = world.counters[0]["rows"], _issued(world)
-        begin_ns = monotonic_ns()
-        engine.tick(world, now_ns)
-        took_ns = monotonic_ns() - begin_ns
-        _note(histogram, most_ns, TICK, took_ns)
-        if _issued(world) > before:
-            _note(histogram, most_ns, ISSUING, took_ns)
-        state[_TICKS] += 1
-        perform(world, now_ns, pending, ends, free_at, state)
-        state[_RUNNING] += world.counters[0]["rows"] - rows
+        if world.counters[0]["requests_live"] - state[_RUNNING] < queued:
+            _arrival(world, now_ns, models, targets, state, histogram, most_ns)
+        else:
+            due_ns = engine.next_timer(world, now_ns)
+            if state[_ENDS] > 0 and ends[0]["key"] < due_ns:
+                due_ns = ends[0]["key"]
+            now_ns = max(due_ns, now_ns)
+            _results(world, now_ns, pending, ends, state, histogram, most_ns)
+            waiting = world.counters[0]["requests_live"] - state[_RUNNING]
+            state[_FEWEST] = min(state[_FEWEST], waiting)
+            state[_MOST] = max(state[_MOST], waiting)
+        _tick(world, now_ns, pending, ends, free_at, state, histogram, most_ns)
     return now_ns
 
 
@@ -165,6 +169,11 @@ class Drive:
                            self.state, self.histogram, self.most_ns)
         self._now_ns = 2000 * MS
 
+    def fill(self) -> None:
+        """Play until so many requests wait."""
+        while self.state[_MOST] == 0:
+            self.play(1000)
+
     def play(self, ticks: int) -> None:
         """Measure so many decisions afresh; raises `AssertionError` if the core is broken."""
         self.histogram[:] = 0
@@ -188,9 +197,10 @@ class Drive:
 
 
 def measure(policy: str, *, zipf: bool = False, queued: int = 10_000, ticks: int = 50_000) -> dict[str, Any]:
-    """One row: the decisions of one policy, after a fifth as many that are not measured."""
+    """One row: the decisions of one policy, after half as many that are not measured."""
     drive = Drive(policy, zipf=zipf, queued=queued)
-    drive.play(max(ticks // 5, 1))
+    drive.fill()
+    drive.play(ticks // 2)
     counters = drive.world.counters[0]
     before = {name: int(counters[name]) for name in ("execs", "rows", "loads", "refused", "dropped")}
     drive.play(ticks)
