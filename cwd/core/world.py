@@ -68,10 +68,11 @@ TIMER = _table("key id place")
 #: hashmap.py: a row is used if `value` is not -1
 SLOT = _table("key value")
 
+#: what a walk along a queue reads comes first, in one line
 REQUEST = _table(
-    "state client request_id key model payload size_class arrival_ns deadline_ns due_ns "
-    "need_ns cost_ns home home_epoch bucket attempts cold action next app slo_ns client_next client_previous "
-    "tag score picked"
+    "due_ns size_class need_ns tag score picked next state "
+    "client request_id key model payload arrival_ns deadline_ns "
+    "cost_ns home home_epoch bucket attempts cold action app slo_ns client_next client_previous", LINE
 )
 #: missed_ns: when a request was last refused only because the weights were on no GPU, 0 never
 MODEL = _table(
@@ -254,7 +255,7 @@ def make_world(config: Config) -> World:
     load_base = pairs * BATCHES_MAX * c.classes_max
     margin_base = load_base + pairs
     world = World(
-        requests=free_list(np.zeros(c.requests_max, REQUEST)),
+        requests=free_list(_zeros(c.requests_max, REQUEST)),
         request_nodes=_zeros(c.requests_max, NODE),
         models=free_list(_zeros(c.models_max, MODEL)),
         wanted_nodes=_zeros(c.models_max, NODE),
