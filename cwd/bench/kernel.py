@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from cwd.bench import decisions
 from cwd.bench.stand_in import PENDING, perform, random, spread
 from cwd.core import engine, heap
 from cwd.core.world import FOREVER_NS, TIMER, Config, World, make_world
@@ -24,6 +25,7 @@ EXEC_NS = (2_730 * US, 4_050 * US, 5_870 * US, 9_930 * US, 17_300 * US)
 LOAD_NS = 8_320 * US
 PAGES = 7
 SLO_NS = 100 * MS
+
 
 @lean_kernel
 def _results(world, now_ns, pending, ends, state):
@@ -115,12 +117,17 @@ def measure(models: int, *, gpus: int = 16, rps: int = 4_000, requests: int = 20
     }
 
 
-def run(models_list: tuple[int, ...] = (100, 4000, 100_000), requests: int = 200_000) -> dict[str, Any]:
-    """All rows, and how the largest number of models compares with the smallest (uniform, all resident)."""
+def run(models_list: tuple[int, ...] = (100, 4000, 100_000), requests: int = 200_000, policies: tuple[str, ...] = (),
+        queued: int = 10_000, ticks: int = 50_000) -> dict[str, Any]:
+    """All rows, how the largest number of models compares with the smallest (uniform, all resident), and `decisions`.
+
+    Those are single ticks with `queued` requests waiting, of each policy (decisions.py).
+    """
     rows = [measure(models, requests=requests) for models in models_list]
     extra = [measure(models, requests=requests, zipf=True) for models in models_list]
     cold = [measure(models, requests=requests // 4, rps=1_200, resident=False, zipf=True) for models in models_list]
     return {
         "rows": rows, "zipf": extra, "with_loads": cold,
         "ratio_last_to_first": round(rows[-1]["ns_per_request"] / rows[0]["ns_per_request"], 2),
+        "decisions": decisions.run(policies, queued, ticks),
     }

@@ -31,18 +31,24 @@ def run(experiment: str, policy: str = "clockwork", seed: int = 0, noise: str = 
     """Run all points: {"experiment", "policy", "seed", "options", "rows", "groups", "digest"}.
 
     The digest is of everything that the core left in its outbox, in all points. Nothing in the facts depends on the
-    machine or on how fast it is. Raises `CwdError` for what is not there and `InvariantError` at a violation.
+    machine or on how fast it is, except in the "figures" of an experiment that draws some from its rows and what they
+    cost. Raises `CwdError` for what is not there and `InvariantError` at a violation.
     """
     check_names([experiment], [policy])
-    make = importlib.import_module(f"cwd.sim.experiments.{experiment}").points
+    module = importlib.import_module(f"cwd.sim.experiments.{experiment}")
+    make = module.points
     points = list(make(**options, **({"seed": seed} if "seed" in inspect.signature(make).parameters else {})))
     facts: dict[str, Any] = {"experiment": experiment, "policy": policy, "seed": seed, "noise": noise,
                              "options": options, "rows": [], "groups": []}
-    digest = 0
+    digest, kernel_ns = 0, []
     for number, point in enumerate(points):
         scenario = dataclasses.replace(point.scenario, policy=policy, seed=seed, noise=noise)
         point = dataclasses.replace(point, scenario=scenario)
-        digest = digest * 31 + _run_point(point, facts, _within(progress, number, len(points), point.swept))
+        hashed, cost_ns = _run_point(point, facts, _within(progress, number, len(points), point.swept))
+        digest = digest * 31 + hashed
+        kernel_ns.append(cost_ns)
+    if hasattr(module, "figures"):
+        facts["figures"] = module.figures(facts["rows"], kernel_ns)
     facts["digest"] = f"{digest % (1 << 64):016x}"
     return facts
 
@@ -58,8 +64,8 @@ def _within(progress: Say | None, number: int, total: int, swept: dict[str, Any]
     return tell
 
 
-def _run_point(point: Point, facts: dict[str, Any], progress: playing.Progress | None) -> int:
-    """Run one point and add its rows; its digest."""
+def _run_point(point: Point, facts: dict[str, Any], progress: playing.Progress | None) -> tuple[int, int]:
+    """Run one point and add its rows; its digest, and the kernel's processor time per request, ns."""
     scenario = point.scenario
     sim = build(scenario)
     start_ns = int(sim.state[0]["now_ns"])
@@ -67,12 +73,13 @@ def _run_point(point: Point, facts: dict[str, Any], progress: playing.Progress |
     end_ns = measured_ns + scenario.measure_ns
     playing.advance(sim, scenario, measured_ns, start_ns, end_ns, progress)
     piece_ns = point.minute_ns or scenario.measure_ns
+    requests, took_ns = int(sim.state[0]["requests"]), 0
     for minute in range(scenario.measure_ns // piece_ns):
         playing.start_measuring(sim)
-        playing.advance(sim, scenario, measured_ns + (minute + 1) * piece_ns, start_ns, end_ns, progress)
+        took_ns += playing.advance(sim, scenario, measured_ns + (minute + 1) * piece_ns, start_ns, end_ns, progress)
         swept = {**point.swept, "minute": minute} if point.minute_ns else point.swept
         facts["rows"].append(report.row(sim, scenario, swept))
         facts["groups"] += report.groups(sim, scenario, swept)
     if point.settles:
         playing.refuse_rest(sim, scenario)
-    return int(sim.state[0]["hash"])
+    return int(sim.state[0]["hash"]), took_ns // max(int(sim.state[0]["requests"]) - requests, 1)
