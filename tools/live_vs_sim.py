@@ -25,7 +25,7 @@ import numpy as np
 from cwd.controller.record import Kind
 from cwd.controller.replay import Replay
 from cwd.controller.telemetry import actions_frame, gaps, log_parts, read_header, read_log, requests_frame
-from cwd.core.world import ACTION_EXEC, ACTION_LOAD, Config
+from cwd.core.world import ACTION_EXEC, ACTION_LOAD, ACTION_UNLOAD, Config
 from cwd.errors import Code, CwdError
 from cwd.models.repository import Repository
 from cwd.sim.recorded import ARRIVAL, TAKEN, Outcome, RecordedRun
@@ -145,7 +145,7 @@ def compare(log_path: Path, start_ns: int, folder: Path, steps: demo.Steps) -> d
         "policy": config.policy, "requests": len(requests), "seconds": span_s(requests), "refused_by_host": len(own),
         **side_by_side(requests, ran, outcome),
         "replayed": {"actions": whole.counts["actions"], "differences": whole.differences},
-        "durations": {"live": len(ran), "taken": outcome.taken, "repeated": outcome.repeated, "never_run": outcome.never_run},
+        "durations": {"live": int((ran["action_kind"] != ACTION_UNLOAD).sum()), "taken": outcome.taken, "repeated": outcome.repeated, "never_run": outcome.never_run},
     }
     write_report(folder, facts, requests, ran, outcome)
     return {**facts, "report": str(folder / "report.png")}

@@ -27,8 +27,8 @@ def check_names(experiments: Sequence[str], policies: Sequence[str]) -> None:
 
 
 def run(experiment: str, policy: str = "clockwork", seed: int = 0, noise: str = "clockwork",
-        progress: Say | None = None, **options: Any) -> dict[str, Any]:
-    """Run all points: {"experiment", "policy", "seed", "options", "rows", "groups", "digest"}.
+        progress: Say | None = None, part: int | None = None, **options: Any) -> dict[str, Any]:
+    """Run all points, or only the one of that number: {"experiment", "policy", "seed", "options", "rows", "groups", "digest"}.
 
     The digest is of everything that the core left in its outbox, in all points. Nothing in the facts depends on the
     machine or on how fast it is, except in the "figures" of an experiment that draws some from its rows and what they
@@ -36,8 +36,8 @@ def run(experiment: str, policy: str = "clockwork", seed: int = 0, noise: str = 
     """
     check_names([experiment], [policy])
     module = importlib.import_module(f"cwd.sim.experiments.{experiment}")
-    make = module.points
-    points = list(make(**options, **({"seed": seed} if "seed" in inspect.signature(make).parameters else {})))
+    points = _points(module, seed, options)
+    points = points if part is None else points[part:part + 1]
     facts: dict[str, Any] = {"experiment": experiment, "policy": policy, "seed": seed, "noise": noise,
                              "options": options, "rows": [], "groups": []}
     digest, kernel_ns = 0, []
@@ -47,10 +47,20 @@ def run(experiment: str, policy: str = "clockwork", seed: int = 0, noise: str = 
         hashed, cost_ns = _run_point(point, facts, _within(progress, number, len(points), point.swept))
         digest = digest * 31 + hashed
         kernel_ns.append(cost_ns)
-    if hasattr(module, "figures"):
+    if hasattr(module, "figures") and part is None:
         facts["figures"] = module.figures(facts["rows"], kernel_ns)
     facts["digest"] = f"{digest % (1 << 64):016x}"
     return facts
+
+
+def count_points(experiment: str, seed: int = 0, **options: Any) -> int:
+    """How many points an experiment has; the same for every seed."""
+    return len(_points(importlib.import_module(f"cwd.sim.experiments.{experiment}"), seed, options))
+
+
+def _points(module: Any, seed: int, options: dict[str, Any]) -> list[Point]:
+    takes_seed = "seed" in inspect.signature(module.points).parameters
+    return list(module.points(**options, **({"seed": seed} if takes_seed else {})))
 
 
 def _within(progress: Say | None, number: int, total: int, swept: dict[str, Any]) -> playing.Progress | None:
