@@ -39,6 +39,7 @@ from cwd.workload.replay import progress_bar, replay
 
 #: between measuring the capacity and the run: what is under way ends, and what is only half known fades
 PAUSE_S = 2.0
+COLOURS = {"live": "#0072B2", "simulated": "#D55E00"}
 
 
 def main() -> None:
@@ -145,7 +146,8 @@ def compare(log_path: Path, start_ns: int, folder: Path, steps: demo.Steps) -> d
         "policy": config.policy, "requests": len(requests), "seconds": span_s(requests), "refused_by_host": len(own),
         **side_by_side(requests, ran, outcome),
         "replayed": {"actions": whole.counts["actions"], "differences": whole.differences},
-        "durations": {"live": int((ran["action_kind"] != ACTION_UNLOAD).sum()), "taken": outcome.taken, "repeated": outcome.repeated, "never_run": outcome.never_run},
+        "durations": {"live": int((ran["action_kind"] != ACTION_UNLOAD).sum()), "taken": outcome.taken,
+                      "repeated": outcome.repeated, "never_run": outcome.never_run},
     }
     write_report(folder, facts, requests, ran, outcome)
     return {**facts, "report": str(folder / "report.png")}
@@ -237,14 +239,16 @@ def write_report(folder: Path, facts: dict[str, Any], requests: np.ndarray, ran:
     for name, status, style in (("live", requests["status"], "-"), ("simulated", outcome.status, "--")):
         for axes, wanted in ((panels[0], [int(Code.OK)]), (panels[1], refusals)):
             counts, _ = np.histogram(at_s[np.isin(status, wanted)], edges)
-            axes.plot(edges[:-1], counts / (edges[1] - edges[0]), style, label=name, color="#0072B2" if style == "-" else "#D55E00")
+            axes.plot(edges[:-1], counts / (edges[1] - edges[0]), style, label=name, color=COLOURS[name])
     execs = ran["batch"][ran["action_kind"] == ACTION_EXEC]
     again = outcome.issued["batch"][outcome.issued["verb"] == ACTION_EXEC]
     sizes = sorted({*execs.tolist(), *again.tolist()})
-    for shift, name, batches, colour in ((-0.2, "live", execs, "#0072B2"), (0.2, "simulated", again, "#D55E00")):
-        panels[2].bar(np.arange(len(sizes)) + shift, [int((batches == size).sum()) for size in sizes], 0.4, label=name, color=colour)
+    for shift, name, batches in ((-0.2, "live", execs), (0.2, "simulated", again)):
+        panels[2].bar(np.arange(len(sizes)) + shift, [int((batches == size).sum()) for size in sizes], 0.4, label=name,
+                      color=COLOURS[name])
     panels[2].set_xticks(np.arange(len(sizes)), [str(size) for size in sizes])
-    for axes, title in zip(panels, ("answered in time, requests/s", "refused, requests/s", "executions by batch size"), strict=True):
+    titles = ("answered in time, requests/s", "refused, requests/s", "executions by batch size")
+    for axes, title in zip(panels, titles, strict=True):
         axes.set_title(title, fontsize=10)
         axes.legend(fontsize=8)
         axes.grid(True, color="#dddddd", linewidth=0.6)

@@ -24,8 +24,9 @@ def advance(sim: SimWorld, scenario: Scenario, until_ns: int, start_ns: int = 0,
             progress: Progress | None = None) -> int:
     """Play up to `until_ns`; the kernel looks at the whole world as often as the scenario says, and so do we at the end.
 
-    Returns the processor time that the kernel took, ns: the machine's, not the world's. Raises `InvariantError` with policy, seed, time and number of the instant at the first violation. `start_ns` and
-    `end_ns` are of the whole run, for `progress`.
+    Returns the processor time that the kernel took, ns: the machine's, not the world's. Raises `InvariantError` with
+    policy, seed, time and number of the instant at the first violation. `start_ns` and `end_ns` are of the whole run, for
+    `progress`.
     """
     state = sim.state[0]
     piece_ns, took_ns = int(state["now_ns"]), 0

@@ -38,7 +38,6 @@ TAKEN = np.dtype([(name, np.int64) for name in ("verb", "program", "batch", "siz
 ISSUED = np.dtype([(name, np.int64) for name in ("verb", "gpu", "model", "batch", "rows")])
 #: after the last deadline
 GRACE_NS = NS_PER_S
-_EXEC, _LOAD = 0, 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,8 +54,7 @@ class Outcome:
 class Durations:
     """What the next action of a kind takes: recorded durations in turn."""
 
-    def __init__(self, taken: np.ndarray, core: World) -> None:
-        self._core = core
+    def __init__(self, taken: np.ndarray) -> None:
         self._of: dict[tuple[int, int, int, int], list[int]] = {}
         for row in taken.tolist():
             self._of.setdefault((row[0], row[1], row[2], row[3]), []).append(row[4])
@@ -95,7 +93,7 @@ class RecordedRun:
             raise CwdError(f"{counters['requests_live']} requests and {counters['actions_live']} actions were under way when "
                            f"the run of {len(arrivals)} requests began: it cannot be taken up there", code=Code.BAD_ARGUMENT)
         self._core, self._arrivals = core, arrivals
-        self._durations = Durations(taken, core)
+        self._durations = Durations(taken)
         self._programs = np.flatnonzero(core.programs["used"])
         self._sim = self._world(config, now_ns, delays_ns)
         self._began: list[tuple[int, int]] = [(-1, -1)] * len(self._sim.lanes)

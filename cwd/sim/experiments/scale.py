@@ -46,9 +46,10 @@ def _point(gpus: int, load: float, copies: int, slo_ms: float, seconds: float) -
     profiles = tuple(v100().values())[:VARIETIES]
     models = tuple(range(VARIETIES)) * max(copies * gpus // 10, min(copies, 1))
     rate = load * capacity_rps(profiles, gpus)
+    measure_ns = round(seconds * max(1.0, GPUS_MEASURED / gpus) * NS_PER_S)
     source = Load(SOURCE_POISSON, models=len(models), rate_rps=rate, slo_ns=round(slo_ms * NS_PER_MS))
     return Point({"gpus": gpus, "models": len(models), "load_factor": load, "rate_rps": round(rate)}, Scenario(
-        profiles, models, (source,), gpus=gpus, warmup_ns=NS_PER_S, measure_ns=round(seconds * max(1.0, GPUS_MEASURED / gpus) * NS_PER_S),
+        profiles, models, (source,), gpus=gpus, warmup_ns=NS_PER_S, measure_ns=measure_ns,
         # a look at a thousand GPUs takes as long as thousands of requests, and would be measured with them
         look_every=1 << 60, config=dict(requests_max=131072, copies_max=4 * len(models) + 64 * gpus)))
 
