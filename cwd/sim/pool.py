@@ -51,7 +51,7 @@ def _on_cluster(function: Callable[..., Any], jobs: Sequence[Job], address: str)
         # a job is its own: another sweep's result of the same name is another version's
         waiting = {client.submit(function, *job, pure=False): job for job in jobs}
         try:
-            for done in distributed.as_completed(list(waiting)):
+            for done in distributed.as_completed(list(waiting), loop=client.loop):
                 yield waiting[done], done.result()
         finally:
             client.cancel([future for future in waiting if not future.done()])
