@@ -195,7 +195,7 @@ class Drive:
         for kind, name in ((TICK, "tick"), (ISSUING, "issuing"), (ARRIVAL, "arrival"), (RESULT, "result")):
             for label, share in (("p50", 0.5), ("p99", 0.99)):
                 found[f"{name}_{label}_us"] = round(quantile_ns(self.histogram[kind], share) / US, 2)
-            found[f"{name}_max_us"] = round(int(self.most_ns[kind]) / US, 1)
+            found[f"{name}_max_us"] = round(int(self.most_ns[kind]) / US, 2)
         return found
 
 
