@@ -51,7 +51,7 @@ def _point(gpus: int, load: float, copies: int, slo_ms: float, seconds: float) -
     return Point({"gpus": gpus, "models": len(models), "load_factor": load, "rate_rps": round(rate)}, Scenario(
         profiles, models, (source,), gpus=gpus, warmup_ns=NS_PER_S, measure_ns=measure_ns,
         # a look at a thousand GPUs takes as long as thousands of requests, and would be measured with them
-        look_every=1 << 60, config=dict(requests_max=131072, copies_max=4 * len(models) + 64 * gpus)))
+        look_every=1 << 60, config=dict(requests_max=131072, copies_max=256 * gpus)))
 
 
 def figures(rows: Sequence[dict[str, Any]], kernel_ns: Sequence[int]) -> dict[str, Any]:
