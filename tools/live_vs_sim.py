@@ -59,7 +59,8 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=40.0, help="length of the run")
     parser.add_argument("--profile-seconds", type=float, default=6.0, help="at most so long for measuring a program")
     parser.add_argument("--capacity-seconds", type=float, default=6.0, help="how long the capacity is measured")
-    parser.add_argument("--load", type=float, default=1.1, help="offered load as a share of the measured capacity")
+    parser.add_argument("--load", type=float, default=2.5,
+                        help="offered load as a share of the measured capacity, which is measured with few in flight")
     parser.add_argument("--slo", default="250ms")
     parser.add_argument("--policy", default="clockwork")
     parser.add_argument("--seed", type=int, default=0)

@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[2]
 def test_live_vs_sim(tmp_path: Path) -> None:
     pytest.importorskip("transformers")
     pytest.importorskip("matplotlib")
-    command = [sys.executable, str(ROOT / "tools" / "live_vs_sim.py"), "--copies", "3", "--seconds", "6", "--load", "1.7",
+    command = [sys.executable, str(ROOT / "tools" / "live_vs_sim.py"), "--copies", "3", "--seconds", "6", "--load", "2.5",
                "--profile-seconds", "2", "--capacity-seconds", "2", "--out", str(tmp_path / "run")]
     done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=170)
     assert done.returncode == 0, done.stderr

@@ -16,7 +16,7 @@ from typing import Any
 
 from cwd.sim.experiments import Point
 from cwd.sim.experiments.overload import capacity_rps
-from cwd.sim.profile import v100
+from cwd.sim.profile import V100_PAGES, v100
 from cwd.sim.scenario import Load, Scenario
 from cwd.sim.world import SOURCE_POISSON
 from cwd.units import NS_PER_MS, NS_PER_S
@@ -26,6 +26,8 @@ SATURATED = 0.99
 #: more than can be served
 FULL = 1.5
 LOADS = (0.25, 0.375, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 6.0)
+#: a quarter of a V100: so in the smallest world, too, no GPU has room for all models, and they come and go
+PAGES = V100_PAGES // 4
 #: small worlds are measured for longer, for as many requests as this many GPUs have in the time
 GPUS_MEASURED = 100
 
@@ -49,9 +51,9 @@ def _point(gpus: int, load: float, copies: int, slo_ms: float, seconds: float) -
     measure_ns = round(seconds * max(1.0, GPUS_MEASURED / gpus) * NS_PER_S)
     source = Load(SOURCE_POISSON, models=len(models), rate_rps=rate, slo_ns=round(slo_ms * NS_PER_MS))
     return Point({"gpus": gpus, "models": len(models), "load_factor": load, "rate_rps": round(rate)}, Scenario(
-        profiles, models, (source,), gpus=gpus, warmup_ns=NS_PER_S, measure_ns=measure_ns,
+        profiles, models, (source,), gpus=gpus, pages=PAGES, warmup_ns=NS_PER_S, measure_ns=measure_ns,
         # a look at a thousand GPUs takes as long as thousands of requests, and would be measured with them
-        look_every=1 << 60, config=dict(requests_max=131072, copies_max=256 * gpus)))
+        look_every=1 << 60, config=dict(requests_max=131072, copies_max=128 * gpus)))
 
 
 def figures(rows: Sequence[dict[str, Any]], kernel_ns: Sequence[int]) -> dict[str, Any]:
