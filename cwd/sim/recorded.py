@@ -118,7 +118,7 @@ class RecordedRun:
             calls=self._calls(sim, np.searchsorted(handles, arrivals["model"]), source.reshape(-1)),
             programs=np.zeros((len(core.programs), sim.programs.shape[1], config.classes_max), np.int64),
             loads=np.zeros(len(core.programs), np.int64),
-            network_noise=quantiles(tuple((float(share), float(value) / 1_000)
+            network_noise=quantiles(tuple((float(share), round(float(value) / 1_000))
                                           for share, value in zip(shares, np.quantile(delays_ns, shares), strict=True))))
         state = sim.state[0]
         state["now_ns"], state["network_ns"] = now_ns, 1
@@ -190,7 +190,7 @@ class RecordedRun:
             if out["kind"] == OUT_REPLY:
                 status[out["payload"]] = out["status"]
             elif out["kind"] == OUT_ACTION:
-                issued.append(tuple(int(out[name]) for name in ISSUED.names))
+                issued.append(tuple(int(out[name]) for name in ISSUED.names or ()))
         self._records = records
 
     def _place_all(self) -> None:
