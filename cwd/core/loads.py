@@ -98,43 +98,39 @@ def worthwhile(world, now_ns, gpu, m):
 
 
 @inner_kernel
-def loadable(world, gpu, m):
-    """Whether the GPU could run the model, and does not have it."""
-    return world.prepared[gpu, world.models[m]["program"]] == 1 and residency.find(world, m, gpu) == NONE
+def make_room_and_load(world, now_ns, gpu, m):
+    """Evict the least recently used idle copies until the model fits, and load it. Returns 1 if it was, -1: no room.
 
-
-@inner_kernel
-def make_room_and_load(world, now_ns, gpu, m, wanted):
-    """Evict the least recently used idle copies until the model fits, for which there is room, and load it.
-
-    `wanted` 1: copies too that have queued requests: those wait for another LOAD.
+    If the policy says so, then copies too that have queued requests: those wait for another LOAD.
     """
     model, place = world.models[m], world.gpus[gpu]
+    if world.prepared[gpu, model["program"]] == 0 or residency.find(world, m, gpu) != NONE:
+        return 0
+    wanted = 0
+    if not residency.could_free(world, gpu, model["pages"], wanted):
+        wanted = world.settings[0]["evict_queued"]
+        if wanted == 0 or not residency.could_free(world, gpu, model["pages"], wanted):
+            return -1
     copy, steps = place["lru_first"], residency.VICTIMS_MAX
     while place["pages_free"] - place["pages_hidden"] < model["pages"]:
         copy = residency.next_victim(world, copy, steps, wanted)
         if copy == NONE:
-            return
+            return 0
         after = world.copies[copy]["lru_next"]
         if actions.issue_unload(world, now_ns, copy) == 0:
-            return
+            return 0
         want(world, now_ns, world.copies[copy]["model"])
         copy = after
     if model["copies_count"] > 0:
         world.counters[0]["replicas"] += 1
-    actions.issue_load(world, now_ns, gpu, m)
+    return actions.issue_load(world, now_ns, gpu, m)
 
 
 @inner_kernel
 def plan(world, now_ns, gpu):
-    """Issue loads, and the unloads that make room, while the GPU's load lane is open: the models wanted most first.
-
-    Where copies may leave that have queued requests, they do so only if no idle ones can make the room.
-    """
+    """Issue loads, and the unloads that make room, while the GPU's load lane is open: the models wanted most first."""
     settings = world.settings[0]
-    m = world.counters[0]["wanted_head"]
-    # what room the GPU has or can make is asked once, and again only when something has been issued
-    idle, most = NONE, NONE
+    m, too_large = world.counters[0]["wanted_head"], FOREVER_NS
     for _ in range(LOADS_LOOK):
         if m == NONE or lanes.opens_ns(world, now_ns, gpu, LANE_LOAD) > now_ns:
             return
@@ -142,11 +138,8 @@ def plan(world, now_ns, gpu):
         served = settings["replicate"] == 0 and world.models[m]["copies_count"] > 0
         if served or demand_ns(world, now_ns, m) <= 0:
             queues.unlist(world, m)
-        elif (settings["load_saves"] == 0 or worthwhile(world, now_ns, gpu, m)) and loadable(world, gpu, m):
-            if most == NONE:
-                idle = residency.room(world, gpu, 0)
-                most = residency.room(world, gpu, 1) if settings["evict_queued"] == 1 else idle
-            if world.models[m]["pages"] <= most:
-                make_room_and_load(world, now_ns, gpu, m, 1 if world.models[m]["pages"] > idle else 0)
-                most = NONE
+        elif world.models[m]["pages"] < too_large and (settings["load_saves"] == 0 or worthwhile(world, now_ns, gpu, m)):
+            # where there is no room for one, there is none for a larger one
+            if make_room_and_load(world, now_ns, gpu, m) < 0:
+                too_large = world.models[m]["pages"]
         m = after

@@ -172,17 +172,17 @@ def next_victim(world, copy, steps, wanted):
 
 
 @inner_kernel
-def room(world, gpu, wanted):
-    """Pages of the GPU that are free or would be by evictions that are allowed, looking at VICTIMS_MAX copies."""
+def could_free(world, gpu, pages, wanted):
+    """Whether the GPU has or can make room for `pages` by evictions that are allowed, looking at VICTIMS_MAX copies."""
     free = world.gpus[gpu]["pages_free"] - world.gpus[gpu]["pages_hidden"]
     copy = world.gpus[gpu]["lru_first"]
-    for _ in range(VICTIMS_MAX):
-        if copy == NONE:
-            break
+    steps = VICTIMS_MAX
+    while free < pages and copy != NONE and steps > 0:
         if may_leave(world, copy, wanted):
             free += world.copies[copy]["pages"]
         copy = world.copies[copy]["lru_next"]
-    return free
+        steps -= 1
+    return free >= pages
 
 
 @inner_kernel

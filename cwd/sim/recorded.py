@@ -119,7 +119,7 @@ class RecordedRun:
             programs=np.zeros((len(core.programs), sim.programs.shape[1], config.classes_max), np.int64),
             loads=np.zeros(len(core.programs), np.int64),
             network_noise=quantiles(tuple((float(share), round(float(value) / 1_000))
-                                          for share, value in zip(shares, np.quantile(delays_ns, shares), strict=True))))
+                                    for share, value in zip(shares, np.quantile(delays_ns, shares), strict=True))))
         state = sim.state[0]
         state["now_ns"], state["network_ns"] = now_ns, 1
         state["free_call"] = state["calls_live"] = len(arrivals)
