@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 
+from cwd.bench import decisions
+from cwd.bench.stand_in import PENDING, perform, random, spread
 from cwd.core import engine, heap
-from cwd.core.world import (
-    ACTION_EXEC, FOREVER_NS, OUT_ACTION, OUT_REPLY, TIMER, Config, World, make_world,
-)
+from cwd.core.world import FOREVER_NS, TIMER, Config, World, make_world
 from cwd.jit import lean_kernel
 
 US, MS = 1_000, 1_000_000
@@ -25,39 +25,6 @@ EXEC_NS = (2_730 * US, 4_050 * US, 5_870 * US, 9_930 * US, 17_300 * US)
 LOAD_NS = 8_320 * US
 PAGES = 7
 SLO_NS = 100 * MS
-
-_PENDING = np.dtype([(name, np.int64) for name in (
-    "action", "verb", "rows", "begin_ns", "end_ns", "next")], align=True)
-
-
-@lean_kernel
-def _random(state):
-    """One step of a 31-bit linear congruential generator in state[0]; enough to spread requests over models."""
-    state[0] = (state[0] * 1103515245 + 12345) & 0x7FFFFFFF
-    return state[0] >> 4
-
-
-@lean_kernel
-def _perform(world, now_ns, pending, ends, free_at, state):
-    """Take the outbox: remember when each action will have ended, count the replies."""
-    counters = world.counters[0]
-    for i in range(counters["outbox_count"]):
-        out = world.outbox[i]
-        if out["kind"] == OUT_REPLY:
-            state[2 if out["status"] == 0 else 3] += 1
-        elif out["kind"] == OUT_ACTION:
-            a = out["action"] & 0xFFFFFFFF
-            lane = 2 * out["gpu"] + (0 if out["verb"] == ACTION_EXEC else 1)
-            begin_ns = free_at[lane] if free_at[lane] > now_ns + 100 * US else now_ns + 100 * US
-            free_at[lane] = begin_ns + out["expected_ns"]
-            row = pending[a]
-            row["action"] = out["action"]
-            row["verb"] = out["verb"]
-            row["rows"] = out["rows"]
-            row["begin_ns"] = begin_ns
-            row["end_ns"] = free_at[lane]
-            state[1] = heap.put(ends, state[1], a, free_at[lane] + 100 * US)
-    counters["outbox_count"] = 0
 
 
 @lean_kernel
@@ -88,13 +55,13 @@ def _drive(world, now_ns, requests, gap_ns, models, targets, pending, ends, free
                 now_ns = due_ns
             _results(world, now_ns, pending, ends, state)
             engine.tick(world, now_ns)
-            _perform(world, now_ns, pending, ends, free_at, state)
+            perform(world, now_ns, pending, ends, free_at, state)
         now_ns = arrival_ns
         next_id += 1
-        model = models[targets[_random(state) % len(targets)]]
+        model = models[targets[random(state) % len(targets)]]
         engine.request_arrived(world, now_ns, next_id & 63, next_id, model, 0, 0, SLO_NS, 0, -1)
         engine.tick(world, now_ns)
-        _perform(world, now_ns, pending, ends, free_at, state)
+        perform(world, now_ns, pending, ends, free_at, state)
     state[4] = next_id
     return now_ns
 
@@ -120,25 +87,16 @@ def _world(models: int, gpus: int, resident: bool) -> tuple[World, np.ndarray]:
     return world, handles
 
 
-def _targets(models: int, zipf: bool) -> np.ndarray:
-    """Which model the n-th draw means: uniform over all, or so that draws follow a Zipf law of exponent 1."""
-    if not zipf:
-        return np.arange(models, dtype=np.int64)
-    weights = 1.0 / np.arange(1, models + 1)
-    edges = np.cumsum(weights) / weights.sum()
-    return np.searchsorted(edges, (np.arange(1 << 18) + 0.5) / (1 << 18)).astype(np.int64)
-
-
 def measure(models: int, *, gpus: int = 16, rps: int = 4_000, requests: int = 200_000, resident: bool = True,
             zipf: bool = False) -> dict[str, Any]:
     """ns per request of the core's cycle in one configuration, best of three runs of a third each."""
     world, handles = _world(models, gpus, resident)
-    pending = np.zeros(len(world.actions), _PENDING)
+    pending = np.zeros(len(world.actions), PENDING)
     ends = np.zeros(len(world.actions), TIMER)
     ends["place"] = -1
     free_at = np.zeros(2 * gpus, np.int64)
     state = np.array([12345, 0, 0, 0, 0], np.int64)
-    targets = _targets(models, zipf)
+    targets = spread(models, zipf)
     now_ns, gap_ns = 2000 * MS, 1_000_000_000 // rps
     arguments = (gap_ns, handles, targets, pending, ends, free_at, state)
     now_ns = _drive(world, now_ns, max(1, requests // 10), *arguments)
@@ -159,12 +117,17 @@ def measure(models: int, *, gpus: int = 16, rps: int = 4_000, requests: int = 20
     }
 
 
-def run(models_list: tuple[int, ...] = (100, 4000, 100_000), requests: int = 200_000) -> dict[str, Any]:
-    """All rows, and how the largest number of models compares with the smallest (uniform, all resident)."""
+def run(models_list: tuple[int, ...] = (100, 4000, 100_000), requests: int = 200_000, policies: tuple[str, ...] = (),
+        queued: int = 10_000, ticks: int = 50_000) -> dict[str, Any]:
+    """All rows, how the largest number of models compares with the smallest (uniform, all resident), and `decisions`.
+
+    Those are single ticks with `queued` requests waiting, of each policy (decisions.py).
+    """
     rows = [measure(models, requests=requests) for models in models_list]
     extra = [measure(models, requests=requests, zipf=True) for models in models_list]
     cold = [measure(models, requests=requests // 4, rps=1_200, resident=False, zipf=True) for models in models_list]
     return {
         "rows": rows, "zipf": extra, "with_loads": cold,
         "ratio_last_to_first": round(rows[-1]["ns_per_request"] / rows[0]["ns_per_request"], 2),
+        "decisions": decisions.run(policies, queued, ticks),
     }

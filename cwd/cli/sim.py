@@ -68,6 +68,7 @@ def sim() -> None:
 @click.option("--experiment", "experiments", multiple=True, help="May be repeated; all but the soak, if none is given.")
 @click.option("--quick/--no-quick", default=False, show_default=True)
 @click.option("--processes", type=click.IntRange(min=0), default=0, help="0: as many as there are cores.")
+@click.option("--dask", default="", metavar="ADDRESS", help="Run on the Dask cluster of the scheduler at this address.")
 @click.option("--plot", type=click.Path(dir_okay=False), help="Draw the rows into this PNG.")
 @json_option
 def compare(as_json: bool, plot: str | None, seed: int, seeds: int, **options: Any) -> None:

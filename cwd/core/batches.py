@@ -34,11 +34,15 @@ def first_in_time(world, now_ns, gpu, m, start_ns):
     model = world.models[m]
     kind = world.gpus[gpu]["kind"]
     r = model["queue_head"]
+    alone_ns, size_class, margin_ns = 0, NONE, end_margin_ns(world, now_ns, kind)
     for _ in range(SKIPS_MAX):
         if r == NONE:
             break
-        alone_ns = exec_tail_ns(world, now_ns, model["program"], kind, 0, world.requests[r]["size_class"])
-        if start_ns + alone_ns <= latest_end_ns(world, now_ns, gpu, r):
+        request = world.requests[r]
+        if request["size_class"] != size_class:
+            size_class = request["size_class"]
+            alone_ns = exec_tail_ns(world, now_ns, model["program"], kind, 0, size_class)
+        if start_ns + alone_ns <= request["due_ns"] - margin_ns:
             return r
         after = ordered.successor(world.request_nodes, r)
         if model["copies_count"] == 1:
@@ -117,15 +121,28 @@ def largest_in_time(world, now_ns, gpu, m, first, start_ns):
 
 
 @inner_kernel
+def most_rows(world, m):
+    """No batch of the model can have more requests than this."""
+    model = world.models[m]
+    program = world.programs[model["program"]]
+    largest = program["batches"][program["n_batches"] - 1]
+    return model["queued"] if model["queued"] < largest else largest
+
+
+@inner_kernel
 def pass_over(world, now_ns, gpu, m, batch_index, start_ns, r, left):
     """The first request from `r` on that a batch of the size, started at `start_ns`, keeps in time; and how many of
     `left` are left from there on. (-1, 0): none."""
     program, kind = world.models[m]["program"], world.gpus[gpu]["kind"]
+    tail_ns, size_class, margin_ns = 0, NONE, end_margin_ns(world, now_ns, kind)
     for _ in range(SKIPS_MAX):
         if r == NONE:
             break
-        tail_ns = exec_tail_ns(world, now_ns, program, kind, batch_index, world.requests[r]["size_class"])
-        if tail_ns > 0 and start_ns + tail_ns <= latest_end_ns(world, now_ns, gpu, r):
+        request = world.requests[r]
+        if request["size_class"] != size_class:
+            size_class = request["size_class"]
+            tail_ns = exec_tail_ns(world, now_ns, program, kind, batch_index, size_class)
+        if tail_ns > 0 and start_ns + tail_ns <= request["due_ns"] - margin_ns:
             return r, left
         r = ordered.successor(world.request_nodes, r)
         left -= 1

@@ -116,7 +116,7 @@ def worthwhile(world, now_ns, gpu, m):
 
 @inner_kernel
 def make_room_and_load(world, now_ns, gpu, m):
-    """Evict the least recently used idle copies until the model fits, and load it. Returns 1 if it was.
+    """Evict the least recently used idle copies until the model fits, and load it. Returns 1 if it was, -1: no room.
 
     If the policy says so, then copies too that have queued requests: those wait for another LOAD.
     """
@@ -127,7 +127,7 @@ def make_room_and_load(world, now_ns, gpu, m):
     if not residency.could_free(world, gpu, model["pages"], wanted):
         wanted = world.settings[0]["evict_queued"]
         if wanted == 0 or not residency.could_free(world, gpu, model["pages"], wanted):
-            return 0
+            return -1
     copy, steps = place["lru_first"], residency.VICTIMS_MAX
     while place["pages_free"] - place["pages_hidden"] < model["pages"]:
         copy = residency.next_victim(world, copy, steps, wanted)
@@ -147,7 +147,7 @@ def make_room_and_load(world, now_ns, gpu, m):
 def plan(world, now_ns, gpu):
     """Issue loads, and the unloads that make room, while the GPU's load lane is open: the models wanted most first."""
     settings = world.settings[0]
-    m = world.counters[0]["wanted_head"]
+    m, too_large = world.counters[0]["wanted_head"], FOREVER_NS
     for _ in range(LOADS_LOOK):
         if m == NONE or lanes.opens_ns(world, now_ns, gpu, LANE_LOAD) > now_ns:
             return
@@ -155,6 +155,8 @@ def plan(world, now_ns, gpu):
         served = settings["replicate"] == 0 and world.models[m]["copies_count"] > 0
         if served or demand_ns(world, now_ns, m) <= 0:
             queues.unlist(world, m)
-        elif settings["load_saves"] == 0 or worthwhile(world, now_ns, gpu, m):
-            make_room_and_load(world, now_ns, gpu, m)
+        elif world.models[m]["pages"] < too_large and (settings["load_saves"] == 0 or worthwhile(world, now_ns, gpu, m)):
+            # where there is no room for one, there is none for a larger one
+            if make_room_and_load(world, now_ns, gpu, m) < 0:
+                too_large = world.models[m]["pages"]
         m = after

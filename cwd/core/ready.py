@@ -50,7 +50,11 @@ def best(world, now_ns, gpu, rule):
     for _ in range(COMPARED):
         if copy == NONE or (apart and not urgent(world, now_ns, copy)):
             break
-        first, b, rows, batch_ns = batches.pick(world, now_ns, gpu, world.copies[copy]["model"], start_ns, rule)
+        m = world.copies[copy]["model"]
+        b = NONE
+        # one that could not be the largest need not be looked at
+        if rule != batches.LARGEST or batches.most_rows(world, m) > best_value:
+            first, b, rows, batch_ns = batches.pick(world, now_ns, gpu, m, start_ns, rule)
         if b != NONE:
             value, cost = batches.worth(world, rule, first, rows, batch_ns)
             if best_copy == NONE or value * best_cost > best_value * cost:

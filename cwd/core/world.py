@@ -68,10 +68,11 @@ TIMER = _table("key id place")
 #: hashmap.py: a row is used if `value` is not -1
 SLOT = _table("key value")
 
+#: what a walk along a queue reads comes first, in one line
 REQUEST = _table(
-    "state client request_id key model payload size_class arrival_ns deadline_ns due_ns "
-    "need_ns cost_ns home home_epoch bucket attempts cold action next app slo_ns client_next client_previous "
-    "tag score picked"
+    "due_ns size_class need_ns tag score picked next state "
+    "client request_id key model payload arrival_ns deadline_ns "
+    "cost_ns home home_epoch bucket attempts cold action app slo_ns client_next client_previous", LINE
 )
 #: missed_ns: when a request was last refused only because the weights were on no GPU, 0 never
 MODEL = _table(
@@ -89,9 +90,10 @@ ESTIMATE = np.dtype(
     + [("samples", np.int64, (WINDOW,))], align=True)
 #: pressed_ns: when it last had to turn somebody away; look_ns: when the policy wants to look again, come what may;
 #: cycle_ns, planned_ns: the round in which a policy that plans rounds serves its models, and when it was planned
+#: what admission reads of each GPU that it looks at comes first, in one line
 GPU = _table(
-    "state kind epoch pages_total pages_free pages_hidden dirty dirty_next ready_root ready_head "
-    "lru_first lru_last copies backlog_ns pressed_ns look_ns cycle_ns planned_ns background"
+    "state kind backlog_ns pressed_ns pages_total pages_free pages_hidden dirty "
+    "epoch dirty_next ready_root ready_head lru_first lru_last copies look_ns cycle_ns planned_ns background", LINE
 )
 #: `first`..`last` are outstanding actions in the order sent; available_ns is the predicted end of the last
 LANE = _table("first last count available_ns")
@@ -259,14 +261,14 @@ def make_world(config: Config) -> World:
     load_base = pairs * BATCHES_MAX * c.classes_max
     margin_base = load_base + pairs
     world = World(
-        requests=free_list(np.zeros(c.requests_max, REQUEST)),
+        requests=free_list(_zeros(c.requests_max, REQUEST)),
         request_nodes=_zeros(c.requests_max, NODE),
         models=free_list(_zeros(c.models_max, MODEL)),
         wanted_nodes=_zeros(c.models_max, NODE),
         programs=np.zeros(c.programs_max, PROGRAM),
         estimates=np.zeros(margin_base + MARGINS * c.kinds_max, ESTIMATE),
-        gpus=np.zeros(c.gpus_max, GPU),
-        lanes=np.zeros(2 * c.gpus_max, LANE),
+        gpus=_zeros(c.gpus_max, GPU),
+        lanes=_zeros(2 * c.gpus_max, LANE),
         copies=free_list(_zeros(c.copies_max, COPY)),
         copy_nodes=_zeros(c.copies_max, NODE),
         actions=free_list(np.zeros(c.actions_max, ACTION)),

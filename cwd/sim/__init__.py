@@ -7,7 +7,7 @@ EXPERIMENTS = {
     "fig7": "How low SLOs can be: 12 and 48 models on 6 GPUs, three rates.",
     "fig8": "Isolation: models with SLOs beside batch clients without.",
     "overload": "From half to eight times what the GPUs can do.",
-    "scale": "10 to 150 GPUs, thousands of models.",
+    "scale": "10 to 1,000 GPUs, then more load than 100 of them can serve.",
     "maf": "Azure Functions on 4026 models and 12 GPUs.",
     "soak": "A small world by chance with faults, checked after every instant.",
 }

@@ -28,28 +28,44 @@ def check_names(experiments: Sequence[str], policies: Sequence[str]) -> None:
 
 
 def run(experiment: str, policy: str = "clockwork", seed: int = 0, noise: str = "clockwork",
-        progress: Say | None = None, **options: Any) -> dict[str, Any]:
-    """Run all points: {"experiment", "policy", "seed", "options", "rows", "groups", "network_ms", "published", "digest"}.
+        progress: Say | None = None, part: int | None = None, **options: Any) -> dict[str, Any]:
+    """Run all points, or only the one of that number.
 
+    Returns {"experiment", "policy", "seed", "options", "rows", "groups", "network_ms", "published", "digest"}.
     `network_ms` is a message's way, without its noise; `published` has a paper's figures, if there are any, beside ours.
     The digest is of everything that the core left in its outbox, in all points. Nothing in the facts depends on the
-    machine or on how fast it is. Raises `CwdError` for what is not there and `InvariantError` at a violation.
+    machine or on how fast it is, except in the "figures" of an experiment that draws some from its rows and what they
+    cost. Raises `CwdError` for what is not there and `InvariantError` at a violation.
     """
     check_names([experiment], [policy])
     module = importlib.import_module(f"cwd.sim.experiments.{experiment}")
-    make = module.points
-    points = list(make(**options, **({"seed": seed} if "seed" in inspect.signature(make).parameters else {})))
+    points = _points(module, seed, options)
+    points = points if part is None else points[part:part + 1]
     facts: dict[str, Any] = {"experiment": experiment, "policy": policy, "seed": seed, "noise": noise,
                              "options": options, "rows": [], "groups": []}
-    digest = 0
+    digest, kernel_ns = 0, []
     for number, point in enumerate(points):
         scenario = dataclasses.replace(point.scenario, policy=policy, seed=seed, noise=noise)
         point = dataclasses.replace(point, scenario=scenario)
         facts["network_ms"] = scenario.network_ns / NS_PER_MS
-        digest = digest * 31 + _run_point(point, facts, _within(progress, number, len(points), point.swept))
+        hashed, cost_ns = _run_point(point, facts, _within(progress, number, len(points), point.swept))
+        digest = digest * 31 + hashed
+        kernel_ns.append(cost_ns)
     facts["published"] = report.beside(getattr(module, "PUBLISHED", ()), facts)
+    if hasattr(module, "figures") and part is None:
+        facts["figures"] = module.figures(facts["rows"], kernel_ns)
     facts["digest"] = f"{digest % (1 << 64):016x}"
     return facts
+
+
+def count_points(experiment: str, seed: int = 0, **options: Any) -> int:
+    """How many points an experiment has; the same for every seed."""
+    return len(_points(importlib.import_module(f"cwd.sim.experiments.{experiment}"), seed, options))
+
+
+def _points(module: Any, seed: int, options: dict[str, Any]) -> list[Point]:
+    takes_seed = "seed" in inspect.signature(module.points).parameters
+    return list(module.points(**options, **({"seed": seed} if takes_seed else {})))
 
 
 def _within(progress: Say | None, number: int, total: int, swept: dict[str, Any]) -> playing.Progress | None:
@@ -63,8 +79,8 @@ def _within(progress: Say | None, number: int, total: int, swept: dict[str, Any]
     return tell
 
 
-def _run_point(point: Point, facts: dict[str, Any], progress: playing.Progress | None) -> int:
-    """Run one point and add its rows; its digest."""
+def _run_point(point: Point, facts: dict[str, Any], progress: playing.Progress | None) -> tuple[int, int]:
+    """Run one point and add its rows; its digest, and the kernel's processor time per request, ns."""
     scenario = point.scenario
     sim = build(scenario)
     start_ns = int(sim.state[0]["now_ns"])
@@ -72,13 +88,14 @@ def _run_point(point: Point, facts: dict[str, Any], progress: playing.Progress |
     end_ns = measured_ns + scenario.measure_ns
     playing.advance(sim, scenario, measured_ns, start_ns, end_ns, progress)
     piece_ns = point.minute_ns or scenario.measure_ns
+    requests, took_ns = int(sim.state[0]["requests"]), 0
     for minute in range(scenario.measure_ns // piece_ns):
         playing.start_measuring(sim)
-        playing.advance(sim, scenario, measured_ns + (minute + 1) * piece_ns, start_ns, end_ns, progress)
+        took_ns += playing.advance(sim, scenario, measured_ns + (minute + 1) * piece_ns, start_ns, end_ns, progress)
         name = point.minutes[minute] if point.minutes else minute
         swept = {**point.swept, "minute": name} if point.minute_ns else point.swept
         facts["rows"].append(report.row(sim, scenario, swept))
         facts["groups"] += report.groups(sim, scenario, swept)
     if point.settles:
         playing.refuse_rest(sim, scenario)
-    return int(sim.state[0]["hash"])
+    return int(sim.state[0]["hash"]), took_ns // max(int(sim.state[0]["requests"]) - requests, 1)

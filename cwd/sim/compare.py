@@ -1,15 +1,15 @@
-"""All experiments under all policies and several seeds, in as many processes as there are cores, as one table."""
+"""All experiments under all policies and several seeds, as one table; each point of a run is a job of its own."""
 
 from __future__ import annotations
 
-import os
+import functools
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from typing import Any
 
 from cwd.core.presets import PRESETS
 from cwd.sim import EXPERIMENTS
-from cwd.sim.command import check_names, run
+from cwd.sim.command import check_names, count_points, run
+from cwd.sim.pool import each
 
 #: what is measured, not swept
 MEASURED = ("offered_rps", "goodput_rps", "on_time", "batch_rps", "p50_ms", "p99_ms", "max_ms", "mean_batch", "cold_share",
@@ -19,32 +19,33 @@ LEFT_OUT = ("soak",)
 
 
 def compare(policies: Sequence[str] = (), seeds: Sequence[int] = (0,), experiments: Sequence[str] = (),
-            quick: bool = False, processes: int = 0,
+            quick: bool = False, processes: int = 0, dask: str = "",
             progress: Callable[[int, int, str], None] | None = None) -> dict[str, Any]:
     """{"experiment": "compare", "rows": every row with its experiment, "table": a row per point with policies as columns}.
 
-    Without names it takes all policies, and all experiments but the soak. The order of the rows does not depend on who
-    was ready first. Raises `CwdError` for names that are not there.
+    Without names it takes all policies, and all experiments but the soak. Runs on `processes` of this machine (0: as many
+    as there are cores), or on the Dask cluster at the address `dask`. The order of the rows does not depend on who was
+    ready first. Raises `CwdError` for names that are not there.
     """
     policies = list(policies) or sorted(PRESETS)
     experiments = list(experiments) or [name for name in EXPERIMENTS if name not in LEFT_OUT]
     check_names(experiments, policies)
-    jobs = [(name, policy, seed) for name in experiments for policy in policies for seed in seeds]
-    found: dict[tuple[str, str, int], list[dict[str, Any]]] = {}
-    with ProcessPoolExecutor(processes or os.cpu_count()) as pool:
-        waiting = {pool.submit(run, *job, quick=quick): job for job in jobs}
-        try:
-            for done in as_completed(waiting):
-                job = waiting[done]
-                found[job] = done.result()["rows"]
-                if progress is not None:
-                    progress(len(found), len(jobs), f"{job[0]} {job[1]} seed {job[2]}")
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+    counts = {name: count_points(name, quick=quick) for name in experiments}
+    jobs = [(name, policy, seed, part) for name in experiments for policy in policies for seed in seeds
+            for part in range(counts[name])]
+    found: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    for job, rows in each(functools.partial(_rows, quick), jobs, processes, dask):
+        found[job] = rows
+        if progress is not None:
+            progress(len(found), len(jobs), f"{job[0]} {job[1]} seed {job[2]}")
     rows = [{"experiment": job[0], **row} for job in jobs for row in found[job]]
     return {"experiment": "compare", "policies": policies, "seeds": list(seeds), "quick": quick,
             "table": table(rows, policies), "rows": rows}
+
+
+def _rows(quick: bool, experiment: str, policy: str, seed: int, part: int) -> list[dict[str, Any]]:
+    """The rows of one point of a run."""
+    return run(experiment, policy, seed, part=part, quick=quick)["rows"]
 
 
 def table(rows: list[dict[str, Any]], policies: Sequence[str]) -> list[dict[str, Any]]:

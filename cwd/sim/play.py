@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 
 from cwd.core.presets import PRESETS
@@ -20,21 +21,26 @@ Progress = Callable[[int, int], None]
 
 
 def advance(sim: SimWorld, scenario: Scenario, until_ns: int, start_ns: int = 0, end_ns: int = 0,
-            progress: Progress | None = None) -> None:
+            progress: Progress | None = None) -> int:
     """Play up to `until_ns`; the kernel looks at the whole world as often as the scenario says, and so do we at the end.
 
-    Raises `InvariantError` with policy, seed, time and number of the instant at the first violation. `start_ns` and
-    `end_ns` are of the whole run, for `progress`.
+    Returns the processor time that the kernel took, ns: the machine's, not the world's. Raises `InvariantError` with
+    policy, seed, time and number of the instant at the first violation. `start_ns` and `end_ns` are of the whole run, for
+    `progress`.
     """
     state = sim.state[0]
-    piece_ns = int(state["now_ns"])
+    piece_ns, took_ns = int(state["now_ns"]), 0
     while piece_ns < until_ns:
         piece_ns = min(piece_ns + PIECE_NS, until_ns)
-        if loop.run(sim, piece_ns, INSTANTS_MAX) != loop.UNTIL:
+        begun_ns = time.thread_time_ns()
+        ended = loop.run(sim, piece_ns, INSTANTS_MAX)
+        took_ns += time.thread_time_ns() - begun_ns
+        if ended != loop.UNTIL:
             look(sim, scenario)
         if progress is not None:
             progress(piece_ns - start_ns, end_ns - start_ns)
     look(sim, scenario)
+    return took_ns
 
 
 def look(sim: SimWorld, scenario: Scenario) -> None:

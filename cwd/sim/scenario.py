@@ -98,6 +98,8 @@ class Scenario:
     #: per minute of the trace, millionths of requests per minute (MINUTES)
     rates: np.ndarray | None = None
     minutes_ns: int = 60 * NS_PER_S
+    #: instants between two looks at the whole world besides those at the end of each piece; 0: as its size allows
+    look_every: int = 0
     #: more of the core's Config
     config: dict[str, Any] = dataclasses.field(default_factory=dict)
 
@@ -194,7 +196,7 @@ def _empty(scenario: Scenario) -> w.SimWorld:
     # room for the largest burst beside what is due at the same time
     state["events_max"] = config.events_max // 2
     state["minutes_ns"], state["lossless"] = scenario.minutes_ns, int(not scenario.faults)
-    state["look_every"] = 1 if small(scenario) else LOOK_INSTANTS
+    state["look_every"] = scenario.look_every or (1 if small(scenario) else LOOK_INSTANTS)
     sim.groups["batch"][list(scenario.batch_groups)] = 1
     at = 0
     for i, load in enumerate(loads):

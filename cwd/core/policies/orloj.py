@@ -8,8 +8,8 @@ of the models the one with the largest sum runs.
 Departures: the paper's text was not at hand, this follows its abstract and what others say of it; solo times are not
 measured by running requests again alone, but inferred from batches (histograms.py); scores are computed when a lane
 opens, not kept in hulls with milestones; the chance to run next is a constant half-life; a batch has one size class,
-that of its first candidate; a model's first 32 requests and a GPU's 24 most urgent models are looked at; overdue
-requests are given up at their due time, not at a milestone.
+that of its first candidate; a model's first 32 requests and a GPU's 24 most urgent models are looked at, fewer models
+where queues are deep; overdue requests are given up at their due time, not at a milestone.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ from cwd.jit import inner_kernel, lean_kernel
 
 #: requests of a model that are looked at
 LOOK = 32
+#: and of all models of a GPU together: where queues are deep, fewer models are compared
+LOOKS_MAX = 256
 #: 2**30 ns: slack that halves the value of running now
 HALF_LIFE_BITS = 30
 #: 2**(-i/16), in 2**20ths
@@ -52,20 +54,25 @@ def _candidates(world, now_ns, gpu, m, b, start_ns):
     """Score and pick the requests of a model that are candidates for a batch size, all of one class; how many."""
     program, kind = world.models[m]["program"], world.gpus[gpu]["kind"]
     r, found, size_class = world.models[m]["queue_head"], 0, NONE
+    # neighbours mostly share their application and their class: what follows from those is found once
+    tag, its_class, profiled_ns, least_ns = NONE, NONE, 0, 0
+    before_ns = start_ns + batches.end_margin_ns(world, now_ns, kind)
     for _ in range(LOOK):
         if r == NONE:
             break
         request = world.requests[r]
         request["picked"] = 0
-        profiled_ns = world.estimates[exec_row(world, program, kind, b, request["size_class"])]["seed_ns"]
-        if (size_class == NONE or request["size_class"] == size_class) and profiled_ns > 0:
-            histograms.refresh(world, request["tag"], program, b)
-            odds = world.odds[request["tag"], b]
-            slack_ns = batches.latest_end_ns(world, now_ns, gpu, r) - start_ns
-            stretch = odds["mean"] if b > 0 else odds["stretches"][0]
-            if stretch * profiled_ns // histograms.STRETCH <= slack_ns:
-                size_class = request["size_class"]
-                request["score"] = score(odds, profiled_ns, slack_ns)
+        if request["tag"] != tag or request["size_class"] != its_class:
+            tag, its_class = request["tag"], request["size_class"]
+            profiled_ns = world.estimates[exec_row(world, program, kind, b, its_class)]["seed_ns"]
+            histograms.refresh(world, tag, program, b)
+            stretch = world.odds[tag, b]["mean"] if b > 0 else world.odds[tag, b]["stretches"][0]
+            least_ns = stretch * profiled_ns // histograms.STRETCH
+        if (size_class == NONE or its_class == size_class) and profiled_ns > 0:
+            slack_ns = request["due_ns"] - before_ns
+            if least_ns <= slack_ns:
+                size_class = its_class
+                request["score"] = score(world.odds[tag, b], profiled_ns, slack_ns)
                 request["picked"] = 1
                 found += 1
         r = ordered.successor(world.request_nodes, r)
@@ -73,28 +80,48 @@ def _candidates(world, now_ns, gpu, m, b, start_ns):
 
 
 @inner_kernel
+def _insert(world, head, tail, r):
+    """Put request `r` into the chain (linked through `next`) by score, behind its equals; returns its ends."""
+    request = world.requests[r]
+    if head == NONE or request["score"] <= world.requests[tail]["score"]:
+        request["next"] = NONE
+        if head == NONE:
+            return r, r
+        world.requests[tail]["next"] = r
+        return head, r
+    before, at = NONE, head
+    while world.requests[at]["score"] >= request["score"]:
+        before, at = at, world.requests[at]["next"]
+    request["next"] = at
+    if before == NONE:
+        return r, tail
+    world.requests[before]["next"] = r
+    return head, tail
+
+
+@inner_kernel
 def _keep_best(world, m, found, rows):
-    """Leave the `rows` best scores picked, ties to the more urgent: the first of them, and their sum."""
-    for _ in range(found - rows):
-        worst, least = NONE, FOREVER_NS
-        r = world.models[m]["queue_head"]
-        for _ in range(LOOK):
-            if r == NONE:
-                break
-            request = world.requests[r]
-            if request["picked"] == 1 and request["score"] <= least:
-                worst, least = r, request["score"]
-            r = ordered.successor(world.request_nodes, r)
-        world.requests[worst]["picked"] = 0
-    first, total = NONE, 0
+    """Leave the `rows` best scores picked, ties to the more urgent: the first of them, and their sum.
+
+    Sorted into a chain: scores mostly fall along a queue, and then each step is short.
+    """
+    head, tail = NONE, NONE
     r = world.models[m]["queue_head"]
-    for _ in range(LOOK):
-        if r == NONE:
-            break
-        if world.requests[r]["picked"] == 1:
-            first = r if first == NONE else first
-            total += world.requests[r]["score"]
+    while found > 0:
+        request = world.requests[r]
+        if request["picked"] == 1:
+            request["picked"] = 0
+            head, tail = _insert(world, head, tail, r)
+            found -= 1
         r = ordered.successor(world.request_nodes, r)
+    total = 0
+    for _ in range(rows):
+        world.requests[head]["picked"] = 1
+        total += world.requests[head]["score"]
+        head = world.requests[head]["next"]
+    first = world.models[m]["queue_head"]
+    while world.requests[first]["picked"] == 0:
+        first = ordered.successor(world.request_nodes, first)
     return first, total
 
 
@@ -118,11 +145,12 @@ def next_batch(world, gpu, now_ns):
     """The batch with the largest sum of scores over the most urgent models."""
     start_ns = lanes.available_ns(world, now_ns, gpu, LANE_EXEC)
     best, best_first, best_batch, best_rows, most = NONE, NONE, NONE, 0, -1
-    copy = ready.most_urgent(world, now_ns, gpu)
+    copy, looks = ready.most_urgent(world, now_ns, gpu), LOOKS_MAX
     for _ in range(ready.COMPARED):
-        if copy == NONE:
+        if copy == NONE or looks <= 0:
             break
         m = world.copies[copy]["model"]
+        looks -= min(world.models[m]["queued"], LOOK)
         if world.models[m]["queue_head"] != NONE:
             first, b, rows, total = _propose(world, now_ns, gpu, m, start_ns)
             if b != NONE and total > most:
