@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from cwd.core import hashmap
 from cwd.core.estimate import exec_row
-from cwd.core.world import BINS, NONE
+from cwd.core.world import BINS, NONE, WINDOW
 from cwd.jit import inner_kernel, lean_kernel
 
 #: one sample, in the units of `counts`
@@ -21,8 +21,12 @@ SAMPLE = 1024
 STRETCH = 4096
 #: certainty
 CERTAIN = 65536
-#: samples of a histogram at which all are halved, and those that a new one starts with
-SAMPLES_MAX, SAMPLES_FIRST = 256, 4
+#: samples of a histogram at which all are halved
+SAMPLES_MAX = 256
+#: what a new one starts with, little: what is below the longest of a batch is learned from nothing else for long
+FIRST = SAMPLE // 4
+#: what makes a program dynamic, and keeps it so at most: see `watch`
+SCATTERED, SCATTER_MAX = 256, 1024
 #: odds are built anew after 2**REFRESH_BITS changes
 REFRESH_BITS = 4
 
@@ -39,19 +43,18 @@ def bin_of(stretch):
 
 @inner_kernel
 def _start(row, like):
-    """Begin a histogram like another one, or with a stretch of 1 if that is empty; for few samples' worth."""
-    first = SAMPLES_FIRST * SAMPLE
+    """Begin a histogram like another one, or with a stretch of 1 if that is empty."""
+    total = like["total"]
     row["total"] = 0
     for j in range(BINS):
-        row["counts"][j] = row["sums"][j] = 0
-        if like["total"] > 0:
-            row["counts"][j] = like["counts"][j] * first // like["total"]
-            row["sums"][j] = like["sums"][j] * first // like["total"]
+        counts, sums = like["counts"][j], like["sums"][j]
+        row["counts"][j] = counts * FIRST // total if total > 0 else 0
+        row["sums"][j] = sums * FIRST // total if total > 0 else 0
         row["total"] += row["counts"][j]
     if row["total"] == 0:
         j = bin_of(STRETCH)
-        row["counts"][j] = row["total"] = first
-        row["sums"][j] = first * STRETCH
+        row["counts"][j] = row["total"] = FIRST
+        row["sums"][j] = FIRST * STRETCH
 
 
 @inner_kernel
@@ -74,6 +77,26 @@ def tag(world, r):
             hashmap.put(world.app_map, key, row)
             _start(world.histograms[row], average)
     request["tag"] = row
+
+
+@lean_kernel
+def mean(row):
+    """The mean stretch of a histogram that is not empty."""
+    sums = 0
+    for j in range(BINS):
+        sums += row["sums"][j]
+    return sums // row["total"]
+
+
+@lean_kernel
+def least(row):
+    """The least stretch of a histogram that is not empty, but for one in 64."""
+    so_far = 0
+    for j in range(BINS):
+        so_far += row["counts"][j]
+        if 64 * so_far > row["total"]:
+            return row["sums"][j] // row["counts"][j] if row["counts"][j] > 0 else 0
+    return 0
 
 
 @inner_kernel
@@ -116,6 +139,30 @@ def add(row, j, stretch, share):
 
 
 @inner_kernel
+def watch(world, a, took_ns):
+    """Whether the action's program is dynamic: whether its executions scatter, each against the one before it.
+
+    One in eight that is off by a quarter keeps a program dynamic, SCATTERED / 8 of them make it so. What is slow for a
+    while, or was profiled wrongly, is off when that begins and when it ends.
+    """
+    action = world.actions[a]
+    program = world.programs[action["program"]]
+    row = world.estimates[exec_row(world, action["program"], world.gpus[action["gpu"]]["kind"], action["batch_index"],
+                                   action["size_class"])]
+    before_ns = row["samples"][(row["position"] - 1) & (WINDOW - 1)]
+    off_ns = took_ns - before_ns if took_ns > before_ns else before_ns - took_ns
+    if 4 * off_ns > before_ns:
+        program["scatter"] = program["scatter"] + 8 if program["scatter"] < SCATTER_MAX else SCATTER_MAX
+        if program["scatter"] >= SCATTERED:
+            program["dynamic"] = 1
+    elif program["scatter"] > 0:
+        program["scatter"] -= 1
+        if program["scatter"] == 0:
+            program["dynamic"] = 0
+    return program["dynamic"]
+
+
+@inner_kernel
 def learn(world, a, took_ns):
     """Execution `a` took so long: share that out among its requests' applications, and their program's average."""
     action = world.actions[a]
@@ -123,6 +170,8 @@ def learn(world, a, took_ns):
     profiled_ns = world.estimates[
         exec_row(world, action["program"], kind, action["batch_index"], action["size_class"])]["seed_ns"]
     if profiled_ns <= 0:
+        return
+    if watch(world, a, took_ns) == 0 and world.settings[0]["picks"] == 0:
         return
     stretch = took_ns * STRETCH // profiled_ns
     stretch = stretch if stretch < 1024 * STRETCH else 1024 * STRETCH

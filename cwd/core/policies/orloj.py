@@ -14,27 +14,13 @@ requests are given up at their due time, not at a milestone.
 
 from __future__ import annotations
 
-from cwd.core import batches, histograms, lanes, ordered, ready
+from cwd.core import batches, histograms, lanes, ordered, ready, sets
 from cwd.core.estimate import exec_row
 from cwd.core.world import FOREVER_NS, LANE_EXEC, NONE
 from cwd.jit import inner_kernel, lean_kernel
 
 #: requests of a model that are looked at
-LOOK = 32
-#: 2**30 ns: slack that halves the value of running now
-HALF_LIFE_BITS = 30
-#: 2**(-i/16), in 2**20ths
-HALVINGS = (1048576, 1004120, 961548, 920782, 881744, 844361, 808563, 774282,
-            741455, 710020, 679917, 651091, 623487, 597053, 571740, 547500)
-
-
-@lean_kernel
-def decayed(slack_ns):
-    """2**(-slack / half-life), in 2**20ths; 0 if the slack is negative."""
-    if slack_ns < 0:
-        return 0
-    sixteenths = slack_ns >> (HALF_LIFE_BITS - 4)
-    return HALVINGS[sixteenths & 15] >> (sixteenths >> 4) if sixteenths < 16 * 20 else 0
+LOOK = 64
 
 
 @lean_kernel
@@ -43,7 +29,7 @@ def score(odds, profiled_ns, slack_ns):
     value = 0
     for j in range(odds["count"]):
         latency_ns = odds["stretches"][j] * profiled_ns // histograms.STRETCH
-        value += odds["chances"][j] * decayed(slack_ns - latency_ns)
+        value += odds["chances"][j] * sets.decayed(slack_ns - latency_ns)
     return value // ((odds["mean"] * profiled_ns // histograms.STRETCH) // 1000 + 1)
 
 
@@ -123,6 +109,7 @@ def next_batch(world, gpu, now_ns):
         if copy == NONE:
             break
         m = world.copies[copy]["model"]
+        sets.give_up(world, now_ns, gpu, m, start_ns)
         if world.models[m]["queue_head"] != NONE:
             first, b, rows, total = _propose(world, now_ns, gpu, m, start_ns)
             if b != NONE and total > most:
