@@ -26,7 +26,7 @@ SAMPLES_MAX = 256
 #: what a new one starts with, little: what is below the longest of a batch is learned from nothing else for long
 FIRST = SAMPLE // 4
 #: what makes a program dynamic, and keeps it so at most: see `watch`
-SCATTERED, SCATTER_MAX = 256, 1024
+SCATTERED, SCATTER_MAX = 512, 2048
 #: odds are built anew after 2**REFRESH_BITS changes
 REFRESH_BITS = 4
 
@@ -142,7 +142,7 @@ def add(row, j, stretch, share):
 def watch(world, a, took_ns):
     """Whether the action's program is dynamic: whether its executions scatter, each against the one before it.
 
-    One in eight that is off by a quarter keeps a program dynamic, SCATTERED / 8 of them make it so. What is slow for a
+    One in sixteen that is off by a quarter keeps a program dynamic, SCATTERED / 16 of them make it so. What is slow for a
     while, or was profiled wrongly, is off when that begins and when it ends.
     """
     action = world.actions[a]
@@ -152,7 +152,7 @@ def watch(world, a, took_ns):
     before_ns = row["samples"][(row["position"] - 1) & (WINDOW - 1)]
     off_ns = took_ns - before_ns if took_ns > before_ns else before_ns - took_ns
     if 4 * off_ns > before_ns:
-        program["scatter"] = program["scatter"] + 8 if program["scatter"] < SCATTER_MAX else SCATTER_MAX
+        program["scatter"] = program["scatter"] + 16 if program["scatter"] < SCATTER_MAX else SCATTER_MAX
         if program["scatter"] >= SCATTERED:
             program["dynamic"] = 1
     elif program["scatter"] > 0:
