@@ -25,8 +25,8 @@ CERTAIN = 65536
 SAMPLES_MAX = 256
 #: what a new one starts with, little: what is below the longest of a batch is learned from nothing else for long
 FIRST = SAMPLE // 4
-#: what makes a program dynamic, and keeps it so at most: see `watch`
-SCATTERED, SCATTER_MAX = 512, 2048
+#: what makes a program dynamic, how much a scattered execution adds to that, and the most that there can be: see `watch`
+SCATTERED, SCATTER, SCATTER_MAX = 8192, 256, 32768
 #: odds are built anew after 2**REFRESH_BITS changes
 REFRESH_BITS = 4
 
@@ -142,23 +142,23 @@ def add(row, j, stretch, share):
 def watch(world, a, took_ns):
     """Whether the action's program is dynamic: whether its executions scatter, each against the one before it.
 
-    One in sixteen that is off by a quarter keeps a program dynamic, SCATTERED / 16 of them make it so. What is slow for a
-    while, or was profiled wrongly, is off when that begins and when it ends.
+    Of executions of one request one in sixteen that is half as long again, or the other way round, keeps a program
+    dynamic, SCATTERED / SCATTER of them make it so; of larger batches, whose longest are more alike, fewer do. What is
+    slow for a while, or was profiled wrongly, is off when that begins and when it ends.
     """
     action = world.actions[a]
     program = world.programs[action["program"]]
     row = world.estimates[exec_row(world, action["program"], world.gpus[action["gpu"]]["kind"], action["batch_index"],
                                    action["size_class"])]
     before_ns = row["samples"][(row["position"] - 1) & (WINDOW - 1)]
-    off_ns = took_ns - before_ns if took_ns > before_ns else before_ns - took_ns
-    if 4 * off_ns > before_ns:
-        program["scatter"] = program["scatter"] + 16 if program["scatter"] < SCATTER_MAX else SCATTER_MAX
+    if 2 * took_ns > 3 * before_ns or 2 * before_ns > 3 * took_ns:
+        program["scatter"] = program["scatter"] + SCATTER if program["scatter"] < SCATTER_MAX else SCATTER_MAX
         if program["scatter"] >= SCATTERED:
             program["dynamic"] = 1
-    elif program["scatter"] > 0:
-        program["scatter"] -= 1
-        if program["scatter"] == 0:
-            program["dynamic"] = 0
+    else:
+        program["scatter"] -= SCATTER // 16 // action["rows"] + 1
+        if program["scatter"] <= 0:
+            program["scatter"] = program["dynamic"] = 0
     return program["dynamic"]
 
 

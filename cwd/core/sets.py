@@ -30,11 +30,11 @@ ALIKE_NUMERATOR, ALIKE_DENOMINATOR = 9, 8
 
 
 @lean_kernel
-def decayed(slack_ns):
-    """2**(-slack / half-life), in 2**20ths; 0 if the slack is negative."""
+def decayed(slack_ns, half_life_bits):
+    """2**(-slack / 2**half_life_bits), in 2**20ths; 0 if the slack is negative."""
     if slack_ns < 0:
         return 0
-    sixteenths = slack_ns >> (HALF_LIFE_BITS - 4)
+    sixteenths = slack_ns >> (half_life_bits - 4)
     return HALVINGS[sixteenths & 15] >> (sixteenths >> 4) if sixteenths < 16 * 20 else 0
 
 
@@ -214,7 +214,7 @@ def worth(scratch, found, profiled, mean):
             at += 1
         if at > 0:
             left_ns = slack_ns - mean_ns
-            value += scratch["joint"][at - 1] * decayed(left_ns if left_ns > 0 else 0)
+            value += scratch["joint"][at - 1] * decayed(left_ns if left_ns > 0 else 0, HALF_LIFE_BITS)
     return 16 * value // ((mean_ns >> 10) + 1)
 
 

@@ -21,6 +21,8 @@ from cwd.jit import inner_kernel, lean_kernel
 
 #: requests of a model that are looked at
 LOOK = 64
+#: 2**30 ns: slack that halves the value of running now
+HALF_LIFE_BITS = 30
 
 
 @lean_kernel
@@ -29,7 +31,7 @@ def score(odds, profiled_ns, slack_ns):
     value = 0
     for j in range(odds["count"]):
         latency_ns = odds["stretches"][j] * profiled_ns // histograms.STRETCH
-        value += odds["chances"][j] * sets.decayed(slack_ns - latency_ns)
+        value += odds["chances"][j] * sets.decayed(slack_ns - latency_ns, HALF_LIFE_BITS)
     return value // ((odds["mean"] * profiled_ns // histograms.STRETCH) // 1000 + 1)
 
 
