@@ -26,7 +26,7 @@ SAMPLES_MAX = 256
 #: what a new one starts with, little: what is below the longest of a batch is learned from nothing else for long
 FIRST = SAMPLE // 4
 #: what makes a program dynamic, how much a scattered execution adds to that, and the most that there can be: see `watch`
-SCATTERED, SCATTER, SCATTER_MAX = 8192, 256, 32768
+SCATTERED, SCATTER, SCATTER_MAX = 4096, 256, 32768
 #: odds are built anew after 2**REFRESH_BITS changes
 REFRESH_BITS = 4
 
@@ -168,7 +168,7 @@ def learn(world, a, took_ns):
     action = world.actions[a]
     kind = world.gpus[action["gpu"]]["kind"]
     profiled_ns = world.estimates[
-        exec_row(world, action["program"], kind, action["batch_index"], action["size_class"])]["seed_ns"]
+        exec_row(world, action["program"], kind, action["batch_index"], action["size_class"])]["profiled_ns"]
     if profiled_ns <= 0:
         return
     if watch(world, a, took_ns) == 0 and world.settings[0]["picks"] == 0:

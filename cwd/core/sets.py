@@ -41,7 +41,7 @@ def decayed(slack_ns, half_life_bits):
 @inner_kernel
 def profiled_ns(world, gpu, m, b, size_class):
     """What a batch takes at a stretch of 1; 0: not profiled."""
-    return world.estimates[exec_row(world, world.models[m]["program"], world.gpus[gpu]["kind"], b, size_class)]["seed_ns"]
+    return world.estimates[exec_row(world, world.models[m]["program"], world.gpus[gpu]["kind"], b, size_class)]["profiled_ns"]
 
 
 @inner_kernel

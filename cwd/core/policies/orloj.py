@@ -45,7 +45,7 @@ def _candidates(world, now_ns, gpu, m, b, start_ns):
             break
         request = world.requests[r]
         request["picked"] = 0
-        profiled_ns = world.estimates[exec_row(world, program, kind, b, request["size_class"])]["seed_ns"]
+        profiled_ns = world.estimates[exec_row(world, program, kind, b, request["size_class"])]["profiled_ns"]
         if (size_class == NONE or request["size_class"] == size_class) and profiled_ns > 0:
             histograms.refresh(world, request["tag"], program, b)
             odds = world.odds[request["tag"], b]
