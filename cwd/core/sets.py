@@ -2,7 +2,7 @@
 
 A batch takes as long as its longest member, so one request of a slow application makes fifteen quick ones late. The
 applications that wait are put into groups of like mean latency; for each run of neighbouring groups and each batch size
-the first requests that would be in time on average are a candidate. Its latency is distributed as the largest of its
+those neighbours in the queue are the candidate that gain most. A batch's latency is distributed as the largest of its
 members', each by its own group (histograms.py): a product of powers. Its worth is the sum of its members' chances to be
 in time, each a little less the longer it could still wait, per mean time on the GPU.
 
@@ -23,8 +23,6 @@ HALF_LIFE_BITS = 30
 #: 2**(-i/16), in 2**20ths
 HALVINGS = (1048576, 1004120, 961548, 920782, 881744, 844361, 808563, 774282,
             741455, 710020, 679917, 651091, 623487, 597053, 571740, 547500)
-#: a quantile that candidates are also held against, in 65536ths
-SURE = 58982
 #: two applications are alike if their means differ by less than an eighth
 ALIKE_NUMERATOR, ALIKE_DENOMINATOR = 9, 8
 
@@ -135,9 +133,11 @@ def group(scratch, table):
             scratch["sums"][g * BINS + j] += row["sums"][j] * CERTAIN // row["total"] * scratch["waiting"][k]
     scratch["groups"] = g + 1
     for g in range(scratch["groups"]):
-        total = so_far = 0
+        total = so_far = sums = 0
         for j in range(BINS):
             total += scratch["counts"][g * BINS + j]
+            sums += scratch["sums"][g * BINS + j]
+        scratch["quickest"][g] = sums // total
         for j in range(BINS):
             so_far += scratch["counts"][g * BINS + j]
             scratch["below"][g * BINS + j] = CERTAIN * so_far // total
@@ -160,10 +160,9 @@ def power(chance, count):
 
 @lean_kernel
 def compose(scratch, low, high):
-    """The latency of a batch with `members[g]` requests of each group from low to high: `joint` and `stretch` by
-    outcome, `outcomes` of them, and returns (mean stretch, the stretch that is SURE to do)."""
+    """The latency of a batch with `members[g]` requests of each group from low to high: the chance of each of
+    `outcomes` not to be exceeded is `joint`, its stretch `stretch`; returns the mean stretch."""
     before = weighted = outcomes = 0
-    sure = -1
     for j in range(BINS):
         chance, counts, sums = CERTAIN, 0, 0
         for g in range(low, high + 1):
@@ -176,83 +175,93 @@ def compose(scratch, low, high):
             scratch["stretch"][outcomes] = sums // counts
             weighted += (chance - before) * (sums // counts)
             before = chance
-            if sure < 0 and chance >= SURE:
-                sure = sums // counts
             outcomes += 1
     scratch["outcomes"] = outcomes
-    return weighted // CERTAIN, sure
+    return weighted // CERTAIN
 
 
 @lean_kernel
-def choose(scratch, low, high, rows, need_ns):
-    """Take the first `rows` requests of the groups that have so much slack: `chosen`, `members`; how many there are."""
-    for g in range(low, high + 1):
-        scratch["members"][g] = 0
+def collect(scratch, low, high):
+    """List the requests of the groups from low to high in `listed`, in order; how many."""
     found = 0
     for i in range(scratch["count"]):
-        if found == rows:
-            break
-        g = scratch["group"][scratch["places"][i]]
-        if low <= g <= high and scratch["slacks"][i] >= need_ns:
-            scratch["chosen"][found] = i
-            scratch["members"][g] += 1
+        if low <= scratch["group"][scratch["places"][i]] <= high:
+            scratch["listed"][found] = i
             found += 1
     return found
 
 
 @lean_kernel
-def worth(scratch, found, profiled, mean):
-    """What the chosen are worth, per time: chances to be in time, decayed by the slack that would be left."""
-    value, at = 0, 0
-    mean_ns = mean * profiled // STRETCH
-    for c in range(found):
-        slack_ns = scratch["slacks"][scratch["chosen"][c]]
-        # they are in order of their due times, but not in all policies' queues
+def count(scratch, low, high, first, rows):
+    """Set `members` to the listed from `first` on."""
+    for g in range(low, high + 1):
+        scratch["members"][g] = 0
+    for c in range(first, first + rows):
+        scratch["members"][scratch["group"][scratch["places"][scratch["listed"][c]]]] += 1
+
+
+@lean_kernel
+def weigh(scratch, listed, profiled, mean):
+    """`gains` of the listed: the chance to be in time, decayed by the slack that would be left."""
+    at, mean_ns = 0, mean * profiled // STRETCH
+    for c in range(listed):
+        slack_ns = scratch["slacks"][scratch["listed"][c]]
+        # slacks rise along most queues, but not by law
         while at > 0 and scratch["stretch"][at - 1] * profiled // STRETCH > slack_ns:
             at -= 1
         while at < scratch["outcomes"] and scratch["stretch"][at] * profiled // STRETCH <= slack_ns:
             at += 1
-        if at > 0:
-            left_ns = slack_ns - mean_ns
-            value += scratch["joint"][at - 1] * decayed(left_ns if left_ns > 0 else 0, HALF_LIFE_BITS)
-    return 16 * value // ((mean_ns >> 10) + 1)
+        left_ns = slack_ns - mean_ns
+        gain = scratch["joint"][at - 1] * decayed(left_ns if left_ns > 0 else 0, HALF_LIFE_BITS) if at > 0 else 0
+        scratch["gains"][c] = gain
 
 
 @lean_kernel
-def _try(scratch, low, high, b, found, profiled, mean):
-    """Keep the chosen if they are worth more than the best so far."""
-    value = worth(scratch, found, profiled, mean)
+def window(scratch, listed, rows):
+    """Of `rows` neighbours among the listed those that gain most, the first ones of equals: (first, their gain)."""
+    total = 0
+    for c in range(rows):
+        total += scratch["gains"][c]
+    best, most = 0, total
+    for c in range(rows, listed):
+        total += scratch["gains"][c] - scratch["gains"][c - rows]
+        if total > most:
+            best, most = c - rows + 1, total
+    return best, most
+
+
+@lean_kernel
+def density(gain, mean, profiled):
+    """What a gain is worth that takes so long."""
+    return 16 * gain // (((mean * profiled // STRETCH) >> 10) + 1)
+
+
+@lean_kernel
+def consider(scratch, low, high, b, listed, rows, profiled):
+    """The best `rows` of the listed, which are of the groups from low to high, in batch size b: keep them if they are
+    worth more than the best so far."""
+    if density(rows * CERTAIN << 20, scratch["quickest"][high], profiled) <= scratch["best_worth"]:
+        return
+    count(scratch, low, high, 0, rows)
+    mean = compose(scratch, low, high)
+    weigh(scratch, listed, profiled, mean)
+    first, gain = window(scratch, listed, rows)
+    if low < high and first > 0:
+        # the groups are mixed differently there
+        count(scratch, low, high, first, rows)
+        mean = compose(scratch, low, high)
+        weigh(scratch, listed, profiled, mean)
+        gain = 0
+        for c in range(first, first + rows):
+            gain += scratch["gains"][c]
+    value = density(gain, mean, profiled)
     if value > scratch["best_worth"]:
-        scratch["best_worth"], scratch["best_batch"], scratch["best_rows"] = value, b, found
-        scratch["best_ns"] = mean * profiled // STRETCH
-        for c in range(found):
-            scratch["best"][c] = scratch["chosen"][c]
-
-
-@lean_kernel
-def consider(scratch, low, high, b, rows, profiled):
-    """Candidates of up to `rows` of the groups from low to high, in batch size b: in time on average, or almost surely."""
-    for g in range(low, high + 1):
-        scratch["members"][g] = 0
-    scratch["members"][high] = rows
-    mean, sure = compose(scratch, low, high)
-    single = low == high
-    # alone a request may gamble: on any outcome
-    need_ns = (mean if rows > 1 else scratch["stretch"][0]) * profiled // STRETCH
-    found = choose(scratch, low, high, rows, need_ns)
-    if found == 0:
-        return
-    first = scratch["chosen"][0]
-    if not single or found < rows:
-        mean, _ = compose(scratch, low, high)
-    _try(scratch, low, high, b, found, profiled, mean)
-    need_ns = sure * profiled // STRETCH
-    if scratch["slacks"][first] >= need_ns:
-        return
-    found = choose(scratch, low, high, rows, need_ns)
-    if found > 0:
-        mean, _ = compose(scratch, low, high)
-        _try(scratch, low, high, b, found, profiled, mean)
+        scratch["best_worth"], scratch["best_batch"], scratch["best_rows"] = value, b, 0
+        for c in range(first, first + rows):
+            # who cannot be in time stays out
+            if scratch["gains"][c] > 0:
+                scratch["best"][scratch["best_rows"]] = scratch["listed"][c]
+                scratch["best_rows"] += 1
 
 
 @inner_kernel
@@ -264,18 +273,15 @@ def propose(world, now_ns, gpu, m, start_ns):
     scratch["best_worth"], scratch["best_batch"], scratch["best_rows"] = 0, NONE, 0
     program = world.programs[world.models[m]["program"]]
     for low in range(scratch["groups"]):
-        at_hand = 0
         for high in range(low, scratch["groups"]):
-            for k in range(scratch["tags"]):
-                if scratch["group"][k] == high:
-                    at_hand += scratch["waiting"][k]
+            at_hand = collect(scratch, low, high)
             for i in range(program["n_batches"]):
                 b = program["n_batches"] - 1 - i
                 profiled = profiled_ns(world, gpu, m, b, size_class)
                 # a size that one smaller would do for is not looked at
                 if profiled > 0 and (b == 0 or program["batches"][b - 1] < at_hand):
                     rows = program["batches"][b] if program["batches"][b] < at_hand else at_hand
-                    consider(scratch, low, high, b, rows, profiled)
+                    consider(scratch, low, high, b, at_hand, rows, profiled)
     return scratch["best_batch"], scratch["best_rows"], scratch["best_worth"]
 
 

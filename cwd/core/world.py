@@ -126,13 +126,12 @@ ODDS = np.dtype(
 MEMORY = _table("arrived_ns gap_ns slo_ns limit small_ns large_ns")
 #: scratch of sets.py: the requests looked at, the applications that wait, their groups, and the best batch so far
 SETS = np.dtype(
-    [(name, np.int64) for name in ("count", "tags", "groups", "outcomes", "best_batch", "best_rows", "best_worth",
-                                   "best_ns")]
-    + [(name, np.int64, (SETS_LOOK,)) for name in ("rows", "slacks", "places", "chosen", "best")]
+    [(name, np.int64) for name in ("count", "tags", "groups", "outcomes", "best_batch", "best_rows", "best_worth")]
+    + [(name, np.int64, (SETS_LOOK,)) for name in ("rows", "slacks", "places", "listed", "gains", "best")]
     + [(name, np.int64, (SETS_TAGS,)) for name in ("tag", "waiting", "mean", "order", "group")]
     + [(name, np.int64, (SETS_GROUPS * BINS,)) for name in ("counts", "sums", "below")]
     + [(name, np.int64, (BINS,)) for name in ("joint", "stretch")]
-    + [("members", np.int64, (SETS_GROUPS,))], align=True)
+    + [(name, np.int64, (SETS_GROUPS,)) for name in ("members", "quickest")], align=True)
 #: one record of the outbox; fields that a kind does not use are 0, or -1 for handles and indices
 OUT = _table(
     "kind verb gpu action model program pages batch size_class rows first earliest_ns latest_ns expected_ns expire_ns "
