@@ -80,7 +80,7 @@ def tag(world, r):
 
 
 @lean_kernel
-def mean(row):
+def middle(row):
     """The mean stretch of a histogram that is not empty."""
     sums = 0
     for j in range(BINS):

@@ -111,7 +111,7 @@ def group(scratch, table):
     """Sort the applications by their mean latency and give each its group; build the groups' distributions."""
     tags = scratch["tags"]
     for k in range(tags):
-        scratch["mean"][k] = histograms.mean(table[scratch["tag"][k]])
+        scratch["mean"][k] = histograms.middle(table[scratch["tag"][k]])
         scratch["order"][k] = k
         i = k
         while i > 0 and scratch["mean"][scratch["order"][i - 1]] > scratch["mean"][k]:
@@ -147,7 +147,7 @@ def group(scratch, table):
 
 
 @lean_kernel
-def power(chance, count):
+def raised(chance, count):
     """chance**count, in 65536ths."""
     result = CERTAIN
     while count > 0:
@@ -167,7 +167,7 @@ def compose(scratch, low, high):
         chance, counts, sums = CERTAIN, 0, 0
         for g in range(low, high + 1):
             if scratch["members"][g] > 0:
-                chance = chance * power(scratch["below"][g * BINS + j], scratch["members"][g]) // CERTAIN
+                chance = chance * raised(scratch["below"][g * BINS + j], scratch["members"][g]) // CERTAIN
                 counts += scratch["counts"][g * BINS + j]
                 sums += scratch["sums"][g * BINS + j]
         if chance > before and counts > 0:
@@ -264,25 +264,34 @@ def consider(scratch, low, high, b, listed, rows, profiled):
                 scratch["best_rows"] += 1
 
 
-@inner_kernel
-def propose(world, now_ns, gpu, m, start_ns):
-    """The model's best batch: (batch index, rows, worth); -1: nothing can be in time. `pick` then picks its requests."""
-    scratch = world.sets[0]
-    size_class = _gather(world, now_ns, gpu, m, start_ns)
-    group(scratch, world.histograms)
+@lean_kernel
+def search(scratch):
+    """The best batch of what was gathered and grouped, over all runs of groups and all sizes: `best`, `best_batch`."""
     scratch["best_worth"], scratch["best_batch"], scratch["best_rows"] = 0, NONE, 0
-    program = world.programs[world.models[m]["program"]]
     for low in range(scratch["groups"]):
         for high in range(low, scratch["groups"]):
             at_hand = collect(scratch, low, high)
-            for i in range(program["n_batches"]):
-                b = program["n_batches"] - 1 - i
-                profiled = profiled_ns(world, gpu, m, b, size_class)
+            for i in range(scratch["n_batches"]):
+                b = scratch["n_batches"] - 1 - i
                 # a size that one smaller would do for is not looked at
-                if profiled > 0 and (b == 0 or program["batches"][b - 1] < at_hand):
-                    rows = program["batches"][b] if program["batches"][b] < at_hand else at_hand
-                    consider(scratch, low, high, b, at_hand, rows, profiled)
-    return scratch["best_batch"], scratch["best_rows"], scratch["best_worth"]
+                if scratch["profiled"][b] > 0 and (b == 0 or scratch["sizes"][b - 1] < at_hand):
+                    rows = scratch["sizes"][b] if scratch["sizes"][b] < at_hand else at_hand
+                    consider(scratch, low, high, b, at_hand, rows, scratch["profiled"][b])
+
+
+@inner_kernel
+def propose(world, now_ns, gpu, m, start_ns):
+    """The model's best batch: (batch index, rows); -1: nothing can be in time. `pick` then picks its requests."""
+    scratch = world.sets[0]
+    size_class = _gather(world, now_ns, gpu, m, start_ns)
+    group(scratch, world.histograms)
+    program = world.programs[world.models[m]["program"]]
+    scratch["n_batches"] = program["n_batches"]
+    for b in range(program["n_batches"]):
+        scratch["sizes"][b] = program["batches"][b]
+        scratch["profiled"][b] = profiled_ns(world, gpu, m, b, size_class)
+    search(scratch)
+    return scratch["best_batch"], scratch["best_rows"]
 
 
 @inner_kernel

@@ -126,7 +126,9 @@ ODDS = np.dtype(
 MEMORY = _table("arrived_ns gap_ns slo_ns limit small_ns large_ns")
 #: scratch of sets.py: the requests looked at, the applications that wait, their groups, and the best batch so far
 SETS = np.dtype(
-    [(name, np.int64) for name in ("count", "tags", "groups", "outcomes", "best_batch", "best_rows", "best_worth")]
+    [(name, np.int64) for name in ("count", "tags", "groups", "outcomes", "best_batch", "best_rows", "best_worth",
+                                   "n_batches")]
+    + [(name, np.int64, (BATCHES_MAX,)) for name in ("sizes", "profiled")]
     + [(name, np.int64, (SETS_LOOK,)) for name in ("rows", "slacks", "places", "listed", "gains", "best")]
     + [(name, np.int64, (SETS_TAGS,)) for name in ("tag", "waiting", "mean", "order", "group")]
     + [(name, np.int64, (SETS_GROUPS * BINS,)) for name in ("counts", "sums", "below")]

@@ -59,7 +59,7 @@ def _as_set(world, now_ns, gpu, copy, start_ns):
     m = world.copies[copy]["model"]
     sets.give_up(world, now_ns, gpu, m, start_ns)
     if world.models[m]["queue_head"] != NONE:
-        b, rows, _ = sets.propose(world, now_ns, gpu, m, start_ns)
+        b, rows = sets.propose(world, now_ns, gpu, m, start_ns)
         if b != NONE:
             return copy, sets.pick(world), b, rows
     # nothing of it can be in time here; it comes back with its next head or arrival
