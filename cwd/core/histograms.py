@@ -1,5 +1,6 @@
 """How long executions take, as distributions per application, and what follows from them for a batch.
 
+They are kept for a policy that picks by them always, for others where executions scatter (`watch`).
 A histogram is over the *stretch*: measured duration over profiled duration of the batch size, so that all sizes speak
 of the same thing. A batch takes as long as its longest member, so what is measured is a maximum. It is shared out by
 expectation: each member was as long as that with the chance that its histogram gives it, given that one was, and else
@@ -25,6 +26,8 @@ CERTAIN = 65536
 SAMPLES_MAX = 256
 #: what a new one starts with, little: what is below the longest of a batch is learned from nothing else for long
 FIRST = SAMPLE // 4
+#: how many requests of an application that ran alone count ALONE times: in a batch one only knows who it may have been
+ALONE_FIRST, ALONE = 32, 4
 #: what makes a program dynamic, how much a scattered execution adds to that, and the most that there can be: see `watch`
 SCATTERED, SCATTER, SCATTER_MAX = 4096, 256, 32768
 #: odds are built anew after 2**REFRESH_BITS changes
@@ -45,7 +48,7 @@ def bin_of(stretch):
 def _start(row, like):
     """Begin a histogram like another one, or with a stretch of 1 if that is empty."""
     total = like["total"]
-    row["total"] = 0
+    row["total"] = row["alone"] = row["probed"] = row["version"] = 0
     for j in range(BINS):
         counts, sums = like["counts"][j], like["sums"][j]
         row["counts"][j] = counts * FIRST // total if total > 0 else 0
@@ -138,6 +141,16 @@ def add(row, j, stretch, share):
     row["version"] += 1
 
 
+@lean_kernel
+def _alone(row, j, stretch):
+    """A request ran alone, so its length is known."""
+    if row["alone"] < ALONE_FIRST:
+        for _ in range(ALONE - 1):
+            add(row, j, stretch, SAMPLE)
+    row["alone"] += 1
+    row["probed"] = row["version"]
+
+
 @inner_kernel
 def watch(world, a, took_ns):
     """Whether the action's program is dynamic: whether its executions scatter, each against the one before it.
@@ -182,6 +195,8 @@ def learn(world, a, took_ns):
         none = none * (CERTAIN - likelihood(world.histograms[world.requests[r]["tag"]], j)) // CERTAIN
         r = world.requests[r]["next"]
     r = action["first"]
+    if action["rows"] == 1:
+        _alone(world.histograms[world.requests[r]["tag"]], j, stretch)
     while r != NONE:
         row = world.requests[r]["tag"]
         share = likelihood(world.histograms[row], j) * SAMPLE // (CERTAIN - none)

@@ -23,6 +23,8 @@ HALF_LIFE_BITS = 30
 #: 2**(-i/16), in 2**20ths
 HALVINGS = (1048576, 1004120, 961548, 920782, 881744, 844361, 808563, 774282,
             741455, 710020, 679917, 651091, 623487, 597053, 571740, 547500)
+#: requests of an application that run alone at first, and one more after so many that did not
+PROBES, PROBE_EVERY = 8, 1024
 #: two applications are alike if their means differ by less than an eighth
 ALIKE_NUMERATOR, ALIKE_DENOMINATOR = 9, 8
 
@@ -279,6 +281,25 @@ def search(scratch):
                     consider(scratch, low, high, b, at_hand, rows, scratch["profiled"][b])
 
 
+@lean_kernel
+def probe(scratch, table, program):
+    """Whether one of the applications that wait has to run alone now, since too little is known of it; if so, `best` is it.
+
+    In batches two applications that are always together look alike, and so would always be together.
+    """
+    for k in range(scratch["tags"]):
+        row = table[scratch["tag"][k]]
+        known = row["alone"] >= PROBES and row["version"] - row["probed"] < PROBE_EVERY
+        if known or scratch["tag"][k] == program:
+            continue
+        need_ns = scratch["mean"][k] * scratch["profiled"][0] // STRETCH
+        for i in range(scratch["count"]):
+            if scratch["places"][i] == k and scratch["slacks"][i] >= need_ns:
+                scratch["best"][0], scratch["best_batch"], scratch["best_rows"] = i, 0, 1
+                return True
+    return False
+
+
 @inner_kernel
 def propose(world, now_ns, gpu, m, start_ns):
     """The model's best batch: (batch index, rows); -1: nothing can be in time. `pick` then picks its requests."""
@@ -290,7 +311,8 @@ def propose(world, now_ns, gpu, m, start_ns):
     for b in range(program["n_batches"]):
         scratch["sizes"][b] = program["batches"][b]
         scratch["profiled"][b] = profiled_ns(world, gpu, m, b, size_class)
-    search(scratch)
+    if not probe(scratch, world.histograms, world.models[m]["program"]):
+        search(scratch)
     return scratch["best_batch"], scratch["best_rows"]
 
 

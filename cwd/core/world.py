@@ -112,9 +112,10 @@ ACTION = _table(
 )
 CLIENT = _table("first count")
 #: how long executions of one application take, by `counts` (samples, in 1024ths) and `sums` of their stretch, which is
-#: the measured duration over the profiled one, in 4096ths; version counts the changes
+#: the measured duration over the profiled one, in 4096ths; version counts the changes,
+#: alone the requests that ran alone, and probed is the version when the last of them did
 HISTOGRAM = np.dtype(
-    [(name, np.int64) for name in ("total", "version")]
+    [(name, np.int64) for name in ("total", "version", "alone", "probed")]
     + [(name, np.int64, (BINS,)) for name in ("counts", "sums")], align=True)
 #: a batch's latency if one application's request is in it: `count` outcomes, ascending, with chance_j in 65536ths and
 #: their stretch; mean: the mean stretch; built: from which versions

@@ -5,8 +5,10 @@ the GPU turns requests away, the densest batch of its most urgent models goes fi
 and only those are taken in who join a batch or can wait for one to fill at their model's rate (admission.py). Work
 that is due beyond half a second runs where nothing urgent can, on as many GPUs as urgent requests can spare
 (background.py), and is never compared with urgent work.
+Programs whose executions depend on data (histograms.py) are served in sets of requests that belong together (sets.py).
 Sources: Clockwork (OSDI'20) for windows and the timeline, Shepherd (NSDI'23) for density under overload, Symphony for
-batches that wait; ours are exact margins, refusal at arrival by marginal cost, and a share found by feedback.
+batches that wait; ours are exact margins, refusal at arrival by marginal cost, a share found by feedback, and sets scored
+by the exact latency of their applications, where Orloj scores requests.
 """
 
 from __future__ import annotations

@@ -5,11 +5,13 @@ time on the GPU: each outcome of the batch's latency counts with its chance, hal
 that it leaves, and not at all once it is too late. Of a model's requests those are candidates whose batch would be in
 time on average (alone: possibly). The largest size that can be filled with candidates is taken, with the best scores;
 of the models the one with the largest sum runs.
+As published, a worker gets its next batch when the last one is over, where durations scatter; and who could not be in
+time even if alone and as quick as its application has ever been is given up when the lane opens.
 Departures: the paper's text was not at hand, this follows its abstract and what others say of it; solo times are not
 measured by running requests again alone, but inferred from batches (histograms.py); scores are computed when a lane
 opens, not kept in hulls with milestones; the chance to run next is a constant half-life; a batch has one size class,
-that of its first candidate; a model's first 32 requests and a GPU's 24 most urgent models are looked at; overdue
-requests are given up at their due time, not at a milestone.
+that of its first candidate; a model's first 64 requests and a GPU's 24 most urgent models are looked at; while
+durations do not scatter, the next batch goes out a little before the last one should be over.
 """
 
 from __future__ import annotations

@@ -3,15 +3,14 @@
 A request would run l ms alone; a batch of k takes (1 - c1 + c1 k) times its longest l. Requests carry the tag of their
 application. Rates are `rho` times what full batches of 16 by chance would serve, SLOs a multiple of the 99th percentile
 of l. The paper's text was not at hand; the workloads follow what is known of it, and what is compared is a published
-reconstruction's table (REFERENCE), by its direction: its policies and its simulator are others.
+reconstruction's table (PUBLISHED), by its direction: its policies and its simulator are others.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -39,19 +38,16 @@ WORKLOADS = {
 TEXTS = "texts"
 CORPORA = ("tokens_trec_questions.npz", "tokens_sst.npz", "tokens_agnews_a.npz")
 TEXT_MS, TOKEN_MS = 2.0, 0.25
-#: (c1, workload, multiple, rho, cv): share in time of Clockwork's policy, Nexus's, Orloj's and of batches scored as sets
-REFERENCE = {
-    (0.3, "static", 3.0, 1.0, 1.0): (0.453, 0.520, 0.615, 0.596),
-    (0.3, "bi2", 1.5, 0.7, 1.0): (0.676, 0.643, 0.769, 0.825),
-    (0.3, "bi2", 3.0, 1.0, 1.0): (0.699, 0.623, 0.813, 0.916),
-    (0.3, "bi2", 3.0, 1.0, 4.0): (0.426, 0.381, 0.595, 0.740),
-    (0.1, "bi2", 3.0, 1.0, 1.0): (0.404, 0.489, 0.745, 0.846),
-    (0.1, "bi1", 3.0, 1.0, 1.0): (0.402, 0.491, 0.715, 0.687),
-    (0.1, "tri3", 1.5, 1.0, 1.0): (0.397, 0.304, 0.582, 0.755),
-    (0.1, "skew2", 3.0, 1.0, 4.0): (0.674, 0.618, 0.867, 0.990),
-    (0.3, "logn", 3.0, 1.0, 4.0): (0.223, 0.659, 0.626, 0.695),
-}
-REFERENCE_POLICIES = ("clockwork-paper", "nexus", "orloj", "cwd")
+#: share in time of the reconstruction: its Clockwork, Nexus, Orloj, and batches scored as sets
+PUBLISHED = [
+    {"workload": workload, "c1": c1, "multiple": multiple, "rho": rho, "cv": cv, "policy": policy, "on_time": on_time}
+    for workload, c1, multiple, rho, cv, shares in (
+        ("static", 0.3, 3.0, 1.0, 1.0, (0.453, 0.520, 0.615, 0.596)), ("bi2", 0.3, 1.5, 0.7, 1.0, (0.676, 0.643, 0.769, 0.825)),
+        ("bi2", 0.3, 3.0, 1.0, 1.0, (0.699, 0.623, 0.813, 0.916)), ("bi2", 0.3, 3.0, 1.0, 4.0, (0.426, 0.381, 0.595, 0.740)),
+        ("bi2", 0.1, 3.0, 1.0, 1.0, (0.404, 0.489, 0.745, 0.846)), ("bi1", 0.1, 3.0, 1.0, 1.0, (0.402, 0.491, 0.715, 0.687)),
+        ("tri3", 0.1, 1.5, 1.0, 1.0, (0.397, 0.304, 0.582, 0.755)), ("skew2", 0.1, 3.0, 1.0, 4.0, (0.674, 0.618, 0.867, 0.990)),
+        ("logn", 0.3, 3.0, 1.0, 4.0, (0.223, 0.659, 0.626, 0.695)))
+    for policy, on_time in zip(("clockwork-paper", "nexus", "orloj", "cwd"), shares, strict=True)]
 
 
 def points(quick: bool = False, workloads: str = "", c1: str = "0.1,0.3", multiples: str = "1.5,2,3,5", rhos: str = "0.7,1",
@@ -121,14 +117,3 @@ def _point(name: str, modes: tuple[Mode, ...], c1: float, multiple: float, rho: 
         (Profile(name, exec_ns, NS_PER_MS, 1),), (0,), (load,), pages=4, warmup_ns=total_ns // 10,
         measure_ns=total_ns - total_ns // 10, config=dict(requests_max=2048, events_max=256, apps_max=16)))
 
-
-def beside(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The reference's shares in time beside ours, a line per point of its table and policy that was played."""
-    lines = []
-    for row in rows:
-        theirs = REFERENCE.get((row["c1"], row["workload"], row["multiple"], row["rho"], row["cv"]))
-        if theirs and row["policy"] in REFERENCE_POLICIES:
-            lines.append({"point": f"{row['workload']}, c1 {row['c1']}, SLO {row['multiple']} x P99, rho {row['rho']}, "
-                          f"cv {row['cv']}", "policy": row["policy"], "seed": row["seed"],
-                          "reference": theirs[REFERENCE_POLICIES.index(row["policy"])], "ours": row["on_time"]})
-    return lines
