@@ -34,6 +34,8 @@ DEVICE_ERROR = int(Code.DEVICE_ERROR)
 RESULT_LOST = int(Code.RESULT_LOST)
 BAD_BATCH = int(Code.BAD_BATCH)
 CORRUPT = int(Code.CORRUPT)
+#: an execution that depends on data is given so many times its expected duration more until it counts as lost
+DYNAMIC_GRACE = 16
 #: first guess for an UNLOAD, which only gives pages back
 UNLOAD_NS = 50_000
 
@@ -94,7 +96,7 @@ def free(world, a):
 def issue_exec(world, now_ns, copy, batch_index, size_class, first, rows_max):
     """Run a batch: up to `rows_max` queued requests from `first` on in queue order, those that fit the size class.
 
-    With a policy that picks: of those the ones it has picked.
+    If the first is picked: of those the ones that are.
 
     Returns how many were taken (0: no room in the table of actions).
     """
@@ -116,13 +118,15 @@ def issue_exec(world, now_ns, copy, batch_index, size_class, first, rows_max):
     action["promised_ns"] = action["start_ns"] + tail_ns
     # begun later than planned it may still be in time more often than not
     latest_ns = due_ns - expected - margin_ns(world, now_ns, kind, MARGIN_RESULT)
-    if latest_ns < action["latest_ns"] and world.settings[0]["foresight"] == 1:
+    dynamic = world.programs[action["program"]]["dynamic"] == 1
+    if latest_ns < action["latest_ns"] and world.settings[0]["foresight"] == 1 and not dynamic:
         action["latest_ns"] = latest_ns
     row["running"] += 1
     row["turn_ns"] = now_ns
     world.models[m]["running"] += 1
     residency.touch(world, copy)
-    arm(world, a, world.settings[0]["exec_grace_ns"])
+    # what depends on data may take long without being lost
+    arm(world, a, world.settings[0]["exec_grace_ns"] + (DYNAMIC_GRACE * expected if dynamic else 0))
     if world.settings[0]["queue_order"] == BY_ARRIVAL:
         # who is first now may have less time than who was
         queues.arm_model(world, now_ns, m)
@@ -139,7 +143,7 @@ def _take_rows(world, a, first, rows_max):
     action = world.actions[a]
     due_ns, last = FOREVER_NS, NONE
     r = first
-    picks = world.settings[0]["picks"]
+    picks = world.requests[first]["picked"]
     while r != NONE and action["rows"] < rows_max:
         request = world.requests[r]
         after = queues.ordered.successor(world.request_nodes, r)
@@ -216,8 +220,11 @@ def measure(world, now_ns, a, begin_ns, end_ns):
         observe_margin(world, now_ns, kind, MARGIN_SEND, begin_ns - action["issued_ns"])
     row = NONE
     if action["state"] == ACTION_EXEC:
-        observe_margin(world, now_ns, kind, MARGIN_END, now_ns - action["promised_ns"])
-        observe_margin(world, now_ns, kind, MARGIN_EARLY, action["end_ns"] - end_ns)
+        # a promise about what depends on data says nothing about margins
+        dynamic = world.programs[action["program"]]["dynamic"] == 1
+        observe_margin(world, now_ns, kind, MARGIN_END, now_ns - (end_ns if dynamic else action["promised_ns"]))
+        if not dynamic:
+            observe_margin(world, now_ns, kind, MARGIN_EARLY, action["end_ns"] - end_ns)
         row = exec_row(world, action["program"], kind, action["batch_index"], action["size_class"])
     elif action["state"] == ACTION_LOAD:
         row = load_row(world, action["program"], kind)

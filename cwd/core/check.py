@@ -10,6 +10,7 @@ import numpy as np
 
 from cwd.core import ordered
 from cwd.core.hashmap import get as map_get
+from cwd.core.histograms import SCATTERED
 from cwd.core.queues import lookup
 from cwd.core.world import (
     ACTION_EXEC, ACTION_FREE, ACTION_LOAD, ACTION_UNLOAD, BUCKETS, COPY_FREE, COPY_LOADING, COPY_READY,
@@ -319,5 +320,8 @@ def _timers(world) -> bool:
 def _histograms(world) -> bool:
     rows = world.histograms
     if (rows["counts"] < 0).any() or (rows["counts"].sum(axis=1) != rows["total"]).any():
+        return False
+    scatter, dynamic = world.programs["scatter"], world.programs["dynamic"]
+    if (scatter < 0).any() or ((scatter == 0) & (dynamic != 0)).any() or ((scatter >= SCATTERED) & (dynamic != 1)).any():
         return False
     return bool((world.app_map["value"] != NONE).sum() == world.counters[0]["apps"])

@@ -118,7 +118,9 @@ def _admit(world, now_ns, r):
     if world.settings[0]["learns"] == 1:
         memory.arrived(world, now_ns, r)
     done_ns, busy_ns, loader = admission.place(world, now_ns, r)
-    late = world.settings[0]["admission"] == 1 and done_ns > request["due_ns"]
+    program = world.models[m]["program"]
+    dynamic = world.programs[program]["dynamic"] == 1
+    late = world.settings[0]["admission"] == 1 and not dynamic and done_ns > request["due_ns"]
     if late or done_ns == FOREVER_NS or request["need_ns"] == 0:
         copy_helps = loader != NONE and (busy_ns == FOREVER_NS or admission.in_time_there(world, now_ns, r, loader))
         code = _refuse(world, now_ns, r, done_ns)
@@ -126,7 +128,8 @@ def _admit(world, now_ns, r):
             _miss(world, now_ns, m, loader)
         return code
     world.counters[0]["accepted"] += 1
-    if world.settings[0]["picks"] == 1:
+    request["tag"] = program
+    if world.settings[0]["picks"] == 1 or dynamic:
         histograms.tag(world, r)
     queues.enqueue(world, now_ns, r)
     if busy_ns == FOREVER_NS or (loader != NONE and busy_ns > loads.horizon_ns(world, m)):

@@ -52,7 +52,7 @@ def seed(row, duration_ns):
     """Start the window anew, as if `duration_ns` had been measured WINDOW times."""
     for i in range(WINDOW):
         row["samples"][i] = duration_ns
-    row["seed_ns"] = row["low_ns"] = row["typical_ns"] = row["tail_ns"] = duration_ns
+    row["seed_ns"] = row["low_ns"] = row["typical_ns"] = row["tail_ns"] = row["profiled_ns"] = duration_ns
     row["position"] = row["count"] = row["doubted_ns"] = row["since_ns"] = 0
 
 

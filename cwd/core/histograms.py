@@ -1,5 +1,6 @@
 """How long executions take, as distributions per application, and what follows from them for a batch.
 
+They are kept for a policy that picks by them always, for others where executions scatter (`watch`).
 A histogram is over the *stretch*: measured duration over profiled duration of the batch size, so that all sizes speak
 of the same thing. A batch takes as long as its longest member, so what is measured is a maximum. It is shared out by
 expectation: each member was as long as that with the chance that its histogram gives it, given that one was, and else
@@ -12,7 +13,7 @@ from __future__ import annotations
 
 from cwd.core import hashmap
 from cwd.core.estimate import exec_row
-from cwd.core.world import BINS, NONE
+from cwd.core.world import BINS, NONE, WINDOW
 from cwd.jit import inner_kernel, lean_kernel
 
 #: one sample, in the units of `counts`
@@ -21,8 +22,14 @@ SAMPLE = 1024
 STRETCH = 4096
 #: certainty
 CERTAIN = 65536
-#: samples of a histogram at which all are halved, and those that a new one starts with
-SAMPLES_MAX, SAMPLES_FIRST = 256, 4
+#: samples of a histogram at which all are halved
+SAMPLES_MAX = 256
+#: what a new one starts with, little: what is below the longest of a batch is learned from nothing else for long
+FIRST = SAMPLE // 4
+#: how many requests of an application that ran alone count ALONE times: in a batch one only knows who it may have been
+ALONE_FIRST, ALONE = 32, 4
+#: what makes a program dynamic, how much a scattered execution adds to that, and the most that there can be: see `watch`
+SCATTERED, SCATTER, SCATTER_MAX = 4096, 256, 32768
 #: odds are built anew after 2**REFRESH_BITS changes
 REFRESH_BITS = 4
 
@@ -39,19 +46,18 @@ def bin_of(stretch):
 
 @inner_kernel
 def _start(row, like):
-    """Begin a histogram like another one, or with a stretch of 1 if that is empty; for few samples' worth."""
-    first = SAMPLES_FIRST * SAMPLE
-    row["total"] = 0
+    """Begin a histogram like another one, or with a stretch of 1 if that is empty."""
+    total = like["total"]
+    row["total"] = row["alone"] = row["probed"] = row["version"] = 0
     for j in range(BINS):
-        row["counts"][j] = row["sums"][j] = 0
-        if like["total"] > 0:
-            row["counts"][j] = like["counts"][j] * first // like["total"]
-            row["sums"][j] = like["sums"][j] * first // like["total"]
+        counts, sums = like["counts"][j], like["sums"][j]
+        row["counts"][j] = counts * FIRST // total if total > 0 else 0
+        row["sums"][j] = sums * FIRST // total if total > 0 else 0
         row["total"] += row["counts"][j]
     if row["total"] == 0:
         j = bin_of(STRETCH)
-        row["counts"][j] = row["total"] = first
-        row["sums"][j] = first * STRETCH
+        row["counts"][j] = row["total"] = FIRST
+        row["sums"][j] = FIRST * STRETCH
 
 
 @inner_kernel
@@ -74,6 +80,26 @@ def tag(world, r):
             hashmap.put(world.app_map, key, row)
             _start(world.histograms[row], average)
     request["tag"] = row
+
+
+@lean_kernel
+def middle(row):
+    """The mean stretch of a histogram that is not empty."""
+    sums = 0
+    for j in range(BINS):
+        sums += row["sums"][j]
+    return sums // row["total"]
+
+
+@lean_kernel
+def least(row):
+    """The least stretch of a histogram that is not empty, but for one in 64."""
+    so_far = 0
+    for j in range(BINS):
+        so_far += row["counts"][j]
+        if 64 * so_far > row["total"]:
+            return row["sums"][j] // row["counts"][j] if row["counts"][j] > 0 else 0
+    return 0
 
 
 @inner_kernel
@@ -115,14 +141,50 @@ def add(row, j, stretch, share):
     row["version"] += 1
 
 
+@lean_kernel
+def _alone(row, j, stretch):
+    """A request ran alone, so its length is known."""
+    if row["alone"] < ALONE_FIRST:
+        for _ in range(ALONE - 1):
+            add(row, j, stretch, SAMPLE)
+    row["alone"] += 1
+    row["probed"] = row["version"]
+
+
+@inner_kernel
+def watch(world, a, took_ns):
+    """Whether the action's program is dynamic: whether its executions scatter, each against the one before it.
+
+    Of executions of one request one in sixteen that is half as long again, or the other way round, keeps a program
+    dynamic, SCATTERED / SCATTER of them make it so; of larger batches, whose longest are more alike, fewer do. What is
+    slow for a while, or was profiled wrongly, is off when that begins and when it ends.
+    """
+    action = world.actions[a]
+    program = world.programs[action["program"]]
+    row = world.estimates[exec_row(world, action["program"], world.gpus[action["gpu"]]["kind"], action["batch_index"],
+                                   action["size_class"])]
+    before_ns = row["samples"][(row["position"] - 1) & (WINDOW - 1)]
+    if 2 * took_ns > 3 * before_ns or 2 * before_ns > 3 * took_ns:
+        program["scatter"] = program["scatter"] + SCATTER if program["scatter"] < SCATTER_MAX else SCATTER_MAX
+        if program["scatter"] >= SCATTERED:
+            program["dynamic"] = 1
+    else:
+        program["scatter"] -= SCATTER // 16 // action["rows"] + 1
+        if program["scatter"] <= 0:
+            program["scatter"] = program["dynamic"] = 0
+    return program["dynamic"]
+
+
 @inner_kernel
 def learn(world, a, took_ns):
     """Execution `a` took so long: share that out among its requests' applications, and their program's average."""
     action = world.actions[a]
     kind = world.gpus[action["gpu"]]["kind"]
     profiled_ns = world.estimates[
-        exec_row(world, action["program"], kind, action["batch_index"], action["size_class"])]["seed_ns"]
+        exec_row(world, action["program"], kind, action["batch_index"], action["size_class"])]["profiled_ns"]
     if profiled_ns <= 0:
+        return
+    if watch(world, a, took_ns) == 0 and world.settings[0]["picks"] == 0:
         return
     stretch = took_ns * STRETCH // profiled_ns
     stretch = stretch if stretch < 1024 * STRETCH else 1024 * STRETCH
@@ -133,6 +195,8 @@ def learn(world, a, took_ns):
         none = none * (CERTAIN - likelihood(world.histograms[world.requests[r]["tag"]], j)) // CERTAIN
         r = world.requests[r]["next"]
     r = action["first"]
+    if action["rows"] == 1:
+        _alone(world.histograms[world.requests[r]["tag"]], j, stretch)
     while r != NONE:
         row = world.requests[r]["tag"]
         share = likelihood(world.histograms[row], j) * SAMPLE // (CERTAIN - none)

@@ -50,6 +50,9 @@ def opens_ns(world, now_ns, gpu, lane):
         return FOREVER_NS
     if now_ns > head["end_ns"] + head["expected_ns"] + settings["stuck_ns"]:
         return FOREVER_NS
+    # when an execution whose length depends on its data will be over is not known before it is
+    if lane == LANE_EXEC and world.programs[head["program"]]["dynamic"] == 1:
+        return FOREVER_NS
     return row["available_ns"] - ahead_ns(world, now_ns, gpu, lane)
 
 

@@ -56,7 +56,7 @@ class Preset:
     costs_alone: int = 0
     #: note arrivals and executions of each model, for the policy to learn from (memory.py)
     learns: int = 0
-    #: tell requests apart by application, and take only those into a batch that the policy has picked (histograms.py)
+    #: tell requests apart by application (histograms.py), whether their executions scatter or not
     picks: int = 0
     #: under overload take in only who can wait for a batch to fill at the model's rate of arrivals
     gathers: int = 0

@@ -251,13 +251,13 @@ def load_need_ns(world, now_ns, gpu, program):
 def last_moment_ns(world, now_ns, r):
     """Until when request `r` can still be saved: due - need, and before a LOAD if no GPU has or loads its model.
 
-    Without foresight: until it is overdue. Where a LOAD need not save anybody, it is not waited for either: else a model
-    whose LOAD takes longer than its clients' SLO would never be loaded.
+    Without foresight, or if the length of its execution is not known: until it is overdue. Where a LOAD need not save
+    anybody, it is not waited for either: else a model whose LOAD takes longer than its clients' SLO would never be loaded.
     """
     request = world.requests[r]
-    if world.settings[0]["foresight"] == 0:
-        return request["due_ns"]
     model = world.models[request["model"]]
+    if world.settings[0]["foresight"] == 0 or world.programs[model["program"]]["dynamic"] == 1:
+        return request["due_ns"]
     last_ns = request["due_ns"] - request["need_ns"]
     if model["copies_ready"] > 0 or world.settings[0]["load_saves"] == 0:
         return last_ns

@@ -48,6 +48,8 @@ BUCKET_BITS = 22
 BATCHES_MAX = 8
 #: bins of a histogram of execution times: 8 per octave, from a quarter of the profiled duration to 16 times that
 BINS = 48
+#: requests of a model that sets.py looks at, applications among them and groups of those that it tells apart
+SETS_LOOK, SETS_TAGS, SETS_GROUPS = 64, 8, 4
 
 
 #: bytes; tables that are visited at random start on a cache line and have rows of whole lines, for fewer misses
@@ -79,14 +81,16 @@ MODEL = _table(
     "state generation program pages queue_root queue_head queued running work_ns "
     "copies copies_count copies_ready wanted missed_ns next", LINE
 )
+#: dynamic: 1 while its executions scatter far more than noise does, as `scatter` counts (histograms.py)
 PROGRAM = np.dtype(
-    [(name, np.int64) for name in ("used", "n_batches", "n_classes", "prepared", "models")]
+    [(name, np.int64) for name in ("used", "n_batches", "n_classes", "prepared", "models", "dynamic", "scatter")]
     + [("batches", np.int64, (BATCHES_MAX,))], align=True)
 #: tail_ns and typical_ns are what the window says, low_ns its least; both decay towards min(low, seed) unless sampled;
-#: doubted_ns is when the seed was last lowered because nobody could be served with it, 0 if it was not
+#: doubted_ns is when the seed was last lowered because nobody could be served with it, 0 if it was not; profiled_ns is the
+#: seed that was given, which no doubt changes
 ESTIMATE = np.dtype(
     [(name, np.int64) for name in ("seed_ns", "low_ns", "typical_ns", "tail_ns", "updated_ns", "doubted_ns", "since_ns",
-                                      "position", "count")]
+                                      "position", "count", "profiled_ns")]
     + [("samples", np.int64, (WINDOW,))], align=True)
 #: pressed_ns: when it last had to turn somebody away; look_ns: when the policy wants to look again, come what may;
 #: cycle_ns, planned_ns: the round in which a policy that plans rounds serves its models, and when it was planned
@@ -110,9 +114,10 @@ ACTION = _table(
 )
 CLIENT = _table("first count")
 #: how long executions of one application take, by `counts` (samples, in 1024ths) and `sums` of their stretch, which is
-#: the measured duration over the profiled one, in 4096ths; version counts the changes
+#: the measured duration over the profiled one, in 4096ths; version counts the changes,
+#: alone the requests that ran alone, and probed is the version when the last of them did
 HISTOGRAM = np.dtype(
-    [(name, np.int64) for name in ("total", "version")]
+    [(name, np.int64) for name in ("total", "version", "alone", "probed")]
     + [(name, np.int64, (BINS,)) for name in ("counts", "sums")], align=True)
 #: a batch's latency if one application's request is in it: `count` outcomes, ascending, with chance_j in 65536ths and
 #: their stretch; mean: the mean stretch; built: from which versions
@@ -123,6 +128,16 @@ ODDS = np.dtype(
 #: 1024ths; a line of latency over batch size, as the latencies of the smallest and the largest batch; which of its queue
 #: were passed over, as key and tie of the first that was not; used: a number that grows with each use
 MEMORY = _table("arrived_ns gap_ns slo_ns limit small_ns large_ns passed_key passed_tie used")
+#: scratch of sets.py: the requests looked at, the applications that wait, their groups, and the best batch so far
+SETS = np.dtype(
+    [(name, np.int64) for name in ("count", "tags", "groups", "outcomes", "best_batch", "best_rows", "best_worth",
+                                   "n_batches")]
+    + [(name, np.int64, (BATCHES_MAX,)) for name in ("sizes", "profiled")]
+    + [(name, np.int64, (SETS_LOOK,)) for name in ("rows", "slacks", "places", "listed", "gains", "best")]
+    + [(name, np.int64, (SETS_TAGS,)) for name in ("tag", "waiting", "mean", "order", "group")]
+    + [(name, np.int64, (SETS_GROUPS * BINS,)) for name in ("counts", "sums", "below")]
+    + [(name, np.int64, (BINS,)) for name in ("joint", "stretch")]
+    + [(name, np.int64, (SETS_GROUPS,)) for name in ("members", "quickest")], align=True)
 #: one record of the outbox; fields that a kind does not use are 0, or -1 for handles and indices
 OUT = _table(
     "kind verb gpu action model program pages batch size_class rows first earliest_ns latest_ns expected_ns expire_ns "
@@ -169,6 +184,7 @@ class World(Tables):
     memory: np.ndarray  #: MEMORY [models_max]
     histograms: np.ndarray  #: HISTOGRAM [programs_max + apps_max]: programs, each over its applications; then those
     odds: np.ndarray  #: ODDS [programs_max + apps_max, BATCHES_MAX]
+    sets: np.ndarray  #: SETS [1], scratch
     app_map: np.ndarray  #: SLOT: (program, application) -> histogram
     prepared: np.ndarray  #: u1 [gpus_max, programs_max]: 1 if the GPU can run the program
     backlog: np.ndarray  #: i8 [gpus_max, BUCKETS + 1]: queued work by due time; the last is beyond the horizon
@@ -280,6 +296,7 @@ def make_world(config: Config) -> World:
         memory=np.zeros(c.models_max, MEMORY),
         histograms=np.zeros(c.programs_max + c.apps_max, HISTOGRAM),
         odds=np.zeros((c.programs_max + c.apps_max, BATCHES_MAX), ODDS),
+        sets=np.zeros(1, SETS),
         app_map=_empty_map(c.apps_max),
         prepared=np.zeros((c.gpus_max, c.programs_max), np.uint8),
         backlog=np.zeros((c.gpus_max, BUCKETS + 1), np.int64),

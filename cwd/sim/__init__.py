@@ -8,6 +8,7 @@ EXPERIMENTS = {
     "fig8": "Isolation: models with SLOs beside batch clients without.",
     "overload": "From half to eight times what the GPUs can do.",
     "scale": "10 to 1,000 GPUs, then more load than 100 of them can serve.",
+    "orloj": "Execution times that depend on hidden data: one model on one GPU.",
     "maf": "Azure Functions on 4026 models and 12 GPUs.",
     "soak": "A small world by chance with faults, checked after every instant.",
 }

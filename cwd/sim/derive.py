@@ -12,6 +12,7 @@ from cwd.core.check import (
     TIMERS, WANTED,
 )
 from cwd.core.hashmap import get as map_get
+from cwd.core.histograms import SCATTERED
 from cwd.core.queues import lookup
 from cwd.core.world import (
     ACTION_EXEC, ACTION_FREE, ACTION_LOAD, ACTION_UNLOAD, BUCKETS, COPY_FREE, COPY_LOADING, COPY_READY, COPY_UNKNOWN,
@@ -422,6 +423,10 @@ def _histograms(world):
                 return False
             total += row["counts"][k]
         if total != row["total"]:
+            return False
+    for i in range(len(world.programs)):
+        scatter, dynamic = world.programs[i]["scatter"], world.programs[i]["dynamic"]
+        if scatter < 0 or (scatter == 0 and dynamic != 0) or (scatter >= SCATTERED and dynamic != 1):
             return False
     apps = 0
     for i in range(len(world.app_map)):

@@ -1,6 +1,7 @@
 """Simulated GPUs: they do what actions say, by the worker's own agenda, pages and rules, in virtual time.
 
-An action takes what its program's true profile says plus noise, times what a fault makes of it. Results go back
+An action takes what its program's true profile says, times the largest stretch of its requests (hidden.py), plus
+noise, times what a fault makes of it. Results go back
 through the network, on the controller's clock as it knows it (the GPU's `clock_error_ns` is what it gets wrong).
 """
 
@@ -14,6 +15,7 @@ from cwd.core.world import ACTION_EXEC, ACTION_LOAD, ACTION_UNLOAD
 from cwd.errors import Code
 from cwd.jit import inner_kernel
 from cwd.sim.events import delay_ns, free_message, push, violate
+from cwd.sim.hidden import STRETCH_BITS
 from cwd.sim.random import chance, draw, quantile
 from cwd.sim.world import (
     EVENT_ACTION, EVENT_RESULT, EXEC_WITHOUT_WEIGHTS, MESSAGE_BACK, MESSAGE_ON_GPU, MESSAGE_OUT, REFUSED_ACTION,
@@ -124,7 +126,8 @@ def _begin(sim, lane, now_ns):
     else:
         status, program = rules.begin_exec(sim.residency, g, action, action["batch"], False)
         if status == OK:
-            duration_ns = _exec_ns(sim, program, action) + quantile(sim.exec_noise, draw(sim.random, stream))
+            duration_ns = _exec_ns(sim, program, action) * sim.messages[action["entry"]]["stretch"] >> STRETCH_BITS
+            duration_ns += quantile(sim.exec_noise, draw(sim.random, stream))
     if status == OK and kind != ACTION_UNLOAD:
         duration_ns = max(duration_ns, 1_000) * gpu["slow_permille"] // 1000
         if chance(sim.random, STREAM_FAULTS, gpu["failed_ppm"]):

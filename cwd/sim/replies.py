@@ -83,7 +83,18 @@ def _send(sim, out, now_ns):
     row["program"], row["pages"], row["batch"], row["rows"] = out["program"], out["pages"], out["batch"], out["rows"]
     row["size_class"], row["earliest_ns"], row["latest_ns"] = out["size_class"], out["earliest_ns"], out["latest_ns"]
     row["expected_ns"] = out["expected_ns"]
+    row["stretch"] = _longest(sim, out) if out["verb"] == ACTION_EXEC else 0
     gpus.send(sim, message, now_ns)
+
+
+@inner_kernel
+def _longest(sim, out):
+    """The largest stretch of an EXEC's requests."""
+    stretch, r = 0, out["first"]
+    while r != NONE:
+        stretch = max(stretch, sim.calls[sim.core.requests[r]["payload"]]["stretch"])
+        r = sim.core.requests[r]["next"]
+    return stretch
 
 
 @inner_kernel

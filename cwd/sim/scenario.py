@@ -14,6 +14,7 @@ import numpy as np
 from cwd.core import engine
 from cwd.core.world import BATCHES_MAX, BUCKETS, Config, empty_heap, free_list, make_world
 from cwd.errors import Code, CwdError
+from cwd.sim import hidden
 from cwd.sim import noise as noises
 from cwd.sim import random as chance
 from cwd.sim import sources as src
@@ -42,7 +43,7 @@ class Load:
     models: int = 1
     group: int = 0
     slo_ns: int = 100 * NS_PER_MS
-    rate_rps: float = 0.0  #: POISSON and MMPP
+    rate_rps: float = 0.0  #: POISSON, GAMMA and MMPP
     rate2_rps: float = 0.0  #: MMPP, the other state
     dwell_ns: int = 0
     dwell2_ns: int = 0
@@ -54,8 +55,10 @@ class Load:
     start_ns: int = 0
     stop_ns: int = 1 << 60
     tries_max: int = 0  #: how often a refused request is sent again (open loop)
-    scaled: bool = True  #: whether an overload fault multiplies its rate (POISSON)
+    scaled: bool = True  #: whether an overload fault multiplies its rate (POISSON, GAMMA)
     size_class: int = 0
+    gap_cv: float = 1.0  #: GAMMA: how much its gaps vary
+    modes: tuple[hidden.Mode, ...] = ()  #: what its requests are; nothing: all take what the profile says
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,6 +150,8 @@ def _refuse_nonsense(scenario: Scenario) -> None:
             raise CwdError("a source asks for models that are not there", code=Code.BAD_ARGUMENT)
         if load.kind == w.SOURCE_BURST and (load.count < 1 or load.period_ns < max(load.count * load.gap_ns, 1)):
             raise CwdError("a burst has one request at least, and is over before the next", code=Code.BAD_ARGUMENT)
+        if load.gap_cv <= 0 or any(mode.share <= 0 for mode in load.modes):
+            raise CwdError("gaps vary, and a mode has a share, by more than 0", code=Code.BAD_ARGUMENT)
         if load.kind == w.SOURCE_MMPP and min(load.dwell_ns, load.dwell2_ns) < 1:
             raise CwdError("an MMPP source dwells in both states", code=Code.BAD_ARGUMENT)
 
@@ -172,6 +177,8 @@ def _empty(scenario: Scenario) -> w.SimWorld:
     tables = noises.tables(scenario.noise)
     rates = np.zeros((1, 1), np.int64) if scenario.rates is None else np.ascontiguousarray(scenario.rates, np.int64)
     traces = [load.trace for load in loads if load.trace is not None]
+    kinds, stretches = hidden.tables([mode for load in loads for mode in load.modes])
+    gap_cvs = _gap_cvs(scenario)
     sim = w.SimWorld(
         core=make_world(config), agenda=ag.make_agenda(2 * g, AGENDA_MAX), residency=rs.make_residency(g, scenario.pages),
         action=np.zeros(1, ag.ACTION), taken=np.zeros(1, ag.ACTION), running=np.zeros(2 * g, ag.ACTION),
@@ -184,6 +191,7 @@ def _empty(scenario: Scenario) -> w.SimWorld:
         faults=np.zeros(max(len(scenario.faults), 1), w.FAULT), models=np.zeros(len(scenario.models), np.int64),
         programs=np.zeros((len(scenario.profiles), BATCHES_MAX, 1), np.int64),
         loads=np.zeros(len(scenario.profiles), np.int64),
+        modes=kinds, stretches=stretches, gaps=hidden.gap_tables(gap_cvs),
         random=chance.make_streams(scenario.seed, w.STREAMS_FIXED + g + len(loads)), logs=chance.make_logs(),
         exec_noise=tables["exec"], load_noise=tables["load"], network_noise=tables["network"],
         groups=np.zeros(len(scenario.groups), w.GROUP),
@@ -198,10 +206,20 @@ def _empty(scenario: Scenario) -> w.SimWorld:
     state["minutes_ns"], state["lossless"] = scenario.minutes_ns, int(not scenario.faults)
     state["look_every"] = scenario.look_every or (1 if small(scenario) else LOOK_INSTANTS)
     sim.groups["batch"][list(scenario.batch_groups)] = 1
-    at = 0
+    at = mode = 0
     for i, load in enumerate(loads):
         at = _fill_source(sim.sources[i], load, at)
+        row = sim.sources[i]
+        row["mode"], row["modes"] = mode, len(load.modes)
+        if load.kind == w.SOURCE_GAMMA:
+            row["gaps"] = gap_cvs.index(load.gap_cv)
+        mode += len(load.modes)
     return sim
+
+
+def _gap_cvs(scenario: Scenario) -> list[float]:
+    """The coefficients of variation for which there are tables of gaps."""
+    return sorted({load.gap_cv for load in scenario.loads if load.kind == w.SOURCE_GAMMA})
 
 
 def _fill_source(row: np.void, load: Load, trace_at: int) -> int:

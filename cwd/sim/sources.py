@@ -12,9 +12,10 @@ from cwd.core.heap import NONE
 from cwd.core.world import FOREVER_NS
 from cwd.jit import inner_kernel, lean_kernel
 from cwd.sim.events import delay_ns, push, take_call
-from cwd.sim.random import below, exponential
+from cwd.sim.hidden import STRETCH_BITS
+from cwd.sim.random import below, draw, exponential, quantile
 from cwd.sim.world import (
-    EVENT_REQUEST, SOURCE_BURST, SOURCE_CLOSED, SOURCE_MINUTES, SOURCE_MMPP, SOURCE_POISSON, SOURCE_TRACE,
+    EVENT_REQUEST, SOURCE_BURST, SOURCE_CLOSED, SOURCE_GAMMA, SOURCE_MINUTES, SOURCE_MMPP, SOURCE_POISSON, SOURCE_TRACE,
     STREAM_CLIENTS, STREAMS_FIXED,
 )
 
@@ -80,6 +81,33 @@ def _advance(sim, source):
         row["position"] += 1
     elif kind == SOURCE_MINUTES:
         _advance_minutes(sim, row, stream)
+    elif kind == SOURCE_GAMMA:
+        row["next_ns"] += _gamma(sim, row, stream)
+
+
+@inner_kernel
+def _gamma(sim, row, stream):
+    """A gap with a gamma distribution, of the source's mean."""
+    value, mean_ns = quantile(sim.gaps[row["gaps"]], draw(sim.random, stream)), row["mean_ns"]
+    if row["scaled"] == 1:
+        mean_ns = mean_ns * 1000 // sim.state[0]["rate_permille"]
+    fraction = (1 << STRETCH_BITS) - 1
+    return (mean_ns >> STRETCH_BITS) * value + (((mean_ns & fraction) * value) >> STRETCH_BITS)
+
+
+@inner_kernel
+def _choose_mode(sim, call):
+    """What the request is: its application, and what its data makes of its execution."""
+    request = sim.calls[call]
+    row, stream = sim.sources[request["source"]], stream_of(sim, request["source"])
+    request["app"], request["stretch"] = row["group"], 1 << STRETCH_BITS
+    if row["modes"] == 0:
+        return
+    mode, u = row["mode"], draw(sim.random, stream)
+    while mode + 1 < row["mode"] + row["modes"] and sim.modes[mode, 1] <= u:
+        mode += 1
+    request["app"] = sim.modes[mode, 0]
+    request["stretch"] = quantile(sim.stretches[mode], draw(sim.random, stream))
 
 
 @inner_kernel
@@ -137,6 +165,7 @@ def due(sim, source, now_ns):
         request["model"] = row["model"] + below(sim.random, stream_of(sim, source), models)
     else:
         request["model"] = row["model"]
+    _choose_mode(sim, call)
     _advance(sim, source)
     _arm(sim, source)
     arrive(sim, call, now_ns)
@@ -152,6 +181,7 @@ def issue(sim, call, sent_ns):
     request["live"] = 2
     request["sent_ns"] = request["first_ns"] = sent_ns
     request["deadline_ns"], request["tries"] = sent_ns + row["slo_ns"], 0
+    _choose_mode(sim, call)
     push(sim, sent_ns + delay_ns(sim, STREAM_CLIENTS), EVENT_REQUEST, call, 0, 0)
 
 
@@ -174,4 +204,4 @@ def arrive(sim, call, now_ns):
     request["live"] = 1
     request["request_id"], request["client"] = state["request_id"], row["group"]
     engine.request_arrived(sim.core, now_ns, row["group"], request["request_id"], sim.models[request["model"]],
-                           row["size_class"], request["deadline_ns"], row["slo_ns"], row["group"], call)
+                           row["size_class"], request["deadline_ns"], row["slo_ns"], request["app"], call)

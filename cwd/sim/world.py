@@ -23,7 +23,7 @@ STREAM_CLIENTS, STREAM_FAULTS, STREAM_NETWORK, STREAMS_FIXED = 0, 1, 2, 3
 EVENT_REQUEST, EVENT_ACTION, EVENT_RESULT, EVENT_FAULT, EVENT_LOST, EVENT_JOINED = 1, 2, 3, 4, 5, 6
 
 # kinds of source
-SOURCE_POISSON, SOURCE_MMPP, SOURCE_TRACE, SOURCE_BURST, SOURCE_CLOSED, SOURCE_MINUTES = 1, 2, 3, 4, 5, 6
+SOURCE_POISSON, SOURCE_MMPP, SOURCE_TRACE, SOURCE_BURST, SOURCE_CLOSED, SOURCE_MINUTES, SOURCE_GAMMA = 1, 2, 3, 4, 5, 6, 7
 
 #: buckets of the latency histogram: 2**HISTOGRAM_BITS per doubling, so within 1.6 %
 HISTOGRAM_BITS = 6
@@ -42,12 +42,14 @@ def _table(fields: str) -> np.dtype:
 #: in the heap by (at_ns, sequence)
 EVENT = _table("at_ns sequence kind a b c")
 #: a client's request; its row is the core's handle of the payload. live: 1 while the controller has it, 2 while it is
-#: on its way or its client pauses; loops: 1 if the client sends another when it is answered
-CALL = _table("next live loops source model sent_ns first_ns deadline_ns client request_id tries")
-#: an action on its way there, on the GPU, or its result on its way back; its row is the core's handle of the outputs
+#: on its way or its client pauses; loops: 1 if the client sends another when it is answered; stretch: what its data
+#: makes of its execution (hidden.py), which nobody sees
+CALL = _table("next live loops source model sent_ns first_ns deadline_ns client request_id tries app stretch")
+#: an action on its way there, on the GPU, or its result on its way back; its row is the core's handle of the outputs;
+#: stretch: the largest of its requests
 MESSAGE = _table(
     "next state gpu life action verb model program pages batch size_class rows earliest_ns latest_ns expected_ns "
-    "status begin_ns end_ns pages_free"
+    "status begin_ns end_ns pages_free stretch"
 )
 MESSAGE_FREE, MESSAGE_OUT, MESSAGE_ON_GPU, MESSAGE_BACK, MESSAGE_HELD = 0, 1, 2, 3, 4
 #: what the truth knows of each of the core's action slots: the last id issued there, and whether a result settled it
@@ -62,9 +64,10 @@ SIM_GPU = _table(
 SIM_LANE = _table("message begin_ns finish_ns status resident")
 #: model, models: the requests are for one of `models` models from `model` on; group: for statistics, and the client
 #: state: of MMPP (0, 1), of a trace or burst (position); tries_max: how often a refused request is issued again
+#: mode, modes: what its requests are, from that mode on, 0: all alike; gaps: its table of gaps
 SOURCE = _table(
     "kind model models group slo_ns size_class mean_ns mean2_ns dwell_ns dwell2_ns state switch_ns period_ns count gap_ns "
-    "position start_ns stop_ns in_flight tries_max heard_ns next_ns scaled"
+    "position start_ns stop_ns in_flight tries_max heard_ns next_ns scaled mode modes gaps"
 )
 FAULT = _table("kind gpu source until_ns value value2")
 GROUP = _table("batch offered attempts on_time late refused failed answered cold latency_max_ns")
@@ -100,6 +103,9 @@ class SimWorld(Tables):
     models: np.ndarray  #: i8 [models]: the core's handle of model number i
     programs: np.ndarray  #: i8 [programs, BATCHES_MAX, classes]: how long an execution really takes
     loads: np.ndarray  #: i8 [programs]: how long a load really takes
+    modes: np.ndarray  #: i8 [modes, 2]: the application; the share of 2**32 of its source's requests up to and with it
+    stretches: np.ndarray  #: i8 [modes, points, 2]: quantile tables of their stretches
+    gaps: np.ndarray  #: i8 [tables, points, 2]: quantile tables of gaps of mean 2**STRETCH_BITS, for SOURCE_GAMMA
     random: np.ndarray  #: i8: a state per stream
     logs: np.ndarray  #: random.make_logs()
     exec_noise: np.ndarray  #: quantile tables

@@ -133,7 +133,7 @@ FIELDS = {"requests": ("state", "client", "cost_ns", "home", "action"),
           "actions": ("state", "rows", "batch", "parked", "background"),
           "clients": ("count",), "timers": ("key", "place"), "load_lanes": ("place",), "counters": (
               "requests_live", "models_live", "copies_live", "actions_live", "gpus_up", "timers_count", "apps",
-              "background_gpus", "background_level"), "histograms": ("total",)}
+              "background_gpus", "background_level"), "histograms": ("total",), "programs": ("scatter", "dynamic")}
 
 
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -81,7 +81,7 @@ def learn(world, now_ns, a, took_ns):
         clipper.learn(world, a, took_ns)
     elif policy == CLIPPER_QUANTILE:
         clipper_quantile.learn(world, now_ns, a, took_ns)
-    elif policy == ORLOJ:
+    elif policy == ORLOJ or policy == CWD:
         histograms.learn(world, a, took_ns)
     elif policy == CLOCKWORK_PAPER:
         memory.use(world, world.actions[a]["model"])

@@ -5,16 +5,18 @@ time on the GPU: each outcome of the batch's latency counts with its chance, hal
 that it leaves, and not at all once it is too late. Of a model's requests those are candidates whose batch would be in
 time on average (alone: possibly). The largest size that can be filled with candidates is taken, with the best scores;
 of the models the one with the largest sum runs.
+As published, a worker gets its next batch when the last one is over, where durations scatter; and who could not be in
+time even if alone and as quick as its application has ever been is given up when the lane opens.
 Departures: the paper's text was not at hand, this follows its abstract and what others say of it; solo times are not
 measured by running requests again alone, but inferred from batches (histograms.py); scores are computed when a lane
 opens, not kept in hulls with milestones; the chance to run next is a constant half-life; a batch has one size class,
 that of its first candidate; a model's first 32 requests and a GPU's 24 most urgent models are looked at, fewer models
-where queues are deep; overdue requests are given up at their due time, not at a milestone.
+where queues are deep; while durations do not scatter, the next batch goes out a little before the last one should be over.
 """
 
 from __future__ import annotations
 
-from cwd.core import batches, histograms, lanes, ordered, ready
+from cwd.core import batches, histograms, lanes, ordered, ready, sets
 from cwd.core.estimate import exec_row
 from cwd.core.world import FOREVER_NS, LANE_EXEC, NONE
 from cwd.jit import inner_kernel, lean_kernel
@@ -25,18 +27,6 @@ LOOK = 32
 LOOKS_MAX = 256
 #: 2**30 ns: slack that halves the value of running now
 HALF_LIFE_BITS = 30
-#: 2**(-i/16), in 2**20ths
-HALVINGS = (1048576, 1004120, 961548, 920782, 881744, 844361, 808563, 774282,
-            741455, 710020, 679917, 651091, 623487, 597053, 571740, 547500)
-
-
-@lean_kernel
-def decayed(slack_ns):
-    """2**(-slack / half-life), in 2**20ths; 0 if the slack is negative."""
-    if slack_ns < 0:
-        return 0
-    sixteenths = slack_ns >> (HALF_LIFE_BITS - 4)
-    return HALVINGS[sixteenths & 15] >> (sixteenths >> 4) if sixteenths < 16 * 20 else 0
 
 
 @lean_kernel
@@ -45,7 +35,7 @@ def score(odds, profiled_ns, slack_ns):
     value = 0
     for j in range(odds["count"]):
         latency_ns = odds["stretches"][j] * profiled_ns // histograms.STRETCH
-        value += odds["chances"][j] * decayed(slack_ns - latency_ns)
+        value += odds["chances"][j] * sets.decayed(slack_ns - latency_ns, HALF_LIFE_BITS)
     return value // ((odds["mean"] * profiled_ns // histograms.STRETCH) // 1000 + 1)
 
 
@@ -64,7 +54,7 @@ def _candidates(world, now_ns, gpu, m, b, start_ns):
         request["picked"] = 0
         if request["tag"] != tag or request["size_class"] != its_class:
             tag, its_class = request["tag"], request["size_class"]
-            profiled_ns = world.estimates[exec_row(world, program, kind, b, its_class)]["seed_ns"]
+            profiled_ns = world.estimates[exec_row(world, program, kind, b, its_class)]["profiled_ns"]
             histograms.refresh(world, tag, program, b)
             stretch = world.odds[tag, b]["mean"] if b > 0 else world.odds[tag, b]["stretches"][0]
             least_ns = stretch * profiled_ns // histograms.STRETCH
@@ -151,6 +141,7 @@ def next_batch(world, gpu, now_ns):
             break
         m = world.copies[copy]["model"]
         looks -= min(world.models[m]["queued"], LOOK)
+        sets.give_up(world, now_ns, gpu, m, start_ns)
         if world.models[m]["queue_head"] != NONE:
             first, b, rows, total = _propose(world, now_ns, gpu, m, start_ns)
             if b != NONE and total > most:

@@ -1,0 +1,194 @@
+"""Batches as sets, against a naive twin, and what the policy does with programs whose executions depend on data."""
+
+from __future__ import annotations
+
+import random
+
+import naive_sets as naive
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from script import MS, Script, only
+
+from cwd.core import engine, histograms, sets
+from cwd.core.world import ACTION_EXEC, BINS, HISTOGRAM, OUT_ACTION, OUT_REPLY, SETS
+from cwd.errors import Code
+
+SIZES = (1, 2, 4, 8)
+#: the stretch of a bin, in the twin's units
+STRETCHES = [(j + 1) / 8 for j in range(BINS)]
+
+weights = st.dictionaries(st.integers(0, BINS - 1), st.integers(50, 4000), min_size=1, max_size=4)
+
+
+def table_of(found):
+    table = np.zeros(len(found), HISTOGRAM)
+    for row, counts in zip(table, found, strict=True):
+        for j, count in counts.items():
+            row["counts"][j], row["sums"][j] = count, count * (j + 1) * histograms.STRETCH // 8
+        row["total"] = row["counts"].sum()
+    return table
+
+
+def searched(found, requests, profiled):
+    """The scratch after a search for [(application, slack)]."""
+    scratch = np.zeros(1, SETS)[0]
+    scratch["count"], scratch["tags"], scratch["n_batches"] = len(requests), len(found), len(profiled)
+    for i, (app, slack) in enumerate(requests):
+        scratch["rows"][i], scratch["slacks"][i], scratch["places"][i] = i, slack, app
+    for app in range(len(found)):
+        scratch["tag"][app], scratch["waiting"][app] = app, sum(1 for other, _ in requests if other == app)
+    for b, (size, duration) in enumerate(profiled.items()):
+        scratch["sizes"][b], scratch["profiled"][b] = size, duration
+    sets.group(scratch, table_of(found))
+    sets.search(scratch)
+    return scratch
+
+
+@settings(max_examples=60, deadline=None)
+@given(found=st.lists(weights, min_size=1, max_size=4), data=st.data())
+def test_the_best_set_is_as_good_as_the_naive_ones(found, data):
+    """No worse than any neighbours of one group, no better than any of a run; and worth what it is said to be."""
+    slacks = st.integers(-5, 300).map(lambda ms: ms * MS)
+    requests = data.draw(st.lists(st.tuples(st.integers(0, len(found) - 1), slacks), min_size=1, max_size=12))
+    requests.sort(key=lambda request: request[1])
+    used = sorted({app for app, _ in requests})
+    requests = [(used.index(app), slack) for app, slack in requests]
+    found = [found[app] for app in used]
+    profiled = {size: (3 + size) * 4 * MS for size in SIZES}
+    scratch = searched(found, requests, profiled)
+    group_of = {app: int(scratch["group"][app]) for app in range(len(found))}
+    waiting = {g: {app: sum(1 for other, _ in requests if other == app) for app in group_of if group_of[app] == g}
+               for g in set(group_of.values())}
+    lists = {app: [counts.get(j, 0) for j in range(BINS)] for app, counts in enumerate(found)}
+    chances = {g: naive.below(lists, of_group, BINS) for g, of_group in waiting.items()}
+    single, every = naive.best(requests, group_of, chances, STRETCHES, profiled, 2.0 ** sets.HALF_LIFE_BITS)
+    # chances are in 65536ths, rounded once for each factor; the decay goes in sixteenths of a half-life
+    said = int(scratch["best_worth"]) / 2.0 ** 30 / 2.0 ** 20
+    assert single * 0.93 - 1e-10 <= said <= every * 1.05 + 1e-10
+    if scratch["best_batch"] < 0:
+        assert every < 1e-9
+        return
+    chosen = [requests[scratch["best"][c]] for c in range(scratch["best_rows"])]
+    members = {g: sum(1 for app, _ in chosen if group_of[app] == g) for g in {group_of[app] for app, _ in chosen}}
+    duration = int(scratch["profiled"][scratch["best_batch"]])
+    true = naive.worth(naive.largest(chances, members), STRETCHES, [slack for _, slack in chosen], duration,
+                       2.0 ** sets.HALF_LIFE_BITS)
+    assert said <= true * 1.05 + 1e-10
+    assert scratch["best_rows"] <= SIZES[scratch["best_batch"]]
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(weights, min_size=1, max_size=8))
+def test_applications_of_like_means_are_one_group(found):
+    scratch = searched(found, [(app, 100 * MS) for app in range(len(found))], {1: 3 * MS})
+    means = [(app, int(histograms.middle(row))) for app, row in enumerate(table_of(found))]
+    assert {app: int(scratch["group"][app]) for app, _ in means} == naive.groups_of(means)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, histograms.CERTAIN), st.integers(0, 64))
+def test_powers_of_a_chance(chance, count):
+    exact = (chance / histograms.CERTAIN) ** count * histograms.CERTAIN
+    assert exact - 2 * count - 1 <= int(sets.raised(chance, count)) <= exact + 1
+
+
+class Dynamic(Script):
+    """One program whose executions take their profile times the longest of their requests' applications, by `times`."""
+
+    def __init__(self, times, **config):
+        super().__init__(policy="cwd", requests_max=64, **config)
+        self.times, self.number = times, 0
+        self.hold()
+
+    def come(self, app, slo=200 * MS):
+        self.number += 1
+        return int(engine.request_arrived(
+            self.world, self.now, 1, self.number, self.model, 0, 0, slo, app, self.number))
+
+    def apps(self, out):
+        found, r = [], out["first"]
+        while r != -1:
+            found.append(int(self.world.requests[r]["app"]))
+            r = int(self.world.requests[r]["next"])
+        return found
+
+    def serve(self):
+        """Issue and end one execution; the applications in it, [] if there is none."""
+        runs = [out for out in self.tick() if out["kind"] == OUT_ACTION]
+        if not runs:
+            return []
+        run = only(runs, verb=ACTION_EXEC)
+        apps, begin = self.apps(run), self.now
+        self.now += int({1: 3, 2: 4, 4: 6}[run["batch"]] * MS * max(self.times[app] for app in apps))
+        assert engine.action_done(
+            self.world, self.now, run["action"], 0, begin, self.now, 0, run["rows"], -1, -1) == 0
+        self.take()
+        return apps
+
+    def teach(self, rounds=200):
+        dice = random.Random(3)
+        for _ in range(rounds):
+            for _ in range(1 + dice.randrange(3)):
+                self.come(dice.choice(sorted(self.times)))
+            while self.serve():
+                pass
+            self.now += 30 * MS
+            self.tick()
+
+
+def test_what_does_not_scatter_is_never_dynamic():
+    world = Dynamic({1: 1.0, 2: 1.2})
+    world.teach()
+    assert world.world.programs[0]["dynamic"] == 0 and world.world.histograms["total"].sum() == 0
+
+
+def test_a_change_of_all_durations_does_not_make_a_program_dynamic():
+    world = Dynamic({1: 1.0})
+    for factor in (1.0, 3.0, 1.0):
+        world.times = {1: factor}
+        world.teach(60)
+        assert world.world.programs[0]["dynamic"] == 0
+
+
+def test_applications_that_differ_are_not_mixed_when_time_is_short():
+    world = Dynamic({1: 1.0, 2: 8.0})
+    world.teach()
+    assert world.world.programs[0]["dynamic"] == 1
+    # 30 ms: four quick ones together take 6, with a slow one among them 48
+    world.come(2, slo=35 * MS)
+    for _ in range(4):
+        world.come(1, slo=36 * MS)
+    assert world.serve() == [1, 1, 1, 1]
+    # 26 ms are left: the slow one, alone 24, is next
+    assert world.serve() == [2]
+
+
+def test_a_dynamic_program_refuses_nobody_who_may_be_quick_and_gives_up_who_cannot_be():
+    world = Dynamic({1: 1.0, 2: 8.0})
+    world.teach()
+    assert world.come(1, slo=6 * MS) == 0 and world.serve() == [1]
+    assert world.come(2, slo=12 * MS) == 0
+    assert only(world.tick(), kind=OUT_REPLY)["status"] == Code.DEADLINE_EXPIRED
+
+
+def test_a_program_that_stops_scattering_is_served_as_others_again():
+    world = Dynamic({1: 1.0, 2: 8.0})
+    world.teach()
+    world.times = {1: 1.0, 2: 1.0}
+    world.teach(3_000)
+    assert world.world.programs[0]["dynamic"] == 0
+
+
+@pytest.mark.parametrize("apps", [1, 2, 12])
+def test_more_applications_than_are_told_apart(apps):
+    """Every request is answered, whatever its application."""
+    world = Dynamic({app: 1.0 + 3 * (app % 2) for app in range(apps)}, apps_max=4)
+    world.teach(120)
+    for app in range(apps):
+        world.come(app, slo=1_000 * MS)
+    served = []
+    while run := world.serve():
+        served += run
+    assert sorted(served) == list(range(apps))
