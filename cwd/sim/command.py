@@ -67,12 +67,17 @@ def _run_point(point: Point, facts: dict[str, Any], progress: playing.Progress |
     end_ns = measured_ns + scenario.measure_ns
     playing.advance(sim, scenario, measured_ns, start_ns, end_ns, progress)
     piece_ns = point.minute_ns or scenario.measure_ns
+    whole = report.Sum()
     for minute in range(scenario.measure_ns // piece_ns):
         playing.start_measuring(sim)
         playing.advance(sim, scenario, measured_ns + (minute + 1) * piece_ns, start_ns, end_ns, progress)
         swept = {**point.swept, "minute": minute} if point.minute_ns else point.swept
         facts["rows"].append(report.row(sim, scenario, swept))
         facts["groups"] += report.groups(sim, scenario, swept)
+        whole.add(sim)
+    if point.minute_ns:
+        whole.restore(sim)
+        facts["rows"].append(report.row(sim, scenario, {**point.swept, "minute": "all"}))
     if point.settles:
         playing.refuse_rest(sim, scenario)
     return int(sim.state[0]["hash"])
