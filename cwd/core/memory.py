@@ -6,6 +6,10 @@ from cwd.jit import inner_kernel
 
 #: the gap between arrivals follows each new one by 1 / 2**GAP_BITS
 GAP_BITS = 5
+#: 2**33 ns: the half-life of work done, 8.6 s
+WORK_BITS = 33
+#: a half-life's steps
+_STEP_BITS = 10
 
 
 @inner_kernel
@@ -13,6 +17,7 @@ def forget(world, m):
     """A model is new in its slot."""
     row = world.memory[m]
     row["arrived_ns"] = row["gap_ns"] = row["slo_ns"] = row["limit"] = row["small_ns"] = row["large_ns"] = 0
+    row["work_ns"] = row["faded_ns"] = 0
 
 
 @inner_kernel
@@ -29,6 +34,28 @@ def arrived(world, now_ns, r):
         row["gap_ns"] += (gap_ns - row["gap_ns"]) >> GAP_BITS
     row["arrived_ns"] = now_ns
     row["slo_ns"] = request["slo_ns"]
+
+
+@inner_kernel
+def work_ns(world, now_ns, m):
+    """GPU time that the model was given, each piece counting half as much after a half-life: 12.4 s of its mean."""
+    row = world.memory[m]
+    age_ns = now_ns - row["faded_ns"]
+    halvings = age_ns >> WORK_BITS
+    if halvings > 60:
+        return 0
+    left = row["work_ns"] >> halvings
+    steps = (age_ns >> (WORK_BITS - _STEP_BITS)) & ((1 << _STEP_BITS) - 1)
+    # evenly from one halving to the next
+    return left - ((left * steps) >> (_STEP_BITS + 1))
+
+
+@inner_kernel
+def worked(world, now_ns, m, took_ns):
+    """The model was given so much GPU time."""
+    row = world.memory[m]
+    row["work_ns"] = work_ns(world, now_ns, m) + took_ns
+    row["faded_ns"] = now_ns
 
 
 @inner_kernel

@@ -33,15 +33,17 @@ from numpy.typing import NDArray
 FUNCTIONS = 46_000
 CALLS_RPS = 9_638.0
 DAY = 1440
+#: most calls a day of one function
+CALLS_MAX = 1e7
 #: (share of the functions, calls a day at most)
 HOURLY, MINUTELY = (0.45, 24.0), (0.81, 1440.0)
-TIMER_SHARE, TIMER_RANK_MIN = 0.156, 0.03
+TIMER_SHARE, TIMER_RANK_MIN = 0.156, 0.01
 TIMER_MINUTES = np.array([1, 5, 15, 60, 180, 360, 720, 1440])
 ROUND_SHARE = 0.5
 FOLLOWER_SHARE = 0.58
 #: (every so many minutes, how much more followers are called then)
 SPIKES = ((5, 0.06), (15, 0.05), (60, 0.04))
-BURSTY_SHARE, BURST_ON, BURST_MINUTES = 0.40, 1 / 3, 10
+BURSTY_SHARE, BURSTY_RANK_MIN, BURST_ON, BURST_MINUTES = 0.40, 0.002, 1 / 3, 10
 #: functions whose minutes are made at a time
 CHUNK = 2_000
 
@@ -54,13 +56,15 @@ def daily_calls(functions: int = FUNCTIONS) -> Floats:
     low, high = normal.inv_cdf(HOURLY[0]), normal.inv_cdf(MINUTELY[0])
     sigma = np.log(MINUTELY[1] / HOURLY[1]) / (high - low)
     rank = (np.arange(functions) + 0.5) / functions
-    drawn = np.exp(np.log(HOURLY[1]) + sigma * (np.array([normal.inv_cdf(1 - share) for share in rank]) - low))
+    body = np.exp(np.log(HOURLY[1]) + sigma * (np.array([normal.inv_cdf(1 - share) for share in rank]) - low))
+    body, above = np.maximum(body, 1.0), np.maximum((1 - MINUTELY[0]) / rank, 1.0)
     total = CALLS_RPS * 60 * DAY * functions / FUNCTIONS
-    least, most = 1.0, float(drawn[0])
+    least, most = 0.1, 10.0
     for _ in range(64):
-        cut = (least * most) ** 0.5
-        least, most = (cut, most) if np.minimum(drawn, cut).sum() < total else (least, cut)
-    return np.maximum(np.minimum(drawn, most), 1.0)
+        exponent = (least + most) / 2
+        daily = np.where(above > 1, np.minimum(MINUTELY[1] * above ** exponent, CALLS_MAX), body)
+        least, most = (exponent, most) if daily.sum() < total else (least, exponent)
+    return daily
 
 
 def minute_calls(daily: Floats, first_minute: int, minutes: int, seed: int) -> Iterator[Floats]:
@@ -72,7 +76,7 @@ def minute_calls(daily: Floats, first_minute: int, minutes: int, seed: int) -> I
         share = np.where(rank >= TIMER_RANK_MIN, TIMER_SHARE / (1 - TIMER_RANK_MIN), 0.0)
         timer = rng.random(len(mine)) < share
         clock = first_minute + np.arange(minutes)
-        others = _others(len(mine), clock, rng)
+        others = _others(rank, clock, rng)
         yield (mine / DAY)[:, None] * np.where(timer[:, None], _timers(mine, clock, rng), others)
 
 
@@ -84,15 +88,15 @@ def _timers(daily: Floats, clock: NDArray[np.int64], rng: np.random.Generator) -
     return np.where((clock[None, :] - phase[:, None]) % period[:, None] == 0, period[:, None], 0).astype(np.float64)
 
 
-def _others(functions: int, clock: NDArray[np.int64], rng: np.random.Generator) -> Floats:
+def _others(rank: Floats, clock: NDArray[np.int64], rng: np.random.Generator) -> Floats:
     """The same for the other functions: spikes of those that follow timers, times the spells of the bursty ones."""
-    spikes, mean = np.ones(len(clock)), 1.0
+    functions, spikes, mean = len(rank), np.ones(len(clock)), 1.0
     for period, height in SPIKES:
         spikes += np.where(clock % period == 0, height / FOLLOWER_SHARE, 0.0)
         mean += height / FOLLOWER_SHARE / period
     follows = rng.random(functions) < FOLLOWER_SHARE
     factors = np.where(follows[:, None], spikes[None, :] / mean, 1.0)
-    bursty = rng.random(functions) < BURSTY_SHARE
+    bursty = (rng.random(functions) < BURSTY_SHARE) & (rank >= BURSTY_RANK_MIN)
     on = rng.random(functions) < BURST_ON
     ends, begins = 1 / BURST_MINUTES, BURST_ON / (1 - BURST_ON) / BURST_MINUTES
     for minute in range(len(clock)):

@@ -38,10 +38,13 @@ CLIENTS = 16
 MILLIONTHS = 1_000_000
 #: of the hour; so a run of ten minutes has each of the spikes once
 FIRST_MINUTE = 54
+#: in which varieties follow one another
+ORDERS = {"name": lambda profile: profile.name, "size": lambda profile: (profile.pages, profile.load_ns, profile.name),
+          "cost": lambda profile: (profile.exec_ns[0], profile.name)}
 
 
 def points(quick: bool = False, trace: str = "", gpus: int = 12, rate_rps: float = 9638.0, slo_ms: float = 100.0,
-           mapping: str = "block", minutes: int = 10, requests: int = 0, copies: int = COPIES, seed: int = 0
+           mapping: str = "block", order: str = "name", minutes: int = 10, requests: int = 0, copies: int = COPIES, seed: int = 0
            ) -> Iterator[Point]:
     """Rows of one run, as long as `minutes` or, if given, `requests` ask. Quick: a sixth of models, GPUs and rate, two minutes."""
     if quick:
@@ -52,7 +55,7 @@ def points(quick: bool = False, trace: str = "", gpus: int = 12, rate_rps: float
         raise CwdError(f"{mapping!r} is no mapping: {', '.join(ASSIGNMENTS)}", code=Code.BAD_ARGUMENT)
     if requests > 0:
         minutes = max(round(requests / (rate_rps * 60)), 1)
-    profiles = tuple(sorted(list(v100().values())[:VARIETIES], key=lambda profile: profile.name))
+    profiles = tuple(sorted(list(v100().values())[:VARIETIES], key=ORDERS[order]))
     # their varieties follow one another, copy after copy
     models = tuple(program for program in range(len(profiles)) for _ in range(copies))
     name, rates = model_rates(trace, len(models), mapping, minutes + 1, seed & (1 << 64) - 1)
