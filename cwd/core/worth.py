@@ -1,10 +1,10 @@
 """What a copy is worth to those who ask for its model, per page, and which copies leave for another.
 
 A model's *work* is the GPU time that it was given lately (memory.py); if it is called so rarely that this has faded, what
-one execution in the time since its last request would come to. A model's only copy is worth all of that. Of several each
-is worth what the others would have to do more without it: work / (copies - 1) less work / copies. Both times what a LOAD
-takes over the pages that it fills. So memory goes to copies as their work per page goes, down to where a further copy of
-a busy model is worth no more than the only copy of a rare one.
+one execution in the time since its last request would come to. A model's only copy is worth all of that, one of several
+its share times the chance that none of the others would do: a half for each. All times what a LOAD takes over the pages
+that it fills. So memory goes to copies as their work per page goes, down to where a further copy of a busy model is
+worth no more than the only copy of a rare one.
 """
 
 from __future__ import annotations
@@ -18,12 +18,14 @@ from cwd.jit import inner_kernel, lean_kernel
 
 #: of the LOAD's time no more than this is told apart, to keep products small
 _LOAD_BITS = 17
+#: of more copies than this one more is worth nothing
+_COPIES_MAX = 40
 
 
 @lean_kernel
 def share_ns(work_ns, copies):
-    """What one of so many copies is worth: all, or what it takes off each of the others."""
-    return work_ns if copies < 2 else work_ns // (copies * (copies - 1))
+    """What one of so many copies is worth of their model's work."""
+    return 0 if copies > _COPIES_MAX else work_ns // copies >> (copies - 1)
 
 
 @inner_kernel
