@@ -33,7 +33,7 @@ def ran(world, now_ns, m, took_ns):
         best = counters["spread_model"]
         counters["spread_model"] = NONE
         counters["spread_ns"] = now_ns
-        if world.models[best]["state"] == MODEL_READY:
+        if world.models[best]["state"] == MODEL_READY and world.models[best]["copies_count"] > 0:
             _spread(world, now_ns, best)
 
 

@@ -16,8 +16,8 @@ from cwd.core.residency import VICTIMS_MAX
 from cwd.core.world import NONE
 from cwd.jit import inner_kernel, lean_kernel
 
-#: of the LOAD's time no more than this is told apart, to keep products small
-_LOAD_BITS = 17
+#: work and LOAD times are multiplied without these bits, lest the product overflow
+_WORK_BITS, _LOAD_BITS = 7, 10
 #: of more copies than this one more is worth nothing
 _COPIES_MAX = 40
 
@@ -29,11 +29,11 @@ def share_ns(work_ns, copies):
 
 
 @inner_kernel
-def work_ns(world, now_ns, m):
+def work_ns(world, now_ns, gpu, m):
     """The model's work lately, or what one execution since its last request is of a half-life."""
     done_ns = memory.work_ns(world, now_ns, m)
     silent_ns = now_ns - world.memory[m]["arrived_ns"]
-    alone_ns = exec_ns(world, now_ns, world.models[m]["program"], 0, 0, 0)
+    alone_ns = exec_ns(world, now_ns, world.models[m]["program"], world.gpus[gpu]["kind"], 0, 0)
     rare_ns = alone_ns if silent_ns < (1 << memory.WORK_BITS) else (alone_ns >> 10) * (
         (1 << (memory.WORK_BITS + 10)) // silent_ns)
     return done_ns if done_ns > rare_ns else rare_ns
@@ -43,15 +43,15 @@ def work_ns(world, now_ns, m):
 def per_page(world, now_ns, gpu, m, value_ns):
     """A value of a model's copy, in LOAD time per page."""
     pages = world.models[m]["pages"] if world.models[m]["pages"] > 0 else 1
-    return value_ns * (load_ns(world, now_ns, world.models[m]["program"], world.gpus[gpu]["kind"]) >> _LOAD_BITS) // pages
+    taken_ns = load_ns(world, now_ns, world.models[m]["program"], world.gpus[gpu]["kind"])
+    return (value_ns >> _WORK_BITS) * (taken_ns >> _LOAD_BITS) // pages
 
 
-@inner_kernel
+@lean_kernel
 def of_copy(world, now_ns, copy):
     """What a copy that is there is worth."""
-    m = world.copies[copy]["model"]
-    value_ns = share_ns(work_ns(world, now_ns, m), world.models[m]["copies_count"])
-    return per_page(world, now_ns, world.copies[copy]["gpu"], m, value_ns)
+    m, gpu = world.copies[copy]["model"], world.copies[copy]["gpu"]
+    return per_page(world, now_ns, gpu, m, share_ns(work_ns(world, now_ns, gpu, m), world.models[m]["copies_count"]))
 
 
 @inner_kernel
@@ -61,7 +61,7 @@ def of_another(world, now_ns, gpu, m):
     return per_page(world, now_ns, gpu, m, value_ns)
 
 
-@inner_kernel
+@lean_kernel
 def cheapest(world, now_ns, gpu, limit):
     """Of the VICTIMS_MAX copies used longest ago the one that may leave and is worth least, and less than `limit`; or -1."""
     best, best_worth = NONE, limit

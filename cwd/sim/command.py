@@ -28,7 +28,9 @@ def check_names(experiments: Sequence[str], policies: Sequence[str]) -> None:
 
 def run(experiment: str, policy: str = "clockwork", seed: int = 0, noise: str = "clockwork",
         progress: Say | None = None, **options: Any) -> dict[str, Any]:
-    """Run all points: {"experiment", "policy", "seed", "options", "rows", "groups", "digest"}.
+    """Run all points: {"experiment", "policy", "seed", "options", "rows", "whole", "groups", "digest"}.
+
+    `whole` has a row per point of which `rows` has one per minute.
 
     The digest is of everything that the core left in its outbox, in all points. Nothing in the facts depends on the
     machine or on how fast it is. Raises `CwdError` for what is not there and `InvariantError` at a violation.
@@ -37,7 +39,7 @@ def run(experiment: str, policy: str = "clockwork", seed: int = 0, noise: str = 
     make = importlib.import_module(f"cwd.sim.experiments.{experiment}").points
     points = list(make(**options, **({"seed": seed} if "seed" in inspect.signature(make).parameters else {})))
     facts: dict[str, Any] = {"experiment": experiment, "policy": policy, "seed": seed, "noise": noise,
-                             "options": options, "rows": [], "groups": []}
+                             "options": options, "rows": [], "whole": [], "groups": []}
     digest = 0
     for number, point in enumerate(points):
         scenario = dataclasses.replace(point.scenario, policy=policy, seed=seed, noise=noise)
@@ -77,7 +79,7 @@ def _run_point(point: Point, facts: dict[str, Any], progress: playing.Progress |
         whole.add(sim)
     if point.minute_ns:
         whole.restore(sim)
-        facts["rows"].append(report.row(sim, scenario, {**point.swept, "minute": "all"}))
+        facts["whole"].append(report.row(sim, scenario, point.swept))
     if point.settles:
         playing.refuse_rest(sim, scenario)
     return int(sim.state[0]["hash"])

@@ -3,7 +3,7 @@
 Their trace had some 46,000 functions, eleven to a model; population.py makes as many from what is published of them. A
 file (`--trace`) with fewer is made to do: each function is one of the file's by chance, turned by a number of minutes of
 its own. Calls are scaled to `rate_rps` in the mean of the measured minutes, by default theirs; in a minute they are
-Poisson. A row per minute, and one of all.
+Poisson. A row per minute, and in `whole` one of all.
 
 *Which function is on which model* decides whether the load can be served at all. 12 GPUs have 12,000 ms a second, so 9,638
 r/s may take 1.245 ms each. Spread evenly over the varieties (round robin, `--mapping stripe`) a request costs 4.18 ms alone
@@ -60,8 +60,8 @@ def points(quick: bool = False, trace: str = "", gpus: int = 12, rate_rps: float
     loads = tuple(Load(SOURCE_MINUTES, models=len(models), slo_ns=round(slo_ms * NS_PER_MS)) for _ in range(CLIENTS))
     yield Point({"models": len(models), "gpus": gpus, "rate_rps": rate_rps, "trace": name}, Scenario(
         profiles, models, loads, gpus=gpus, rates=np.round(rates.sum(axis=0, keepdims=True) / CLIENTS * MILLIONTHS),
-        shares=shares(rates), warmup_ns=60 * NS_PER_S, measure_ns=minutes * 60 * NS_PER_S,
-        config=dict(requests_max=65536)), minute_ns=60 * NS_PER_S)
+        shares=shares(rates), warmup_ns=60 * NS_PER_S, measure_ns=minutes * 60 * NS_PER_S),
+        minute_ns=60 * NS_PER_S)
 
 
 def model_rates(trace: str, models: int, mapping: str, minutes: int, seed: int) -> tuple[str, np.ndarray]:
