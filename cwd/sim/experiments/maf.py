@@ -6,12 +6,13 @@ its own. Calls are scaled to `rate_rps` in the mean of the measured minutes, by 
 Poisson. A row per minute, and in `whole` one of all.
 
 *Which function is on which model* decides whether the load can be served at all. 12 GPUs have 12,000 ms a second, so 9,638
-r/s may take 1.245 ms each. Spread evenly over the varieties (round robin, `--mapping stripe`) a request costs 4.18 ms alone
-and 2.99 in a batch of 2: 29 GPUs at Clockwork's mean batch of 1.9, and even full batches of 16 take 15.7. That is an
-overload by any policy, and theirs was none. Their replayer puts the functions in order of calls and neighbours on one
-model (`block`: function i of F on model i * M / F), the models in the order of their varieties' names: so 85 % of the calls
-are for the copies of cifar_wideresnet16_10, and rare functions are on all the others. Then the load takes 14.8 GPUs in
-batches of 1, 10.2 in batches of 2, 7.7 of 4, 6.0 of 8 and 5.6 of 16: all 12 GPUs busy and no overload, as they say.
+r/s may take 1.245 ms each. Spread evenly (`--mapping random`) a request costs 4.11 ms alone and 2.95 in a batch of 2: 28
+GPUs at Clockwork's mean batch of 1.9, and full batches of 16 still take 15.5. Dealt out in turn, round robin (`stripe`), the
+popular functions are on the first ten varieties: 33 GPUs in batches of 1, 22.7 of 2, 13.6 of 8. Either is an overload
+under any policy, and theirs was none. Their replayer puts the functions in order of calls and neighbours on one model
+(`block`: function i of F on model i * M / F), the models in the order of their varieties' names: so 85 % of the calls are
+for the copies of cifar_wideresnet16_10, and rare functions are on all the others. Then the load takes 14.8 GPUs in batches
+of 1, 10.2 of 2, 7.7 of 4, 6.0 of 8 and 5.6 of 16: all 12 GPUs are busy, and it is no overload.
 """
 
 from __future__ import annotations
