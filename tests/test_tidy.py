@@ -40,7 +40,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
     "cwd.worker": (*_BASE, "cwd.jit", "cwd.tables", "cwd.wire", "cwd.net", "cwd.models"),
     # the devices' rules are the workers'; no clock, no socket
     "cwd.sim": (*_BASE, "cwd.jit", "cwd.tables", "cwd.core", "cwd.worker.agenda", "cwd.worker.residency",
-                "cwd.worker.rules", "cwd.workload.traces", "cwd.workload.synthetic"),
+                "cwd.worker.rules", "cwd.workload.traces", "cwd.workload.arrivals", "cwd.workload.population"),
     # a replay is a client that also reads the controller's log
     "cwd.workload": (*_BASE, "cwd.client", "cwd.wire.messages", "cwd.controller.telemetry", "cwd.controller.record",
                      "cwd.controller.config"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cwd.core import actions, lanes, ordered, queues, residency
+from cwd.core import actions, lanes, ordered, queues, residency, worth
 from cwd.core.admission import want
 from cwd.core.presets import BY_RECENT
 from cwd.core.queues import COPIES_LOOK, load_need_ns
@@ -123,6 +123,11 @@ def make_room_and_load(world, now_ns, gpu, m):
     model, place = world.models[m], world.gpus[gpu]
     if world.prepared[gpu, model["program"]] == 0 or residency.find(world, m, gpu) != NONE:
         return 0
+    if world.settings[0]["spreads"] == 1:
+        if worth.make_room(world, now_ns, gpu, model["pages"], FOREVER_NS) == 0:
+            return 0
+        world.counters[0]["replicas"] += 1 if model["copies_count"] > 0 else 0
+        return actions.issue_load(world, now_ns, gpu, m)
     wanted = 0
     if not residency.could_free(world, gpu, model["pages"], wanted):
         wanted = world.settings[0]["evict_queued"]

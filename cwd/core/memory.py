@@ -6,10 +6,15 @@ from __future__ import annotations
 
 from cwd.core import ordered
 from cwd.core.world import NONE
-from cwd.jit import inner_kernel
+from cwd.jit import inner_kernel, lean_kernel
 
 #: the gap between arrivals follows each new one by 1 / 2**GAP_BITS
 GAP_BITS = 5
+#: 2**33 ns: the half-life of work done, 8.6 s
+WORK_BITS = 33
+#: it fades in so many steps per half-life, each of 8.4 ms
+_STEP_BITS = 10
+_AGE_BITS = WORK_BITS - _STEP_BITS
 
 
 @inner_kernel
@@ -19,6 +24,7 @@ def forget(world, m):
     row["arrived_ns"] = row["gap_ns"] = row["slo_ns"] = row["limit"] = row["small_ns"] = row["large_ns"] = 0
     row["passed_key"] = row["passed_tie"] = 0
     row["used"] = m
+    row["work_ns"] = row["faded_ns"] = 0
 
 
 @inner_kernel
@@ -35,6 +41,29 @@ def arrived(world, now_ns, r):
         row["gap_ns"] += (gap_ns - row["gap_ns"]) >> GAP_BITS
     row["arrived_ns"] = now_ns
     row["slo_ns"] = request["slo_ns"]
+
+
+@lean_kernel
+def work_ns(world, now_ns, m):
+    """GPU time that the model was given, each piece counting half as much after a half-life: 12 to 17 s of its mean."""
+    row = world.memory[m]
+    age_ns = now_ns - row["faded_ns"]
+    halvings = age_ns >> WORK_BITS
+    if halvings > 60:
+        return 0
+    left = row["work_ns"] >> halvings
+    steps = (age_ns >> _AGE_BITS) & ((1 << _STEP_BITS) - 1)
+    # evenly from one halving to the next
+    return left - ((left * steps) >> (_STEP_BITS + 1))
+
+
+@lean_kernel
+def worked(world, now_ns, m, took_ns):
+    """The model was given so much GPU time."""
+    row = world.memory[m]
+    row["work_ns"] = work_ns(world, now_ns, m) + took_ns
+    # by whole steps, or what comes often would never fade
+    row["faded_ns"] += (now_ns - row["faded_ns"]) >> _AGE_BITS << _AGE_BITS
 
 
 @inner_kernel

@@ -13,8 +13,9 @@ import dataclasses
  CWD) = range(11)
 
 #: orders. BY_DUE: deadline less the reply's way. BY_LATEST: the last moment to issue. BY_TURN: who ran longest ago.
-#: BY_STRATEGY: as noted when the copy was last looked at. BY_RECENT: by demand, of equals who ran last
-BY_DUE, BY_LATEST, BY_ARRIVAL, BY_TURN, BY_STRATEGY, BY_RECENT = 0, 1, 2, 3, 4, 5
+#: BY_STRATEGY: as noted when the copy was last looked at. BY_RECENT: by demand, of equals who ran last. BY_SAVED: the most
+#: requests per LOAD time
+BY_DUE, BY_LATEST, BY_ARRIVAL, BY_TURN, BY_STRATEGY, BY_RECENT, BY_SAVED = range(7)
 
 US, MS = 1_000, 1_000_000
 
@@ -29,7 +30,8 @@ class Preset:
     #: hold executions against deadlines: give up what cannot be in time, let none begin that would be late; 0: give up
     #: only what is overdue already
     foresight: int = 1
-    #: requests of a model (BY_DUE or BY_ARRIVAL), copies of a GPU (any), models that want a LOAD (BY_DUE: by demand)
+    #: requests of a model (BY_DUE or BY_ARRIVAL), copies of a GPU (any), models that want a LOAD (BY_DUE: by demand; BY_ARRIVAL,
+    #: BY_SAVED)
     queue_order: int = BY_DUE
     copy_order: int = BY_LATEST
     load_order: int = BY_DUE
@@ -62,6 +64,9 @@ class Preset:
     gathers: int = 0
     #: keep GPUs free of work that is not urgent, as many as urgent work needs (background.py)
     reserves: int = 0
+    #: give busy models further copies before they are needed (spread.py), and let the copies leave that are worth least
+    #: (worth.py) instead of those used longest ago
+    spreads: int = 0
     #: how long a batch that is not full may be held back for more requests
     batch_delay_ns: int = 0
     #: a request is due no earlier than this after its arrival, whatever its deadline
@@ -84,7 +89,7 @@ _CLIPPER = {"admission": 0, "foresight": 0, "queue_order": BY_ARRIVAL, "copy_ord
 PRESETS = {
     "fifo": Preset(FIFO, queue_order=BY_ARRIVAL, copy_order=BY_ARRIVAL, load_order=BY_ARRIVAL, replicate=0, load_saves=0),
     "clockwork": Preset(CLOCKWORK),
-    "cwd": Preset(CWD, learns=1, gathers=1, reserves=1),
+    "cwd": Preset(CWD, learns=1, gathers=1, reserves=1, spreads=1, load_order=BY_SAVED),
     "edf": Preset(EDF, copy_order=BY_DUE),
     # 5 ms ahead, of which 1 ms is the network's; internal deadlines 5 ms early, but not before 5 ms ahead and 5 more;
     # a LOAD whenever a model that is not there has anything queued, since their test for a demand of 0 never fires

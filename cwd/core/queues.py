@@ -9,8 +9,8 @@ its head's last moment at the latest; it may be early, then it is set again.
 from __future__ import annotations
 
 from cwd.core import background, hashmap, lanes, ordered, outbox, residency
-from cwd.core.estimate import load_ns, margin_ns
-from cwd.core.presets import BY_ARRIVAL, BY_RECENT
+from cwd.core.estimate import load_ns, load_row, margin_ns
+from cwd.core.presets import BY_ARRIVAL, BY_RECENT, BY_SAVED
 from cwd.core.world import (
     BUCKET_BITS, BUCKETS, COPY_LOADING, COPY_READY, FOREVER_NS, LANE_EXEC, MARGIN_RESULT, MARGIN_SEND, NONE,
     REQUEST_FREE, REQUEST_QUEUED, REQUEST_RUNNING, Code,
@@ -22,6 +22,8 @@ OK = int(Code.OK)
 
 #: most copies that one event looks at; a model with more of them takes turns
 COPIES_LOOK = 8
+#: scale of `saved_per_load`
+SAVED_BITS = 40
 #: probes for a (client, request id) whose hashes collide
 PROBES = 4
 
@@ -318,8 +320,22 @@ def expire(world, now_ns, m):
 
 
 @inner_kernel
+def saved_per_load(world, m):
+    """How many requests a LOAD of the model would save for the time that it takes, 2**SAVED_BITS of them in a ns.
+
+    Those that wait are those that one can save, since a request is given up when none can any more.
+    """
+    if world.counters[0]["loads_count"] == 0:
+        return 0
+    kind = world.gpus[world.load_lanes[0]["id"]]["kind"]
+    # as long as last seen: what orders must not change with time
+    taken_ns = world.estimates[load_row(world, world.models[m]["program"], kind)]["tail_ns"]
+    return (world.models[m]["queued"] << SAVED_BITS) // (taken_ns if taken_ns > 0 else 1)
+
+
+@inner_kernel
 def enlist(world, m, demand_ns):
-    """List a model as wanting a LOAD, by demand or, if the policy says so, by arrival. Updates one that is listed.
+    """List a model as wanting a LOAD, by demand or in the policy's order. Updates one that is listed.
 
     A model without a queue is one that missed a request: it comes behind all that have one.
     """
@@ -331,7 +347,11 @@ def enlist(world, m, demand_ns):
         key, tie = FOREVER_NS, counters["sequence"]
     else:
         order = world.settings[0]["load_order"]
-        key = world.requests[head]["arrival_ns"] if order == BY_ARRIVAL else -demand_ns
+        key = -demand_ns
+        if order == BY_ARRIVAL:
+            key = world.requests[head]["arrival_ns"]
+        elif order == BY_SAVED:
+            key = -saved_per_load(world, m)
         # of equal demands the older head goes first, or the model that was used last; both numbers are unique
         tie = -world.memory[m]["used"] if order == BY_RECENT else world.request_nodes[head]["tie"]
     counters["wanted_root"] = ordered.insert(world.wanted_nodes, counters["wanted_root"], m, key, tie)

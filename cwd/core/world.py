@@ -126,8 +126,9 @@ ODDS = np.dtype(
     + [(name, np.int64, (BINS,)) for name in ("chances", "stretches")], align=True)
 #: what policies remember of a model: the gap between arrivals (smoothed), the SLO last asked for; the largest batch, in
 #: 1024ths; a line of latency over batch size, as the latencies of the smallest and the largest batch; which of its queue
-#: were passed over, as key and tie of the first that was not; used: a number that grows with each use
-MEMORY = _table("arrived_ns gap_ns slo_ns limit small_ns large_ns passed_key passed_tie used")
+#: were passed over, as key and tie of the first that was not; used: a number that grows with each use; the GPU time that
+#: it was given, faded up to faded_ns
+MEMORY = _table("arrived_ns gap_ns slo_ns limit small_ns large_ns passed_key passed_tie used work_ns faded_ns", LINE)
 #: scratch of sets.py: the requests looked at, the applications that wait, their groups, and the best batch so far
 SETS = np.dtype(
     [(name, np.int64) for name in ("count", "tags", "groups", "outcomes", "best_batch", "best_rows", "best_worth",
@@ -149,12 +150,13 @@ COUNTERS = _table(
     "wanted_root wanted_head map_count copy_map_count "
     "accepted refused answered dropped missed failed requeued stale expired loads unloads execs rows cold replicas "
     "background_gpus background_level background_credit background_trial background_failed background_hold_ns "
-    "background_raise_ns background_yield_ns"
+    "background_raise_ns background_yield_ns "
+    "spread_model spread_ns"
 )
 SETTINGS = _table(
     "policy admission foresight queue_order copy_order load_order replicate load_saves evict_queued "
     "margins_fixed drop_passed estimates_recent begins_at_once polls costs_alone "
-    "learns picks gathers reserves batch_delay_ns due_floor_ns "
+    "learns picks gathers reserves spreads batch_delay_ns due_floor_ns "
     "schedule_ahead_ns load_ahead_ns send_ns result_ns end_ns client_ns latest_slack_ns exec_grace_ns "
     "load_grace_ns stuck_ns lane_depth attempts_max slo_max_ns margin_max_ns load_horizon_ns "
     "requests_max models_max programs_max gpus_max copies_max actions_max clients_max kinds_max classes_max "
@@ -293,7 +295,7 @@ def make_world(config: Config) -> World:
         request_map=_empty_map(c.requests_max),
         copy_map=_empty_map(c.copies_max),
         clients=np.zeros(c.clients_max, CLIENT),
-        memory=np.zeros(c.models_max, MEMORY),
+        memory=_zeros(c.models_max, MEMORY),
         histograms=np.zeros(c.programs_max + c.apps_max, HISTOGRAM),
         odds=np.zeros((c.programs_max + c.apps_max, BATCHES_MAX), ODDS),
         sets=np.zeros(1, SETS),
@@ -306,7 +308,7 @@ def make_world(config: Config) -> World:
     )
     world.clients["first"] = NONE
     world.lanes["first"] = world.lanes["last"] = NONE
-    for name in ("dirty_first", "dirty_last", "wanted_root", "wanted_head"):
+    for name in ("dirty_first", "dirty_last", "wanted_root", "wanted_head", "spread_model"):
         world.counters[name] = NONE
     settings = world.settings[0]
     settings["policy"] = c.preset.number

@@ -31,7 +31,8 @@ def run(experiment: str, policy: str = "clockwork", seed: int = 0, noise: str = 
         progress: Say | None = None, part: int | None = None, **options: Any) -> dict[str, Any]:
     """Run all points, or only the one of that number.
 
-    Returns {"experiment", "policy", "seed", "options", "rows", "groups", "network_ms", "published", "digest"}.
+    Returns {"experiment", "policy", "seed", "options", "rows", "whole", "groups", "network_ms", "published", "digest"}.
+    `whole` has a row per point of which `rows` has one per minute.
     `network_ms` is a message's way, without its noise; `published` has a paper's figures, if there are any, beside ours.
     The digest is of everything that the core left in its outbox, in all points. Nothing in the facts depends on the
     machine or on how fast it is, except in the "figures" of an experiment that draws some from its rows and what they
@@ -42,7 +43,7 @@ def run(experiment: str, policy: str = "clockwork", seed: int = 0, noise: str = 
     points = _points(module, seed, options)
     points = points if part is None else points[part:part + 1]
     facts: dict[str, Any] = {"experiment": experiment, "policy": policy, "seed": seed, "noise": noise,
-                             "options": options, "rows": [], "groups": []}
+                             "options": options, "rows": [], "whole": [], "groups": []}
     digest, kernel_ns = 0, []
     for number, point in enumerate(points):
         scenario = dataclasses.replace(point.scenario, policy=policy, seed=seed, noise=noise)
@@ -89,6 +90,7 @@ def _run_point(point: Point, facts: dict[str, Any], progress: playing.Progress |
     playing.advance(sim, scenario, measured_ns, start_ns, end_ns, progress)
     piece_ns = point.minute_ns or scenario.measure_ns
     requests, took_ns = int(sim.state[0]["requests"]), 0
+    whole = report.Sum()
     for minute in range(scenario.measure_ns // piece_ns):
         playing.start_measuring(sim)
         took_ns += playing.advance(sim, scenario, measured_ns + (minute + 1) * piece_ns, start_ns, end_ns, progress)
@@ -96,6 +98,10 @@ def _run_point(point: Point, facts: dict[str, Any], progress: playing.Progress |
         swept = {**point.swept, "minute": name} if point.minute_ns else point.swept
         facts["rows"].append(report.row(sim, scenario, swept))
         facts["groups"] += report.groups(sim, scenario, swept)
+        whole.add(sim)
+    if point.minute_ns:
+        whole.restore(sim)
+        facts["whole"].append(report.row(sim, scenario, point.swept))
     if point.settles:
         playing.refuse_rest(sim, scenario)
     return int(sim.state[0]["hash"]), took_ns // max(int(sim.state[0]["requests"]) - requests, 1)

@@ -40,7 +40,7 @@ def broken_index(world, marks):
         return ACTIONS
     if not _lanes(world):
         return LANES
-    if not _copies(world):
+    if not _copies(world, marks):
         return COPIES
     if not _pages(world):
         return PAGES
@@ -271,7 +271,7 @@ def _expected_verb(state):
 
 
 @inner_kernel
-def _copies(world):
+def _copies(world, marks):
     live = 0
     for copy in range(len(world.copies)):
         row = world.copies[copy]
@@ -289,26 +289,34 @@ def _copies(world):
         live -= 1 if world.copy_map[i]["value"] != NONE else 0
     if live != 0:
         return False
+    return _rings(world, marks)
+
+
+@inner_kernel
+def _rings(world, marks):
+    """Whether the models' copies are their rings, as many as they say, and as many READY."""
     for m in range(len(world.models)):
-        if world.models[m]["state"] != MODEL_FREE and not _ring(world, m):
+        marks[m] = 0
+    for copy in range(len(world.copies)):
+        if world.copies[copy]["state"] != COPY_FREE:
+            marks[world.copies[copy]["model"]] += 1
+    for m in range(len(world.models)):
+        if world.models[m]["state"] != MODEL_FREE and not _ring(world, m, marks[m]):
             return False
     return True
 
 
 @inner_kernel
-def _ring(world, m):
-    """Whether a model's copies are its ring, and as many as it says."""
-    model, mine, ready = world.models[m], 0, 0
-    for copy in range(len(world.copies)):
-        if world.copies[copy]["state"] != COPY_FREE and world.copies[copy]["model"] == m:
-            mine += 1
-            ready += 1 if world.copies[copy]["state"] == COPY_READY else 0
-    count, copy = 0, model["copies"]
+def _ring(world, m, mine):
+    """Whether a model's ring has so many copies, all its own."""
+    model, count, ready, copy = world.models[m], 0, 0, world.models[m]["copies"]
     while copy != NONE:
         row = world.copies[copy]
-        if row["model"] != m or world.copies[row["next"]]["previous"] != copy or count > mine:
+        if (row["state"] == COPY_FREE or row["model"] != m or world.copies[row["next"]]["previous"] != copy
+                or count > mine):
             return False
         count += 1
+        ready += 1 if row["state"] == COPY_READY else 0
         copy = row["next"] if row["next"] != model["copies"] else NONE
     return count == mine == model["copies_count"] and ready == model["copies_ready"]
 

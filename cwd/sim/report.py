@@ -18,6 +18,39 @@ ANSWERED_MIN = 20
 MEASURED = ("goodput_rps", "on_time", "batch_rps", "p50_ms", "p99_ms", "max_ms", "mean_batch", "cold_share")
 
 
+class Sum:
+    """What was counted in several stretches of one run, each from its `start_measuring` on."""
+
+    def __init__(self) -> None:
+        self._begun: tuple[int, int, int] | None = None
+        self._tables: dict[str, np.ndarray] = {}
+
+    def add(self, sim: SimWorld) -> None:
+        """Take in the stretch that has just ended."""
+        state = sim.state[0]
+        if self._begun is None:
+            self._begun = int(state["measured_ns"]), int(state["execs_before"]), int(state["rows_before"])
+            self._tables = {name: getattr(sim, name).copy() for name in ("groups", "served", "histogram")}
+            return
+        self._tables["histogram"] += sim.histogram
+        for table in ("groups", "served"):
+            mine, theirs = self._tables[table], getattr(sim, table)
+            for name in mine.dtype.names:
+                if name == "latency_max_ns":
+                    mine[name] = np.maximum(mine[name], theirs[name])
+                elif name != "batch":
+                    mine[name] += theirs[name]
+
+    def restore(self, sim: SimWorld) -> None:
+        """Have the world say what was counted in all stretches together."""
+        if self._begun is None:
+            return
+        for name, table in self._tables.items():
+            getattr(sim, name)[:] = table
+        for name, value in zip(("measured_ns", "execs_before", "rows_before"), self._begun, strict=True):
+            sim.state[0][name] = value
+
+
 def row(sim: SimWorld, scenario: Scenario, swept: dict[str, Any]) -> dict[str, Any]:
     """One row: of the groups with an SLO together, and the goodput of those without one as `batch_rps`.
 

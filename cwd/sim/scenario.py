@@ -100,6 +100,8 @@ class Scenario:
     measure_ns: int = 20 * NS_PER_S
     #: per minute of the trace, millionths of requests per minute (MINUTES)
     rates: np.ndarray | None = None
+    #: for sources of many models with `rates`: i8 [minutes, models], up to where of 2**32 a draw means the model
+    shares: np.ndarray | None = None
     minutes_ns: int = 60 * NS_PER_S
     #: instants between two looks at the whole world besides those at the end of each piece; 0: as its size allows
     look_every: int = 0
@@ -148,6 +150,10 @@ def _refuse_nonsense(scenario: Scenario) -> None:
     for load in scenario.loads:
         if load.trace is None and not 0 <= load.model < load.model + load.models <= len(scenario.models):
             raise CwdError("a source asks for models that are not there", code=Code.BAD_ARGUMENT)
+        if load.kind == w.SOURCE_MINUTES and load.models > 1 and (
+                scenario.shares is None or scenario.rates is None or scenario.shares.shape[1] != load.models
+                or len(scenario.shares) < scenario.rates.shape[1]):
+            raise CwdError("a source of many models with rates per minute needs their shares", code=Code.BAD_ARGUMENT)
         if load.kind == w.SOURCE_BURST and (load.count < 1 or load.period_ns < max(load.count * load.gap_ns, 1)):
             raise CwdError("a burst has one request at least, and is over before the next", code=Code.BAD_ARGUMENT)
         if load.gap_cv <= 0 or any(mode.share <= 0 for mode in load.modes):
@@ -176,6 +182,7 @@ def _empty(scenario: Scenario) -> w.SimWorld:
     messages = 4 * config.actions_max + 64 * g
     tables = noises.tables(scenario.noise)
     rates = np.zeros((1, 1), np.int64) if scenario.rates is None else np.ascontiguousarray(scenario.rates, np.int64)
+    shares = np.zeros((1, 1), np.int64) if scenario.shares is None else np.ascontiguousarray(scenario.shares, np.int64)
     traces = [load.trace for load in loads if load.trace is not None]
     kinds, stretches = hidden.tables([mode for load in loads for mode in load.modes])
     gap_cvs = _gap_cvs(scenario)
@@ -187,7 +194,7 @@ def _empty(scenario: Scenario) -> w.SimWorld:
         timers=empty_heap(len(loads) + 2 * g), calls=free_list(np.zeros(calls, w.CALL)),
         messages=free_list(np.zeros(messages, w.MESSAGE)), issued=np.zeros(config.actions_max, w.ISSUED),
         sources=np.zeros(len(loads), w.SOURCE),
-        trace=np.concatenate(traces).astype(np.int64) if traces else np.zeros((1, 2), np.int64), rates=rates,
+        trace=np.concatenate(traces).astype(np.int64) if traces else np.zeros((1, 2), np.int64), rates=rates, shares=shares,
         faults=np.zeros(max(len(scenario.faults), 1), w.FAULT), models=np.zeros(len(scenario.models), np.int64),
         programs=np.zeros((len(scenario.profiles), BATCHES_MAX, 1), np.int64),
         loads=np.zeros(len(scenario.profiles), np.int64),

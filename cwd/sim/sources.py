@@ -145,6 +145,22 @@ def _advance_minutes(sim, row, stream):
         row["next_ns"] = end_ns
 
 
+@lean_kernel
+def share_of(edges, u):
+    """The first whose edge is above `u`: by doubling steps, since the first are drawn most, then by halves."""
+    high = 1
+    while high < len(edges) and edges[high - 1] <= u:
+        high *= 2
+    low, high = high // 2, min(high, len(edges))
+    while low < high:
+        middle = (low + high) // 2
+        if edges[middle] <= u:
+            low = middle + 1
+        else:
+            high = middle
+    return low
+
+
 @inner_kernel
 def due(sim, source, now_ns):
     """The source's next request has reached the controller."""
@@ -158,6 +174,9 @@ def due(sim, source, now_ns):
     if row["kind"] == SOURCE_TRACE:
         request["model"] = sim.trace[row["position"], 1]
         row["position"] += 1
+    elif row["kind"] == SOURCE_MINUTES and row["models"] > 1:
+        minute = (row["next_ns"] - row["start_ns"]) // sim.state[0]["minutes_ns"]
+        request["model"] = row["model"] + share_of(sim.shares[minute], draw(sim.random, stream_of(sim, source)))
     elif row["models"] > 1:
         models = row["models"]
         if row["kind"] == SOURCE_POISSON and row["period_ns"] > 0:

@@ -99,6 +99,7 @@ class SimWorld(Tables):
     sources: np.ndarray  #: SOURCE
     trace: np.ndarray  #: i8 [n, 2]: (ns since the source's start, model), sorted; the trace sources' pieces in turn
     rates: np.ndarray  #: i8 [rows, minutes]: requests per minute in millionths, for SOURCE_MINUTES
+    shares: np.ndarray  #: i8 [minutes, models]: up to where of 2**32 a draw means the model, for SOURCE_MINUTES of many
     faults: np.ndarray  #: FAULT
     models: np.ndarray  #: i8 [models]: the core's handle of model number i
     programs: np.ndarray  #: i8 [programs, BATCHES_MAX, classes]: how long an execution really takes

@@ -50,6 +50,22 @@ def digest(policy: str) -> str:
     return hashlib.sha256(b"".join(world.log)).hexdigest()
 
 
+#: the same of a script in which models are spread and the copies worth least leave
+SPREAD = "f9c28677e2f437cf364351ad4421707a8d99c6ed883230c02f475f8007c2e812"
+
+
+def spread_digest() -> str:
+    """Eight models on three GPUs with room for nine and time to spare; two of them are popular."""
+    world = MiniWorld(seed=12, policy="cwd", gpus=3, models=8, pages=21, checked=False)
+    for i in range(300):
+        model = world.models[i % 2 if i % 10 else 2 + i // 10 % 6]
+        world.at(world.now + i * 6 * MS, lambda i=i, m=model: world.request(i % 8, i, m, 100 * MS))
+    world.run(world.now + 30_000 * MS)
+    world.finished()
+    assert world.world.counters[0]["replicas"] >= 4 and world.world.counters[0]["unloads"] > 0
+    return hashlib.sha256(b"".join(world.log)).hexdigest()
+
+
 def test_every_policy_has_a_golden_hash():
     assert set(GOLDEN) == set(PRESETS)
     assert len(set(GOLDEN.values())) == len(GOLDEN)
@@ -61,12 +77,16 @@ def test_outbox_bytes_are_golden(policy):
     assert digest(policy) == GOLDEN[policy]
 
 
+def test_spreading_is_golden():
+    assert spread_digest() == SPREAD
+
+
 def test_outbox_bytes_do_not_depend_on_the_compiler():
     """In the other mode, in a process of its own."""
     here = pathlib.Path(__file__).resolve()
     other = "0" if os.environ.get("NUMBA_DISABLE_JIT") == "1" else "1"
     environment = {**os.environ, "NUMBA_DISABLE_JIT": other, "PYTHONPATH": f"{here.parents[2]}:{here.parent}"}
-    code = "import test_determinism as t; print(*(t.digest(policy) for policy in sorted(t.GOLDEN)))"
+    code = "import test_determinism as t; print(*(t.digest(policy) for policy in sorted(t.GOLDEN)), t.spread_digest())"
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.split() == [GOLDEN[policy] for policy in sorted(GOLDEN)]
+    assert done.stdout.split() == [*(GOLDEN[policy] for policy in sorted(GOLDEN)), SPREAD]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
 
 from cwd.cli.main import run as cwd
@@ -57,10 +58,40 @@ def test_capacity_of_the_overload():
     assert overload.capacity_rps(profiles, 3) == pytest.approx(3e9 / per_request)
 
 
-def test_the_rates_of_a_trace_have_the_mean_that_is_wanted(no_trace):
-    scenario = next(maf.points(minutes=479, rate_rps=500.0, functions=4, copies=2)).scenario
-    assert scenario.rates.shape == (122, 480)
-    assert scenario.rates.sum() / maf.MILLIONTHS / 480 / 60 == pytest.approx(500, rel=0.001)
+def test_the_rates_of_a_trace_have_the_mean_that_is_wanted(tmp_path):
+    """Of the measured minutes, from the population and from a file; each minute's shares reach the last model."""
+    path = tmp_path / "trace.csv"
+    path.write_text("HashOwner,HashApp,HashFunction,Trigger,1,2,3\na,b,c,http,5,0,90\na,b,d,timer,1,1,1\n")
+    for trace in ("", str(path)):
+        scenario = next(maf.points(trace=trace, minutes=40, rate_rps=500.0, copies=2)).scenario
+        assert scenario.rates.shape == (1, 41) and scenario.shares.shape == (41, 122)
+        measured = scenario.rates[0, 1:].sum() * maf.CLIENTS
+        assert measured / maf.MILLIONTHS / 40 / 60 == pytest.approx(500, rel=0.001)
+        assert (scenario.shares[:, -1] == 1 << 32).all() and (np.diff(scenario.shares) >= 0).all()
+
+
+def test_requests_say_how_long_the_run_is():
+    point = next(maf.points(requests=60_000, rate_rps=100.0, copies=2))
+    assert point.scenario.measure_ns == 10 * point.minute_ns
+
+
+def test_popular_functions_meet_on_the_first_models():
+    """In blocks more than three quarters of the calls are for the first variety's copies, dealt out in turn a sixth."""
+    def first(mapping):
+        _, rates = maf.model_rates("", 61 * 6, mapping, 3, 1)
+        return rates[:6].sum() / rates.sum()
+    assert first("block") > 0.75 and 0.1 < first("stripe") < 0.25 and first("random") < 0.1
+
+
+def test_the_whole_is_the_sum_of_its_minutes(no_trace):
+    facts = command.run("maf", "cwd", 2, quick=True)
+    (whole,), minutes = facts["whole"], facts["rows"]
+    assert len(minutes) == 2 and whole["offered_rps"] == pytest.approx(sum(row["offered_rps"] for row in minutes) / 2, abs=0.02)
+    for name in ("refused", "late", "failed"):
+        assert whole[name] == sum(row[name] for row in minutes)
+    assert whole["max_ms"] == max(row["max_ms"] for row in minutes)
+    assert min(row["p99_ms"] for row in minutes) <= whole["p99_ms"] <= max(row["p99_ms"] for row in minutes)
+    assert whole["mean_batch"] == pytest.approx(sum(row["mean_batch"] for row in minutes) / 2, rel=0.05)
 
 
 @pytest.mark.parametrize("arguments, text", [
@@ -69,7 +100,7 @@ def test_the_rates_of_a_trace_have_the_mean_that_is_wanted(no_trace):
     (["compare", "--experiment", "nosuch"], "no experiment 'nosuch'"), (["fig5", "--seed", "x"], "seed"),
     (["fig5", "--seconds", "0"], "measured time"), (["overload", "--gpus", "0"], "GPUs"), (["fig6", "--minutes", "0"], "time"),
     (["scale", "--copies", "0"], "models"), (["fig5", "--b16-ms", "0"], "execution times"),
-    (["maf", "--functions", "0"], "functions"),
+    (["maf", "--gpus", "0"], "GPUs"), (["maf", "--mapping", "best"], "mapping"),
 ])
 def test_bad_arguments_are_one_line(capfd, arguments, text):
     assert cwd(["sim", *arguments]) != 0

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from cwd.errors import CwdError
 from cwd.sim import loop, play
 from cwd.sim.faults import DEAD
 from cwd.sim.profile import Profile
 from cwd.sim.scenario import Fault, Load, Scenario, build
+from cwd.sim.sources import share_of
 from cwd.sim.world import SOURCE_BURST, SOURCE_CLOSED, SOURCE_MINUTES, SOURCE_MMPP, SOURCE_POISSON, SOURCE_TRACE
 from cwd.units import NS_PER_MS, NS_PER_S
 
@@ -77,7 +80,34 @@ def test_minutes_have_their_rates():
     assert abs(counts[0] - 250) < 80 and counts[1] <= 1 and abs(counts[2] - 1000) < 160 and counts[3] <= 1
 
 
+def test_minutes_of_many_models_have_their_shares():
+    """In the first minute all is for the second model, in the next half for each of the others."""
+    whole = 1 << 32
+    shares = np.array([[0, whole, whole], [whole // 2, whole // 2, whole]], np.int64)
+    rates = np.array([[60_000_000 * 100, 60_000_000 * 200]], np.int64)
+    loads = tuple(Load(SOURCE_MINUTES, models=3) for _ in range(2))
+    scenario = Scenario((FAST,), (0, 0, 0), loads, pages=64, rates=rates, shares=shares, minutes_ns=5 * NS_PER_S)
+    sim = build(scenario)
+    found = []
+    for minute in range(2):
+        play.start_measuring(sim)
+        loop.run(sim, (6 + 5 * minute) * NS_PER_S, 1 << 40)
+        found.append(sim.served["answered"].tolist())
+    assert found[0][0] == found[0][2] == 0 and abs(found[0][1] - 1000) < 160
+    assert found[1][1] <= 2 and abs(found[1][0] - 1000) < 160 and abs(found[1][2] - 1000) < 160
+
+
+@given(st.lists(st.integers(0, 40), min_size=1, max_size=70), st.integers(0, 1 << 32))
+def test_a_share_is_found(counts, draw):
+    """The first edge above the draw, and never a model without a share."""
+    edges = np.cumsum(counts)
+    edges[-1] += 1
+    u = draw * int(edges[-1]) // ((1 << 32) + 1)
+    assert share_of(edges, u) == int(np.searchsorted(edges, u, side="right"))
+
+
 @pytest.mark.parametrize("load, text", [
+    (Load(SOURCE_MINUTES, models=1, rate_rps=1.0, model=5), "models that are not there"),
     (Load(SOURCE_POISSON, model=1, rate_rps=1.0), "models that are not there"),
     (Load(SOURCE_BURST, period_ns=10, count=0), "a burst"), (Load(SOURCE_BURST, period_ns=10, count=3, gap_ns=4), "a burst"),
     (Load(SOURCE_MMPP, rate_rps=1.0, rate2_rps=1.0), "MMPP"),
@@ -85,6 +115,13 @@ def test_minutes_have_their_rates():
 def test_nonsense_is_refused(load, text):
     with pytest.raises(CwdError, match=text):
         build(Scenario((FAST,), (0,), (load,), pages=64))
+
+
+def test_shares_fit_their_source():
+    load = Load(SOURCE_MINUTES, models=2)
+    for shares in (None, np.zeros((1, 2), np.int64), np.zeros((2, 3), np.int64)):
+        with pytest.raises(CwdError, match="shares"):
+            build(Scenario((FAST,), (0, 0), (load,), pages=64, rates=np.zeros((1, 2), np.int64), shares=shares))
 
 
 def test_sources_stop():

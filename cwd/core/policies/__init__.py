@@ -8,7 +8,7 @@ LOADs are the engine's (loads.py); policies set their order and their conditions
 
 from __future__ import annotations
 
-from cwd.core import actions, batches, histograms, lanes, loads, memory, queues
+from cwd.core import actions, batches, histograms, lanes, loads, memory, queues, spread
 from cwd.core.policies import (
     clipper, clipper_quantile, clockwork, clockwork_paper, cwd, fifo, nexus, orloj, shepherd, symphony,
 )
@@ -67,6 +67,9 @@ def plan(world, gpu, now_ns):
             _drop_before(world, now_ns, first)
         if actions.issue_exec(world, now_ns, copy, b, world.requests[first]["size_class"], first, rows) == 0:
             break
+        if world.settings[0]["spreads"] == 1:
+            issued = world.actions[world.lanes[2 * gpu + LANE_EXEC]["last"]]
+            spread.ran(world, now_ns, issued["model"], issued["expected_ns"])
     if world.settings[0]["policy"] == CLOCKWORK_PAPER:
         clockwork_paper.plan_loads(world, now_ns, gpu)
     else:
