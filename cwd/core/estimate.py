@@ -186,5 +186,8 @@ def margin_ns(world, now_ns, kind, which):
 
 @inner_kernel
 def observe_margin(world, now_ns, kind, which, sample_ns):
+    """Take in what a margin should have been, ns, unless margins stay as configured."""
+    if world.settings[0]["margins_fixed"] == 1:
+        return
     row = world.estimates[world.settings[0]["margin_base"] + kind * MARGINS + which]
     observe(row, now_ns, sample_ns if sample_ns > 0 else 0)

@@ -96,9 +96,8 @@ PRESETS = {
     "clockwork-paper": Preset(
         CLOCKWORK_PAPER, admission=0, foresight=0, queue_order=BY_ARRIVAL, copy_order=BY_STRATEGY, load_order=BY_RECENT,
         load_saves=0, evict_queued=1, margins_fixed=1, estimates_recent=1, begins_at_once=1, polls=1, costs_alone=1,
-        schedule_ahead_ns=4 * MS, load_ahead_ns=4 * MS, send_ns=1 * MS, result_ns=1, end_ns=1, look_ns=1, early_ns=1,
-        client_ns=5 * MS,
-        due_floor_ns=10 * MS, latest_slack_ns=5 * MS, load_horizon_ns=1),
+        schedule_ahead_ns=4 * MS, load_ahead_ns=4 * MS, send_ns=1 * MS, result_ns=1, end_ns=1, look_ns=0, early_ns=0,
+        client_ns=5 * MS, due_floor_ns=10 * MS, latest_slack_ns=5 * MS, load_horizon_ns=1),
     "shepherd": Preset(SHEPHERD, admission=0, load_saves=0),
     "symphony": Preset(SYMPHONY, admission=0, load_saves=0, work_conserving=0),
     "clipper": Preset(CLIPPER, **_CLIPPER),
@@ -109,8 +108,7 @@ PRESETS = {
 }
 
 #: fields of a preset that `Config` offers too
-OVERRIDES = ("admission", "schedule_ahead_ns", "load_ahead_ns", "send_ns", "result_ns", "end_ns",
-             "look_ns", "early_ns", "client_ns",
-             "latest_slack_ns", "load_horizon_ns", "batch_delay_ns")
+OVERRIDES = ("admission", "schedule_ahead_ns", "load_ahead_ns", "send_ns", "result_ns", "end_ns", "look_ns", "early_ns",
+             "client_ns", "latest_slack_ns", "load_horizon_ns", "batch_delay_ns")
 #: those of them that may be 0
-SWITCHES = ("admission", "batch_delay_ns")
+MAY_BE_0 = ("admission", "look_ns", "early_ns", "batch_delay_ns")

@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import numpy as np
 
-from cwd.core.presets import OVERRIDES, PRESETS, SWITCHES, Preset
+from cwd.core.presets import OVERRIDES, PRESETS, MAY_BE_0, Preset
 from cwd.errors import Code, CwdError
 from cwd.tables import Tables
 
@@ -256,7 +256,7 @@ class Config:
                 object.__setattr__(self, name, getattr(self.preset, name))
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            least = 0 if field.name in SWITCHES else 1
+            least = 0 if field.name in MAY_BE_0 else 1
             if field.name != "policy" and (not isinstance(value, int) or value < least):
                 kind = "an integer of 0 or more" if least == 0 else "a positive integer"
                 raise CwdError(f"{field.name} must be {kind}, not {value!r}", code=Code.BAD_ARGUMENT)

@@ -19,12 +19,12 @@ GOLDEN = {
     "clipper": "38e297b6020dbca48ad11decb044c29ea05037fde3990760fbdd78f28b1c010b",
     "clipper-quantile": "fe7d2bb6ff4e758b0a658cf6d077bbbbf1033b18875ede6abe4e318397b82d1f",
     "clockwork": "b01bff4aec763c4f0237a8b7013cc1d85b1da95828c43e757683234e5ba86c97",
-    "clockwork-paper": "6359051e56d1ddc19a1d07a7d28482771d3212feccae59afe50835960f4817bd",
+    "clockwork-paper": "83a9f267c4b1897a85a54df826b3e5db1770288afcaae84e6ac1f2eac2e7b95f",
     "cwd": "eb930361852d63c8dd57ff276f6de540284a9d0f7362f3654346fcab0561e858",
     "edf": "f2bf113995e6804e872bb92fd9a672eb31fdeae3d05f2d187fad7e8c9cbc7b10",
     "fifo": "b919437f9c9095656ab0f6387a6331d842a40648eb8890adef4d1123b638cbd5",
     "nexus": "78b1ce5e42fc0d514e4224e5a3a6ed8968191accf8d0b5f7435ba8853a06ad28",
-    "orloj": "5c898884357489addb3d8bc528e002679b7e0aee1107deca5ce1837abb25379e",
+    "orloj": "2c2989501480de4a0fb76937be5df995ba067038aa54a703138b3a15c3054ea1",
     "shepherd": "b283a985ab1903e50a76de60674852166fa5b7d203a47a3f5b59886cfbe422bf",
     "symphony": "13168de43efee85c3ecf8f6650a1c8ba94a76c5a634f52c99febcc4458666fb2",
 }
@@ -51,7 +51,7 @@ def digest(policy: str) -> str:
 
 
 #: the same of a script in which models are spread and the copies worth least leave
-SPREAD = "f9c28677e2f437cf364351ad4421707a8d99c6ed883230c02f475f8007c2e812"
+SPREAD = "4a27a370a3cd1bb1a686e97c5fce76b25a5a7e772cef05afb7b0fab62142f797"
 
 
 def spread_digest() -> str:

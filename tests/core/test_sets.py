@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from script import MS, Script, only
+from script import MS, US, Script, only
 
 from cwd.core import engine, histograms, sets
 from cwd.core.world import ACTION_EXEC, BINS, HISTOGRAM, OUT_ACTION, OUT_REPLY, SETS
@@ -98,7 +98,8 @@ class Dynamic(Script):
     """One program whose executions take their profile times the longest of their requests' applications, by `times`."""
 
     def __init__(self, times, **config):
-        super().__init__(policy="cwd", requests_max=64, **config)
+        # this host looks when an execution ends and not when it is asked to: late, but not so late that two are sent at once
+        super().__init__(policy="cwd", requests_max=64, margin_max_ns=400 * US, **config)
         self.times, self.number = times, 0
         self.hold()
 
