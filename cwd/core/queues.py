@@ -341,12 +341,11 @@ def enlist(world, m, demand_ns):
     """
     unlist(world, m)
     counters = world.counters[0]
-    head = world.models[m]["queue_head"]
+    head, order = world.models[m]["queue_head"], world.settings[0]["load_order"]
     if head == NONE:
         counters["sequence"] += 1
         key, tie = FOREVER_NS, counters["sequence"]
     else:
-        order = world.settings[0]["load_order"]
         key = -demand_ns
         if order == BY_ARRIVAL:
             key = world.requests[head]["arrival_ns"]
@@ -354,6 +353,9 @@ def enlist(world, m, demand_ns):
             key = -saved_per_load(world, m)
         # of equal demands the older head goes first, or the model that was used last; both numbers are unique
         tie = -world.memory[m]["used"] if order == BY_RECENT else world.request_nodes[head]["tie"]
+        if order == BY_SAVED:
+            # the younger: where not all can be saved, those at their last moment are saved least surely
+            tie = -tie
     counters["wanted_root"] = ordered.insert(world.wanted_nodes, counters["wanted_root"], m, key, tie)
     if counters["wanted_head"] == NONE or ordered.before(world.wanted_nodes, m, counters["wanted_head"]):
         counters["wanted_head"] = m

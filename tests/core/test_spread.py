@@ -156,6 +156,22 @@ def test_what_saves_most_requests_is_loaded_first():
         assert loads and loads[0]["model"] == (many, heavy)[expected]
 
 
+def test_of_equals_the_one_with_more_time_is_loaded_first():
+    """One request waits for each of two models; the older goes first only where demand decides."""
+    for policy, expected in (("cwd", 1), ("clockwork", 0)):
+        script = Script(policy=policy, load_ahead_ns=1)
+        models = script.add(), script.add()
+        assert script.ask(1) == 0
+        (busy,) = actions(script.tick(), ACTION_LOAD)
+        for number, model in enumerate(models):
+            script.now += MS
+            assert script.ask(2 + number, model=model) == 0
+        assert not actions(script.tick(), ACTION_LOAD)
+        assert script.done(busy) == 0
+        loads = actions(script.tick(), ACTION_LOAD)
+        assert loads and loads[0]["model"] == models[expected]
+
+
 def test_a_removed_model_is_not_spread():
     script = Script(policy="cwd", gpus=2, pages=20)
     script.hold()
