@@ -57,7 +57,10 @@ def dynamic(world, copy):
 
 @inner_kernel
 def _as_set(world, now_ns, gpu, copy, start_ns):
-    """The best set of the requests of a model whose executions depend on data."""
+    """The best set of the requests of a model whose executions depend on data, if it is urgent or background may run."""
+    if not ready.urgent(world, now_ns, copy) and not background.allowed(world, gpu):
+        lanes.look_again(world, gpu, now_ns + LOOK_NS)
+        return NONE, NONE, NONE, 0
     m = world.copies[copy]["model"]
     sets.give_up(world, now_ns, gpu, m, start_ns)
     if world.models[m]["queue_head"] != NONE:
