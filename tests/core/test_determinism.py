@@ -19,7 +19,7 @@ GOLDEN = {
     "clipper": "38e297b6020dbca48ad11decb044c29ea05037fde3990760fbdd78f28b1c010b",
     "clipper-quantile": "fe7d2bb6ff4e758b0a658cf6d077bbbbf1033b18875ede6abe4e318397b82d1f",
     "clockwork": "b01bff4aec763c4f0237a8b7013cc1d85b1da95828c43e757683234e5ba86c97",
-    "clockwork-paper": "83a9f267c4b1897a85a54df826b3e5db1770288afcaae84e6ac1f2eac2e7b95f",
+    "clockwork-paper": "2913abeb082780c7abb0fff469efa1b1477804af14d152d5bce36c6a6b8dac69",
     "cwd": "eb930361852d63c8dd57ff276f6de540284a9d0f7362f3654346fcab0561e858",
     "edf": "f2bf113995e6804e872bb92fd9a672eb31fdeae3d05f2d187fad7e8c9cbc7b10",
     "fifo": "b919437f9c9095656ab0f6387a6331d842a40648eb8890adef4d1123b638cbd5",

@@ -58,7 +58,7 @@ def dynamic(world, copy):
 @inner_kernel
 def _as_set(world, now_ns, gpu, copy, start_ns):
     """The best set of the requests of a model whose executions depend on data, if it is urgent or background may run."""
-    if not ready.urgent(world, now_ns, copy) and not background.allowed(world, gpu):
+    if not ready.urgent(world, now_ns, copy) and not background.allowed(world, now_ns, gpu):
         lanes.look_again(world, gpu, now_ns + LOOK_NS)
         return NONE, NONE, NONE, 0
     m = world.copies[copy]["model"]
