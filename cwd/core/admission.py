@@ -9,7 +9,7 @@ the time for their batch to become full. Nothing is changed here except the requ
 
 from __future__ import annotations
 
-from cwd.core import memory, residency
+from cwd.core import memory, price, residency
 from cwd.core.estimate import exec_ns, exec_tail_ns, margin_ns
 from cwd.core.lanes import available_ns, wake
 from cwd.core.queues import COPIES_LOOK, enlist, load_need_ns
@@ -248,3 +248,25 @@ def want(world, now_ns, m):
     gpu, _ = best_load(world, now_ns, m, world.requests[model["queue_head"]]["due_ns"])
     if gpu != NONE:
         wake(world, gpu)
+
+
+@inner_kernel
+def worth_it(world, now_ns, r, loader):
+    """Whether the request's model is cheaper than the price in the best batch that the slack leaves room for."""
+    request = world.requests[r]
+    m = request["model"]
+    gpu = request["home"] if request["home"] != NONE else loader
+    if gpu == NONE:
+        return False
+    kind, program = world.gpus[gpu]["kind"], world.models[m]["program"]
+    slack_ns = request["due_ns"] - now_ns
+    gap_ns = memory.gap_ns(world, now_ns, m)
+    lucky = _best_batch(world, now_ns, kind, program, request["size_class"], slack_ns, 1)
+    sure = _best_batch(world, now_ns, kind, program, request["size_class"], slack_ns, gap_ns)
+    if now_ns + request["need_ns"] > request["due_ns"]:
+        return False
+    if price.cheaper(world, world.programs[program]["batches"][sure], exec_ns(world, now_ns, program, kind, sure, request["size_class"])):
+        return True
+    if lucky <= sure:
+        return False
+    return price.cheaper(world, world.programs[program]["batches"][lucky], exec_ns(world, now_ns, program, kind, lucky, request["size_class"]))

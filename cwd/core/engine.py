@@ -119,6 +119,8 @@ def _admit(world, now_ns, r):
         memory.arrived(world, now_ns, r)
     done_ns, busy_ns, loader = admission.place(world, now_ns, r)
     late = world.settings[0]["admission"] == 1 and done_ns > request["due_ns"]
+    if late and world.settings[0]["gathers"] == 1 and admission.worth_it(world, now_ns, r, loader):
+        late = False
     if late or done_ns == FOREVER_NS or request["need_ns"] == 0:
         copy_helps = loader != NONE and (busy_ns == FOREVER_NS or admission.in_time_there(world, now_ns, r, loader))
         code = _refuse(world, now_ns, r, done_ns)

@@ -46,6 +46,8 @@ WINDOW = 32
 BUCKETS = 128
 BUCKET_BITS = 22
 BATCHES_MAX = 8
+#: most batches that a look at one GPU weighs against each other
+SHORTLIST_MAX = 64
 #: bins of a histogram of execution times: 8 per octave, from a quarter of the profiled duration to 16 times that
 BINS = 48
 
@@ -120,6 +122,8 @@ ODDS = np.dtype(
 #: what policies remember of a model: the gap between arrivals (smoothed), the SLO last asked for; the largest batch, in
 #: 1024ths; a line of latency over batch size, as the latencies of the smallest and the largest batch
 MEMORY = _table("arrived_ns gap_ns slo_ns limit small_ns large_ns")
+#: a batch that could run next, share_ns of it on each of its model's GPUs (shortlist.py)
+SHORTLIST = _table("copy first batch rows batch_ns latest_ns share_ns", LINE)
 #: one record of the outbox; fields that a kind does not use are 0, or -1 for handles and indices
 OUT = _table(
     "kind verb gpu action model program pages batch size_class rows first earliest_ns latest_ns expected_ns expire_ns "
@@ -130,7 +134,7 @@ COUNTERS = _table(
     "free_request free_model free_copy free_action apps requests_live actions_live models_live copies_live gpus_up "
     "wanted_root wanted_head map_count copy_map_count "
     "accepted refused answered dropped missed failed requeued stale expired loads unloads execs rows cold replicas "
-    "background_gpus background_share crowded_ns"
+    "background_gpus background_share crowded_ns price_ns shortlist"
 )
 SETTINGS = _table(
     "policy admission foresight queue_order copy_order load_order replicate load_saves evict_queued "
@@ -166,6 +170,7 @@ class World(Tables):
     histograms: np.ndarray  #: HISTOGRAM [programs_max + apps_max]: programs, each over its applications; then those
     odds: np.ndarray  #: ODDS [programs_max + apps_max, BATCHES_MAX]
     app_map: np.ndarray  #: SLOT: (program, application) -> histogram
+    shortlist: np.ndarray  #: SHORTLIST [SHORTLIST_MAX]: scratch
     prepared: np.ndarray  #: u1 [gpus_max, programs_max]: 1 if the GPU can run the program
     backlog: np.ndarray  #: i8 [gpus_max, BUCKETS + 1]: queued work by due time; the last is beyond the horizon
     outbox: np.ndarray  #: OUT [outbox_max]
@@ -274,6 +279,7 @@ def make_world(config: Config) -> World:
         histograms=np.zeros(c.programs_max + c.apps_max, HISTOGRAM),
         odds=np.zeros((c.programs_max + c.apps_max, BATCHES_MAX), ODDS),
         app_map=_empty_map(c.apps_max),
+        shortlist=_zeros(SHORTLIST_MAX, SHORTLIST),
         prepared=np.zeros((c.gpus_max, c.programs_max), np.uint8),
         backlog=np.zeros((c.gpus_max, BUCKETS + 1), np.int64),
         outbox=np.zeros(c.outbox_max, OUT),

@@ -11,25 +11,26 @@ batches that wait; ours are exact margins, refusal at arrival by marginal cost, 
 
 from __future__ import annotations
 
-from cwd.core import background, batches, lanes, ready, residency
+from cwd.core import background, batches, lanes, memory, ordered, price, ready, residency, shortlist
 from cwd.core.admission import pressed
-from cwd.core.world import LANE_EXEC, NONE
+from cwd.core.estimate import exec_ns, exec_tail_ns, margin_ns
+from cwd.core.world import FOREVER_NS, LANE_EXEC, MARGIN_SEND, NONE
 from cwd.jit import inner_kernel
 
 #: how long until a GPU that may not run background looks again whether it may
 LOOK_NS = 2_000_000
+GUARD_NS = 1_000_000
+COMPARED = 64
 
 
 @inner_kernel
 def next_batch(world, gpu, now_ns):
     """(copy, first request, batch index, rows); copy -1: nothing now."""
     start_ns = lanes.available_ns(world, now_ns, gpu, LANE_EXEC)
-    if pressed(world, now_ns, gpu):
+    if pressed(world, now_ns, gpu) or world.settings[0]["batch_delay_ns"] & 8 != 0:
         copy = ready.most_urgent(world, now_ns, gpu)
         if copy != NONE and ready.urgent(world, now_ns, copy):
-            copy, first, b, rows = ready.best(world, now_ns, gpu, batches.DENSEST)
-            if copy != NONE:
-                return copy, first, b, rows
+            return _dearest(world, now_ns, gpu, copy, start_ns)
     for _ in range(ready.STEPS_MAX):
         copy = ready.most_urgent(world, now_ns, gpu)
         if copy == NONE:
@@ -52,3 +53,67 @@ def _background(world, now_ns, gpu):
         lanes.look_again(world, gpu, now_ns + LOOK_NS)
         return NONE, NONE, NONE, 0
     return ready.best(world, now_ns, gpu, batches.DENSEST)
+
+
+@inner_kernel
+def _ripens_ns(world, now_ns, gpu, m, first, rows, batch_ns, start_ns):
+    """0 if the batch gains nothing by waiting; else until when it may wait for more."""
+    program_index = world.models[m]["program"]
+    program, kind = world.programs[program_index], world.gpus[gpu]["kind"]
+    size_class = world.requests[first]["size_class"]
+    gap_ns = memory.gap_ns(world, now_ns, m)
+    end_ns = batches.latest_end_ns(world, now_ns, gpu, first) - GUARD_NS - (world.settings[0]["batch_delay_ns"] >> 8)
+    ripe_ns = 0
+    for b in range(program["n_batches"]):
+        size = program["batches"][b]
+        if size <= rows:
+            continue
+        larger_ns = exec_ns(world, now_ns, program_index, kind, b, size_class)
+        latest_ns = end_ns - exec_tail_ns(world, now_ns, program_index, kind, b, size_class)
+        if start_ns + gap_ns * (size - rows) > latest_ns:
+            break
+        if size * batch_ns > rows * larger_ns:
+            ripe_ns = latest_ns
+    return ripe_ns
+
+
+@inner_kernel
+def _dearest(world, now_ns, gpu, copy, start_ns):
+    best, best_first, best_batch, best_rows, best_ns = NONE, NONE, NONE, 0, 1
+    look_ns, best_latest_ns = FOREVER_NS, FOREVER_NS
+    knob = world.settings[0]["batch_delay_ns"]
+    first_copy = copy
+    shortlist.clear(world)
+    for turn in range(2):
+      copy = first_copy
+      for _ in range(COMPARED):
+        if copy == NONE or not ready.urgent(world, now_ns, copy):
+            break
+        m = world.copies[copy]["model"]
+        first, b, rows, batch_ns = batches.pick(world, now_ns, gpu, m, start_ns, batches.DENSEST)
+        if b != NONE:
+            ripe_ns = 0 if turn == 1 else _ripens_ns(world, now_ns, gpu, m, first, rows, batch_ns, start_ns)
+            if ripe_ns > start_ns:
+                look_ns = ripe_ns if ripe_ns < look_ns else look_ns
+            else:
+                latest_ns = FOREVER_NS
+                if knob & 6 != 0 and price.cheaper(world, rows, batch_ns):
+                    latest_ns = world.requests[first]["due_ns"] - batch_ns
+                    if knob & 4 != 0:
+                        latest_ns = batches.latest_end_ns(world, now_ns, gpu, first) - exec_tail_ns(
+                            world, now_ns, world.models[m]["program"], world.gpus[gpu]["kind"], b,
+                            world.requests[first]["size_class"])
+                        shortlist.put(world, copy, first, b, rows, batch_ns, latest_ns)
+                if latest_ns < best_latest_ns or (latest_ns == FOREVER_NS and best_latest_ns == FOREVER_NS and rows * best_ns > best_rows * batch_ns):
+                    best, best_first, best_batch, best_rows, best_ns = copy, first, b, rows, batch_ns
+                    best_latest_ns = latest_ns
+        copy = ordered.successor(world.copy_nodes, copy)
+      if best != NONE or knob & 1 == 0:
+        break
+    i = shortlist.choose(world, start_ns)
+    if i != NONE:
+        row = world.shortlist[i]
+        return row["copy"], row["first"], row["batch"], row["rows"]
+    if best == NONE and look_ns < FOREVER_NS:
+        lanes.look_again(world, gpu, look_ns - margin_ns(world, now_ns, world.gpus[gpu]["kind"], MARGIN_SEND))
+    return best, best_first, best_batch, best_rows
