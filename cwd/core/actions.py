@@ -114,9 +114,11 @@ def issue_exec(world, now_ns, copy, batch_index, size_class, first, rows_max):
     if background.is_background(now_ns, due_ns):
         background.begins(world, a)
     else:
-        price.paid(world, action["rows"], expected, action["start_ns"] - before_ns if action["idle"] == 1 else 0)
+        price.paid(world, now_ns, action["rows"], expected)
         if world.settings[0]["gathers"] == 1:  # DEBUG
-            world.memory[m]["limit"] += action["batch"]  # DEBUG
+            if len(world.memory) > 1000:  # DEBUG
+                world.memory[action["rows"] * 8 + batch_index]["limit"] += 1  # DEBUG
+                world.memory[0]["limit"] += action["start_ns"] - before_ns if action["idle"] == 1 else 0 # DEBUG
             world.memory[m]["small_ns"] += expected  # DEBUG
             world.memory[m]["large_ns"] += action["rows"]  # DEBUG
     tail_ns = exec_tail_ns(world, now_ns, action["program"], kind, batch_index, size_class)

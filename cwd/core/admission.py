@@ -265,8 +265,8 @@ def worth_it(world, now_ns, r, loader):
     sure = _best_batch(world, now_ns, kind, program, request["size_class"], slack_ns, gap_ns)
     if now_ns + request["need_ns"] > request["due_ns"]:
         return False
-    if price.cheaper(world, world.programs[program]["batches"][sure], exec_ns(world, now_ns, program, kind, sure, request["size_class"])):
+    if price.clearly_cheaper(world, world.programs[program]["batches"][sure], exec_ns(world, now_ns, program, kind, sure, request["size_class"])):
         return True
     if lucky <= sure:
         return False
-    return price.cheaper(world, world.programs[program]["batches"][lucky], exec_ns(world, now_ns, program, kind, lucky, request["size_class"]))
+    return price.clearly_cheaper(world, world.programs[program]["batches"][lucky], exec_ns(world, now_ns, program, kind, lucky, request["size_class"]))

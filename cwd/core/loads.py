@@ -91,7 +91,7 @@ def worthwhile(world, now_ns, gpu, m):
     for _ in range(SAVED_LOOK):
         if r == NONE:
             break
-        if loaded_ns + (world.settings[0]["batch_delay_ns"] >> 4 & 15) * 1000000 + world.requests[r]["need_ns"] <= world.requests[r]["due_ns"]:
+        if loaded_ns + 6000000 + world.requests[r]["need_ns"] <= world.requests[r]["due_ns"]:
             return True
         r = ordered.successor(world.request_nodes, r)
     return False

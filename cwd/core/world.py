@@ -134,7 +134,7 @@ COUNTERS = _table(
     "free_request free_model free_copy free_action apps requests_live actions_live models_live copies_live gpus_up "
     "wanted_root wanted_head map_count copy_map_count "
     "accepted refused answered dropped missed failed requeued stale expired loads unloads execs rows cold replicas "
-    "background_gpus background_share crowded_ns price_ns shortlist"
+    "background_gpus background_share crowded_ns price_ns priced_ns dearest_ns shortlist"
 )
 SETTINGS = _table(
     "policy admission foresight queue_order copy_order load_order replicate load_saves evict_queued "

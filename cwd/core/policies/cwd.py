@@ -56,13 +56,45 @@ def _background(world, now_ns, gpu):
 
 
 @inner_kernel
-def _ripens_ns(world, now_ns, gpu, m, first, rows, batch_ns, start_ns):
+def _offer(world, now_ns, gpu, m, start_ns, knob):
+    """(first, batch index, rows, batch_ns, passed)."""
+    model = world.models[m]
+    program = world.programs[model["program"]]
+    kind = world.gpus[gpu]["kind"]
+    price_ns = world.counters[0]["price_ns"]
+    if knob & 16 == 0:
+        price_ns = 0
+    if knob & 64 != 0:
+        price_ns *= 2
+    best_first, best, best_rows, best_ns, best_cost = NONE, NONE, 0, 1, 1
+    r, left = model["queue_head"], model["queued"]
+    for b in range(program["n_batches"]):
+        r, left = batches.pass_over(world, now_ns, gpu, m, b, start_ns, r, left)
+        if r == NONE:
+            break
+        if b == 0:
+            savable = left
+        batch_ns = exec_ns(world, now_ns, model["program"], kind, b, world.requests[r]["size_class"])
+        size = program["batches"][b]
+        rows = left if left < size else size
+        if program["n_classes"] > 1:
+            rows = batches.count_rows(world, r, rows)
+        cost_ns = batch_ns + (savable - left) * price_ns
+        if best == NONE or rows * best_cost >= best_rows * cost_ns:
+            best_first, best, best_rows, best_ns, best_cost = r, b, rows, batch_ns, cost_ns
+        if size >= left:
+            break
+    return best_first, best, best_rows, best_ns
+
+
+@inner_kernel
+def _ripens_ns(world, now_ns, gpu, m, first, rows, batch_ns, start_ns, worthy, knob):
     """0 if the batch gains nothing by waiting; else until when it may wait for more."""
     program_index = world.models[m]["program"]
     program, kind = world.programs[program_index], world.gpus[gpu]["kind"]
     size_class = world.requests[first]["size_class"]
     gap_ns = memory.gap_ns(world, now_ns, m)
-    end_ns = batches.latest_end_ns(world, now_ns, gpu, first) - GUARD_NS - (world.settings[0]["batch_delay_ns"] >> 8)
+    end_ns = batches.latest_end_ns(world, now_ns, gpu, first) - GUARD_NS - (knob >> 8)
     ripe_ns = 0
     for b in range(program["n_batches"]):
         size = program["batches"][b]
@@ -70,7 +102,10 @@ def _ripens_ns(world, now_ns, gpu, m, first, rows, batch_ns, start_ns):
             continue
         larger_ns = exec_ns(world, now_ns, program_index, kind, b, size_class)
         latest_ns = end_ns - exec_tail_ns(world, now_ns, program_index, kind, b, size_class)
-        if start_ns + gap_ns * (size - rows) > latest_ns:
+        if not worthy and knob & 32 != 0:
+            if start_ns > latest_ns:
+                break
+        elif start_ns + gap_ns * (size - rows) > latest_ns:
             break
         if size * batch_ns > rows * larger_ns:
             ripe_ns = latest_ns
@@ -80,36 +115,27 @@ def _ripens_ns(world, now_ns, gpu, m, first, rows, batch_ns, start_ns):
 @inner_kernel
 def _dearest(world, now_ns, gpu, copy, start_ns):
     best, best_first, best_batch, best_rows, best_ns = NONE, NONE, NONE, 0, 1
-    look_ns, best_latest_ns = FOREVER_NS, FOREVER_NS
+    look_ns = FOREVER_NS
     knob = world.settings[0]["batch_delay_ns"]
-    first_copy = copy
     shortlist.clear(world)
-    for turn in range(2):
-      copy = first_copy
-      for _ in range(COMPARED):
+    for _ in range(COMPARED):
         if copy == NONE or not ready.urgent(world, now_ns, copy):
             break
         m = world.copies[copy]["model"]
-        first, b, rows, batch_ns = batches.pick(world, now_ns, gpu, m, start_ns, batches.DENSEST)
+        first, b, rows, batch_ns = _offer(world, now_ns, gpu, m, start_ns, knob)
         if b != NONE:
-            ripe_ns = 0 if turn == 1 else _ripens_ns(world, now_ns, gpu, m, first, rows, batch_ns, start_ns)
-            if ripe_ns > start_ns:
+            worthy = price.cheaper(world, rows, batch_ns)
+            ripe_ns = _ripens_ns(world, now_ns, gpu, m, first, rows, batch_ns, start_ns, worthy, knob)
+            if ripe_ns > start_ns and knob & 1 == 0:
                 look_ns = ripe_ns if ripe_ns < look_ns else look_ns
-            else:
-                latest_ns = FOREVER_NS
-                if knob & 6 != 0 and price.cheaper(world, rows, batch_ns):
-                    latest_ns = world.requests[first]["due_ns"] - batch_ns
-                    if knob & 4 != 0:
-                        latest_ns = batches.latest_end_ns(world, now_ns, gpu, first) - exec_tail_ns(
-                            world, now_ns, world.models[m]["program"], world.gpus[gpu]["kind"], b,
-                            world.requests[first]["size_class"])
-                        shortlist.put(world, copy, first, b, rows, batch_ns, latest_ns)
-                if latest_ns < best_latest_ns or (latest_ns == FOREVER_NS and best_latest_ns == FOREVER_NS and rows * best_ns > best_rows * batch_ns):
-                    best, best_first, best_batch, best_rows, best_ns = copy, first, b, rows, batch_ns
-                    best_latest_ns = latest_ns
+            elif worthy and ripe_ns <= start_ns:
+                latest_ns = batches.latest_end_ns(world, now_ns, gpu, first) - exec_tail_ns(
+                    world, now_ns, world.models[m]["program"], world.gpus[gpu]["kind"], b,
+                    world.requests[first]["size_class"])
+                shortlist.put(world, copy, first, b, rows, batch_ns, latest_ns)
+            elif rows * best_ns > best_rows * batch_ns and knob & 128 == 0:
+                best, best_first, best_batch, best_rows, best_ns = copy, first, b, rows, batch_ns
         copy = ordered.successor(world.copy_nodes, copy)
-      if best != NONE or knob & 1 == 0:
-        break
     i = shortlist.choose(world, start_ns)
     if i != NONE:
         row = world.shortlist[i]
