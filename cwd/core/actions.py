@@ -114,7 +114,7 @@ def issue_exec(world, now_ns, copy, batch_index, size_class, first, rows_max):
     if background.is_background(now_ns, due_ns):
         background.begins(world, a)
     else:
-        price.paid(world, now_ns, action["rows"], expected)
+        price.paid(world, action["rows"], expected, action["start_ns"] - before_ns if action["idle"] == 1 else 0)
         if world.settings[0]["gathers"] == 1:  # DEBUG
             if len(world.memory) > 1000:  # DEBUG
                 world.memory[action["rows"] * 8 + batch_index]["limit"] += 1  # DEBUG

@@ -8,7 +8,7 @@ its head's last moment at the latest; it may be early, then it is set again.
 
 from __future__ import annotations
 
-from cwd.core import background, hashmap, lanes, ordered, outbox, price, residency
+from cwd.core import background, hashmap, lanes, ordered, outbox, residency
 from cwd.core.estimate import load_ns, margin_ns
 from cwd.core.presets import BY_ARRIVAL
 from cwd.core.world import (
@@ -272,8 +272,6 @@ def drop(world, now_ns, r, status):
         world.gpus[home]["pressed_ns"] = now_ns
     if status == DEADLINE_EXPIRED:
         background.crowded(world, now_ns)
-        if home != NONE:
-            price.lost(world, now_ns, world.requests[r]["model"], world.requests[r]["size_class"], home)
     dequeue(world, r)
     finish(world, now_ns, r, status, 0)
 

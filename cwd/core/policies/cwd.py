@@ -61,27 +61,21 @@ def _offer(world, now_ns, gpu, m, start_ns, knob):
     model = world.models[m]
     program = world.programs[model["program"]]
     kind = world.gpus[gpu]["kind"]
-    price_ns = world.counters[0]["price_ns"]
-    if knob & 16 == 0:
-        price_ns = 0
-    if knob & 64 != 0:
-        price_ns *= 2
-    best_first, best, best_rows, best_ns, best_cost = NONE, NONE, 0, 1, 1
+    best_first, best, best_rows, best_ns, best_left = NONE, NONE, 0, 1, 0
     r, left = model["queue_head"], model["queued"]
     for b in range(program["n_batches"]):
         r, left = batches.pass_over(world, now_ns, gpu, m, b, start_ns, r, left)
         if r == NONE:
             break
-        if b == 0:
-            savable = left
         batch_ns = exec_ns(world, now_ns, model["program"], kind, b, world.requests[r]["size_class"])
         size = program["batches"][b]
         rows = left if left < size else size
         if program["n_classes"] > 1:
             rows = batches.count_rows(world, r, rows)
-        cost_ns = batch_ns + (savable - left) * price_ns
-        if best == NONE or rows * best_cost >= best_rows * cost_ns:
-            best_first, best, best_rows, best_ns, best_cost = r, b, rows, batch_ns, cost_ns
+        if best != NONE and left < best_left and price.cheaper(world, best_rows, best_ns):
+            break
+        if best == NONE or rows * best_ns >= best_rows * batch_ns:
+            best_first, best, best_rows, best_ns, best_left = r, b, rows, batch_ns, left
         if size >= left:
             break
     return best_first, best, best_rows, best_ns
@@ -102,7 +96,7 @@ def _ripens_ns(world, now_ns, gpu, m, first, rows, batch_ns, start_ns, worthy, k
             continue
         larger_ns = exec_ns(world, now_ns, program_index, kind, b, size_class)
         latest_ns = end_ns - exec_tail_ns(world, now_ns, program_index, kind, b, size_class)
-        if not worthy and knob & 32 != 0:
+        if knob & 32 != 0:
             if start_ns > latest_ns:
                 break
         elif start_ns + gap_ns * (size - rows) > latest_ns:
@@ -116,6 +110,7 @@ def _ripens_ns(world, now_ns, gpu, m, first, rows, batch_ns, start_ns, worthy, k
 def _dearest(world, now_ns, gpu, copy, start_ns):
     best, best_first, best_batch, best_rows, best_ns = NONE, NONE, NONE, 0, 1
     look_ns = FOREVER_NS
+    soon, soon_first, soon_batch, soon_rows, soon_wait = NONE, NONE, NONE, 0, 16
     knob = world.settings[0]["batch_delay_ns"]
     shortlist.clear(world)
     for _ in range(COMPARED):
@@ -126,20 +121,26 @@ def _dearest(world, now_ns, gpu, copy, start_ns):
         if b != NONE:
             worthy = price.cheaper(world, rows, batch_ns)
             ripe_ns = _ripens_ns(world, now_ns, gpu, m, first, rows, batch_ns, start_ns, worthy, knob)
-            if ripe_ns > start_ns and knob & 1 == 0:
-                look_ns = ripe_ns if ripe_ns < look_ns else look_ns
-            elif worthy and ripe_ns <= start_ns:
+            if worthy and ripe_ns <= start_ns:
                 latest_ns = batches.latest_end_ns(world, now_ns, gpu, first) - exec_tail_ns(
                     world, now_ns, world.models[m]["program"], world.gpus[gpu]["kind"], b,
                     world.requests[first]["size_class"])
                 shortlist.put(world, copy, first, b, rows, batch_ns, latest_ns)
-            elif rows * best_ns > best_rows * batch_ns and knob & 128 == 0:
-                best, best_first, best_batch, best_rows, best_ns = copy, first, b, rows, batch_ns
+            elif ripe_ns <= start_ns or knob & 1 != 0:
+                if rows * best_ns > best_rows * batch_ns:
+                    best, best_first, best_batch, best_rows, best_ns = copy, first, b, rows, batch_ns
+            else:
+                look_ns = ripe_ns if ripe_ns < look_ns else look_ns
+                wait = (ripe_ns - start_ns) * 16 // memory.gap_ns(world, now_ns, m)
+                if knob & 128 != 0 and wait < soon_wait:
+                    soon, soon_first, soon_batch, soon_rows, soon_wait = copy, first, b, rows, wait
         copy = ordered.successor(world.copy_nodes, copy)
     i = shortlist.choose(world, start_ns)
     if i != NONE:
         row = world.shortlist[i]
         return row["copy"], row["first"], row["batch"], row["rows"]
+    if best == NONE and soon != NONE:
+        return soon, soon_first, soon_batch, soon_rows
     if best == NONE and look_ns < FOREVER_NS:
         lanes.look_again(world, gpu, look_ns - margin_ns(world, now_ns, world.gpus[gpu]["kind"], MARGIN_SEND))
     return best, best_first, best_batch, best_rows
