@@ -9,10 +9,10 @@ the time for their batch to become full. Nothing is changed here except the requ
 
 from __future__ import annotations
 
-from cwd.core import memory, price, residency
+from cwd.core import floor, memory, price, residency
 from cwd.core.estimate import exec_ns, exec_tail_ns, margin_ns
 from cwd.core.lanes import available_ns, wake
-from cwd.core.queues import COPIES_LOOK, enlist, load_need_ns
+from cwd.core.queues import COPIES_LOOK, enlist, last_moment_ns, load_need_ns
 from cwd.core.world import (
     BUCKET_BITS, BUCKETS, COPY_LOADING, COPY_READY, COPY_UNKNOWN, COPY_UNLOADING, FOREVER_NS, GPU_UP,
     LANE_EXEC, LANE_LOAD, MARGIN_END, MARGIN_RESULT, MARGIN_SEND, NONE,
@@ -229,6 +229,32 @@ def place(world, now_ns, r):
 
 
 @inner_kernel
+def let_in(world, now_ns, r, loader):
+    """Whether a request for which there is no plan is taken all the same, since its model's batches go before others'.
+
+    It is owed one, and the next batch has room; or it is well worth its price: in the batch that fills at the model's rate
+    of arrivals, or, if that is not the densest that the slack has time for, in that one, by luck. `loader` is where it would
+    be loaded. Nobody is taken who could not be saved by an idle GPU.
+    """
+    request = world.requests[r]
+    m, size_class = request["model"], request["size_class"]
+    gpu = request["home"] if request["home"] != NONE else loader
+    if gpu == NONE or last_moment_ns(world, now_ns, r) < now_ns:
+        return False
+    kind, program = world.gpus[gpu]["kind"], world.models[m]["program"]
+    sizes = world.programs[program]
+    if floor.owed(world, m) and world.models[m]["queued"] < sizes["batches"][sizes["n_batches"] - 1]:
+        return True
+    slack_ns = request["due_ns"] - now_ns
+    filled = _best_batch(world, now_ns, kind, program, size_class, slack_ns, memory.gap_ns(world, now_ns, m))
+    if price.well_worth_it(world, sizes["batches"][filled], exec_ns(world, now_ns, program, kind, filled, size_class)):
+        return True
+    lucky = _best_batch(world, now_ns, kind, program, size_class, slack_ns, 1)
+    return lucky > filled and price.well_worth_it(
+        world, sizes["batches"][lucky], exec_ns(world, now_ns, program, kind, lucky, size_class))
+
+
+@inner_kernel
 def in_time_there(world, now_ns, r, gpu):
     """Whether the GPU, if it had the model, could answer the request in time behind its work that is due earlier."""
     request = world.requests[r]
@@ -248,25 +274,3 @@ def want(world, now_ns, m):
     gpu, _ = best_load(world, now_ns, m, world.requests[model["queue_head"]]["due_ns"])
     if gpu != NONE:
         wake(world, gpu)
-
-
-@inner_kernel
-def worth_it(world, now_ns, r, loader):
-    """Whether the request's model is cheaper than the price in the best batch that the slack leaves room for."""
-    request = world.requests[r]
-    m = request["model"]
-    gpu = request["home"] if request["home"] != NONE else loader
-    if gpu == NONE:
-        return False
-    kind, program = world.gpus[gpu]["kind"], world.models[m]["program"]
-    slack_ns = request["due_ns"] - now_ns
-    gap_ns = memory.gap_ns(world, now_ns, m)
-    lucky = _best_batch(world, now_ns, kind, program, request["size_class"], slack_ns, 1)
-    sure = _best_batch(world, now_ns, kind, program, request["size_class"], slack_ns, gap_ns)
-    if now_ns + request["need_ns"] > request["due_ns"]:
-        return False
-    if price.clearly_cheaper(world, world.programs[program]["batches"][sure], exec_ns(world, now_ns, program, kind, sure, request["size_class"])):
-        return True
-    if lucky <= sure:
-        return False
-    return price.clearly_cheaper(world, world.programs[program]["batches"][lucky], exec_ns(world, now_ns, program, kind, lucky, request["size_class"]))

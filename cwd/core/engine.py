@@ -17,7 +17,7 @@ set_draining(world, on)
 
 from __future__ import annotations
 
-from cwd.core import actions, admission, background, estimate, histograms, lanes, loads, members, memory, outbox, policies, queues
+from cwd.core import actions, admission, background, estimate, floor, histograms, lanes, loads, members, memory, outbox, policies, queues
 from cwd.core.world import (
     ACTION_EXEC, ACTION_FREE, ACTION_RESERVED, FOREVER_NS, GPU_UP, LANE_EXEC, LANE_LOAD, MODEL_READY, NONE,
     REQUEST_QUEUED, SLOT_BITS, SLOT_MASK, Code,
@@ -117,10 +117,12 @@ def _admit(world, now_ns, r):
     m = request["model"]
     if world.settings[0]["learns"] == 1:
         memory.arrived(world, now_ns, r)
+    if world.settings[0]["fair"] == 1:
+        floor.asked(world, m)
     done_ns, busy_ns, loader = admission.place(world, now_ns, r)
     late = world.settings[0]["admission"] == 1 and done_ns > request["due_ns"]
-    if late and world.settings[0]["gathers"] == 1 and admission.worth_it(world, now_ns, r, loader):
-        late = False
+    if late and world.settings[0]["prices"] == 1 and request["need_ns"] > 0:
+        late = not admission.let_in(world, now_ns, r, loader)
     if late or done_ns == FOREVER_NS or request["need_ns"] == 0:
         copy_helps = loader != NONE and (busy_ns == FOREVER_NS or admission.in_time_there(world, now_ns, r, loader))
         code = _refuse(world, now_ns, r, done_ns)

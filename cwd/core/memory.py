@@ -12,7 +12,7 @@ GAP_BITS = 5
 def forget(world, m):
     """A model is new in its slot."""
     row = world.memory[m]
-    row["arrived_ns"] = row["gap_ns"] = row["slo_ns"] = row["limit"] = row["small_ns"] = row["large_ns"] = 0
+    row["arrived_ns"] = row["gap_ns"] = row["slo_ns"] = row["limit"] = row["small_ns"] = row["large_ns"] = row["owed"] = 0
 
 
 @inner_kernel

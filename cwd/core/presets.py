@@ -15,6 +15,9 @@ import dataclasses
 #: orders. BY_DUE: deadline less the reply's way. BY_LATEST: the last moment to issue. BY_TURN: who ran longest ago
 BY_DUE, BY_LATEST, BY_ARRIVAL, BY_TURN = 0, 1, 2, 3
 
+#: what a policy that knows prices may be after
+OBJECTIVES = ("fair", "goodput")
+
 US, MS = 1_000, 1_000_000
 
 
@@ -53,6 +56,8 @@ class Preset:
     gathers: int = 0
     #: keep GPUs free of work that is not urgent, as many as urgent work needs (background.py)
     reserves: int = 0
+    #: weigh executions against the price of GPU time (price.py), and models against the floor (floor.py)
+    prices: int = 0
     #: how long a batch that is not full may be held back for more requests
     batch_delay_ns: int = 0
     #: a request is due no earlier than this after its arrival, whatever its deadline
@@ -73,7 +78,7 @@ _CLIPPER = {"admission": 0, "foresight": 0, "queue_order": BY_ARRIVAL, "copy_ord
 PRESETS = {
     "fifo": Preset(FIFO, queue_order=BY_ARRIVAL, copy_order=BY_ARRIVAL, load_order=BY_ARRIVAL, replicate=0, load_saves=0),
     "clockwork": Preset(CLOCKWORK),
-    "cwd": Preset(CWD, learns=1, gathers=1, reserves=1),
+    "cwd": Preset(CWD, learns=1, gathers=1, reserves=1, prices=1),
     "edf": Preset(EDF, copy_order=BY_DUE),
     # 5 ms ahead, of which 1 ms is the network's; internal deadlines 5 ms early, but not before 5 ms ahead and 5 more;
     # a LOAD whenever a model that is not there has anything queued, since their test for a demand of 0 never fires

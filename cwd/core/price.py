@@ -1,50 +1,63 @@
-"""The price of GPU time: what a request at the margin costs, and which models are cheaper than that.
+"""The price of GPU time: what a request at the margin costs, so that it is known which batches are worth their time.
 
-While there is too much work, time spent on one request is taken from another. The *price* is how much time the dearest
-of those cost that were served lately: all but a few percent of the time went to cheaper ones. It is a quantile, and is
-found as one: each execution moves it a little, up if its requests cost more, down if less, in proportion to its time.
+While there is too much work, time spent on one request is taken from others. The price is the GPU time per request which
+all but one part in DEARER of the time lately went below: a quantile, and found as one. Each execution moves it a little,
+up if its requests cost more, down if less, in proportion to its time. Time in which a GPU had nothing to do counts as
+spent at any price: so where there is no overload the price is above whatever is asked for, and everything is worth it.
 """
 
 from __future__ import annotations
 
 from cwd.jit import inner_kernel
 
-#: how much of the GPUs' time goes to requests that cost more than the price: one part in so many
+#: one part in so many of the GPUs' time goes to requests that cost more than the price
 DEARER = 32
-#: how much time of one GPU moves the price by a factor of two at most
-DOUBLING_NS = 1 << 28
+#: 2**28 ns of GPU time that all went to the dear double the price; to the cheap, they take a DEARER-th of it off
+DOUBLING_BITS = 28
+#: longest time that counts at once
+LONGEST_NS = 1 << (DOUBLING_BITS - 2)
+#: least price, ns; and what of it is told apart, to keep products small
+_LEAST_BITS = 10
+#: the usual duration follows each execution by 1 / 2**USUAL_BITS
+USUAL_BITS = 5
+
+
+@inner_kernel
+def moved_ns(price_ns, rows, batch_ns, idle_ns):
+    """The price after an execution of so many requests that takes `batch_ns`, on a GPU that was idle before.
+
+    Idle time raises it to twice what the requests cost, no further: beyond that nothing changes.
+    """
+    spent_ns = batch_ns if batch_ns < LONGEST_NS else LONGEST_NS
+    idle_ns = idle_ns if idle_ns < LONGEST_NS else LONGEST_NS
+    dear_ns = spent_ns if batch_ns > rows * price_ns else 0
+    cheap_ns = spent_ns - dear_ns
+    if 2 * batch_ns > rows * price_ns:
+        dear_ns += idle_ns
+    step = (dear_ns * (DEARER - 1) - cheap_ns) // DEARER
+    price_ns += (price_ns >> _LEAST_BITS) * step >> (DOUBLING_BITS - _LEAST_BITS)
+    return price_ns if price_ns > 1 << _LEAST_BITS else 1 << _LEAST_BITS
 
 
 @inner_kernel
 def paid(world, rows, batch_ns, idle_ns):
-    """An execution begins: so many requests for so much time, after so much time in which there was nothing to do."""
+    """An urgent execution was issued."""
     counters = world.counters[0]
-    price_ns = counters["price_ns"]
-    if price_ns == 0:
+    if counters["price_ns"] == 0:
         counters["price_ns"] = 2 * batch_ns // rows
-        return
-    spent_ns = batch_ns if batch_ns < DOUBLING_NS >> 2 else DOUBLING_NS >> 2
-    idle_ns = idle_ns if idle_ns < DOUBLING_NS >> 2 else DOUBLING_NS >> 2
-    step = price_ns >> 10
-    up_ns, down_ns = 0, 0
-    if batch_ns > rows * price_ns:
-        up_ns = spent_ns
-    else:
-        down_ns = spent_ns
-    if 2 * batch_ns > rows * price_ns:
-        up_ns += idle_ns
-    price_ns += step * (up_ns * (DEARER - 1) - down_ns) // DEARER // (DOUBLING_NS >> 10)
-    counters["price_ns"] = price_ns if price_ns > 1 << 10 else 1 << 10
+        counters["usual_ns"] = batch_ns
+    counters["price_ns"] = moved_ns(counters["price_ns"], rows, batch_ns, idle_ns)
+    counters["usual_ns"] += (batch_ns - counters["usual_ns"]) >> USUAL_BITS
 
 
 @inner_kernel
-def clearly_cheaper(world, rows, batch_ns):
+def worth_it(world, rows, batch_ns):
+    """Whether requests that cost so much together cost the price at most."""
+    return batch_ns <= rows * world.counters[0]["price_ns"]
+
+
+@inner_kernel
+def well_worth_it(world, rows, batch_ns):
+    """Whether they cost clearly less, by a sixteenth: who costs what everybody costs does not."""
     price_ns = world.counters[0]["price_ns"]
     return batch_ns < rows * (price_ns - (price_ns >> 4))
-
-
-@inner_kernel
-def cheaper(world, rows, batch_ns):
-    """Whether requests that cost so much together are clearly cheaper than the margin."""
-    price_ns = world.counters[0]["price_ns"]
-    return batch_ns < rows * (price_ns - (price_ns >> 5))

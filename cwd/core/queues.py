@@ -8,7 +8,7 @@ its head's last moment at the latest; it may be early, then it is set again.
 
 from __future__ import annotations
 
-from cwd.core import background, hashmap, lanes, ordered, outbox, residency
+from cwd.core import background, floor, hashmap, lanes, ordered, outbox, residency
 from cwd.core.estimate import load_ns, margin_ns
 from cwd.core.presets import BY_ARRIVAL
 from cwd.core.world import (
@@ -17,7 +17,9 @@ from cwd.core.world import (
 )
 from cwd.jit import inner_kernel, lean_kernel
 
+DEADLINE_UNREACHABLE = int(Code.DEADLINE_UNREACHABLE)
 DEADLINE_EXPIRED = int(Code.DEADLINE_EXPIRED)
+DEADLINE_MISSED = int(Code.DEADLINE_MISSED)
 OK = int(Code.OK)
 
 #: most copies that one event looks at; a model with more of them takes turns
@@ -103,6 +105,9 @@ def finish(world, now_ns, r, status, served_ns):
         record = outbox.reply(world, now_ns, r, status)
         world.outbox[record]["served_ns"] = served_ns
         disown(world, r)
+    if world.settings[0]["prices"] == 1 and (
+            status == OK or status == DEADLINE_UNREACHABLE or status == DEADLINE_EXPIRED or status == DEADLINE_MISSED):
+        floor.ended(world, 1 if status == OK else 0)
     if status == OK:
         counters["answered"] += 1
     elif status == DEADLINE_EXPIRED:

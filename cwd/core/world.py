@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import numpy as np
 
-from cwd.core.presets import OVERRIDES, PRESETS, SWITCHES, Preset
+from cwd.core.presets import OBJECTIVES, OVERRIDES, PRESETS, SWITCHES, Preset
 from cwd.errors import Code, CwdError
 from cwd.tables import Tables
 
@@ -120,10 +120,10 @@ ODDS = np.dtype(
     [(name, np.int64) for name in ("built", "count", "mean")]
     + [(name, np.int64, (BINS,)) for name in ("chances", "stretches")], align=True)
 #: what policies remember of a model: the gap between arrivals (smoothed), the SLO last asked for; the largest batch, in
-#: 1024ths; a line of latency over batch size, as the latencies of the smallest and the largest batch
-MEMORY = _table("arrived_ns gap_ns slo_ns limit small_ns large_ns")
-#: a batch that could run next, share_ns of it on each of its model's GPUs (shortlist.py)
-SHORTLIST = _table("copy first batch rows batch_ns latest_ns share_ns", LINE)
+#: 1024ths; a line of latency over batch size, as the latencies of the smallest and the largest batch; the service owed
+MEMORY = _table("arrived_ns gap_ns slo_ns limit small_ns large_ns owed", LINE)
+#: a batch that should run soon: share_ns of it on each of its model's GPUs; out: it has given way (shortlist.py)
+SHORTLIST = _table("copy first batch rows batch_ns latest_ns share_ns owed out")
 #: one record of the outbox; fields that a kind does not use are 0, or -1 for handles and indices
 OUT = _table(
     "kind verb gpu action model program pages batch size_class rows first earliest_ns latest_ns expected_ns expire_ns "
@@ -134,12 +134,13 @@ COUNTERS = _table(
     "free_request free_model free_copy free_action apps requests_live actions_live models_live copies_live gpus_up "
     "wanted_root wanted_head map_count copy_map_count "
     "accepted refused answered dropped missed failed requeued stale expired loads unloads execs rows cold replicas "
-    "background_gpus background_share crowded_ns price_ns priced_ns dearest_ns shortlist"
+    "background_gpus background_share crowded_ns "
+    "price_ns usual_ns share"
 )
 SETTINGS = _table(
     "policy admission foresight queue_order copy_order load_order replicate load_saves evict_queued "
     "margins_fixed drop_passed "
-    "learns picks gathers reserves batch_delay_ns due_floor_ns "
+    "learns picks gathers reserves prices fair batch_delay_ns due_floor_ns "
     "schedule_ahead_ns load_ahead_ns send_ns result_ns end_ns client_ns latest_slack_ns exec_grace_ns "
     "load_grace_ns stuck_ns lane_depth attempts_max slo_max_ns margin_max_ns load_horizon_ns "
     "requests_max models_max programs_max gpus_max copies_max actions_max clients_max kinds_max classes_max "
@@ -186,6 +187,8 @@ class Config:
     """
 
     policy: str = "clockwork"
+    #: what a policy that knows prices is after: "fair", every model gets half of the overall share at least; "goodput"
+    objective: str = "fair"
     models_max: int = 4096
     programs_max: int = 64
     requests_max: int = 16384
@@ -231,13 +234,15 @@ class Config:
     def __post_init__(self) -> None:
         if self.policy not in PRESETS:
             raise CwdError(f"no policy {self.policy!r}; there are {', '.join(PRESETS)}", code=Code.BAD_ARGUMENT)
+        if self.objective not in OBJECTIVES:
+            raise CwdError(f"no objective {self.objective!r}; there are {', '.join(OBJECTIVES)}", code=Code.BAD_ARGUMENT)
         for name in OVERRIDES:
             if getattr(self, name) is None:
                 object.__setattr__(self, name, getattr(self.preset, name))
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             least = 0 if field.name in SWITCHES else 1
-            if field.name != "policy" and (not isinstance(value, int) or value < least):
+            if field.name not in ("policy", "objective") and (not isinstance(value, int) or value < least):
                 kind = "an integer of 0 or more" if least == 0 else "a positive integer"
                 raise CwdError(f"{field.name} must be {kind}, not {value!r}", code=Code.BAD_ARGUMENT)
 
@@ -275,11 +280,11 @@ def make_world(config: Config) -> World:
         request_map=_empty_map(c.requests_max),
         copy_map=_empty_map(c.copies_max),
         clients=np.zeros(c.clients_max, CLIENT),
-        memory=np.zeros(c.models_max, MEMORY),
+        memory=_zeros(c.models_max, MEMORY),
         histograms=np.zeros(c.programs_max + c.apps_max, HISTOGRAM),
         odds=np.zeros((c.programs_max + c.apps_max, BATCHES_MAX), ODDS),
         app_map=_empty_map(c.apps_max),
-        shortlist=_zeros(SHORTLIST_MAX, SHORTLIST),
+        shortlist=np.zeros(SHORTLIST_MAX, SHORTLIST),
         prepared=np.zeros((c.gpus_max, c.programs_max), np.uint8),
         backlog=np.zeros((c.gpus_max, BUCKETS + 1), np.int64),
         outbox=np.zeros(c.outbox_max, OUT),
@@ -296,6 +301,7 @@ def make_world(config: Config) -> World:
         for field in dataclasses.fields(source):
             if field.name in SETTINGS.names and field.name != "policy":
                 settings[field.name] = getattr(source, field.name)
+    settings["fair"] = 1 if c.preset.prices == 1 and c.objective == "fair" else 0
     settings["load_base"], settings["margin_base"] = load_base, margin_base
     settings["gpu_timer"], settings["action_timer"] = c.models_max, c.models_max + c.gpus_max
     for kind in range(c.kinds_max):
