@@ -114,7 +114,9 @@ def issue_exec(world, now_ns, copy, batch_index, size_class, first, rows_max):
     if background.is_background(now_ns, due_ns):
         background.begins(world, a)
     elif world.settings[0]["prices"] == 1:
-        price.paid(world, action["rows"], expected, action["start_ns"] - free_ns if action["idle"] == 1 else 0)
+        # what is owed runs at any price, and says nothing about it
+        if floor.owed(world, m) <= 0:
+            price.paid(world, action["rows"], expected, action["start_ns"] - free_ns if action["idle"] == 1 else 0)
         floor.served(world, m, action["rows"])
     tail_ns = exec_tail_ns(world, now_ns, action["program"], kind, batch_index, size_class)
     action["promised_ns"] = action["start_ns"] + tail_ns

@@ -243,7 +243,7 @@ def let_in(world, now_ns, r, loader):
         return False
     kind, program = world.gpus[gpu]["kind"], world.models[m]["program"]
     sizes = world.programs[program]
-    if floor.owed(world, m) and world.models[m]["queued"] < sizes["batches"][sizes["n_batches"] - 1]:
+    if floor.owed(world, m) > 0 and world.models[m]["queued"] < sizes["batches"][sizes["n_batches"] - 1]:
         return True
     slack_ns = request["due_ns"] - now_ns
     filled = _best_batch(world, now_ns, kind, program, size_class, slack_ns, memory.gap_ns(world, now_ns, m))

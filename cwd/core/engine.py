@@ -121,14 +121,14 @@ def _admit(world, now_ns, r):
         floor.asked(world, m)
     done_ns, busy_ns, loader = admission.place(world, now_ns, r)
     late = world.settings[0]["admission"] == 1 and done_ns > request["due_ns"]
-    if late and world.settings[0]["prices"] == 1 and request["need_ns"] > 0:
-        late = not admission.let_in(world, now_ns, r, loader)
     if late or done_ns == FOREVER_NS or request["need_ns"] == 0:
         copy_helps = loader != NONE and (busy_ns == FOREVER_NS or admission.in_time_there(world, now_ns, r, loader))
-        code = _refuse(world, now_ns, r, done_ns)
-        if code == DEADLINE_UNREACHABLE and copy_helps:
+        let_in = world.settings[0]["prices"] == 1 and request["need_ns"] > 0 and admission.let_in(world, now_ns, r, loader)
+        code = 0 if let_in else _refuse(world, now_ns, r, done_ns)
+        if copy_helps and (code == DEADLINE_UNREACHABLE or (code == 0 and busy_ns < FOREVER_NS)):
             _miss(world, now_ns, m, loader)
-        return code
+        if code != 0:
+            return code
     world.counters[0]["accepted"] += 1
     if world.settings[0]["picks"] == 1:
         histograms.tag(world, r)

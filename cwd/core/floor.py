@@ -51,5 +51,5 @@ def ended(world, in_time):
 
 @inner_kernel
 def owed(world, m):
-    """Whether the model is owed a request."""
-    return world.settings[0]["fair"] == 1 and world.memory[m]["owed"] > 0
+    """How much the model is owed; 0 or less: nothing."""
+    return world.memory[m]["owed"] if world.settings[0]["fair"] == 1 else 0

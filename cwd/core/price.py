@@ -8,7 +8,7 @@ spent at any price: so where there is no overload the price is above whatever is
 
 from __future__ import annotations
 
-from cwd.jit import inner_kernel
+from cwd.jit import inner_kernel, lean_kernel
 
 #: one part in so many of the GPUs' time goes to requests that cost more than the price
 DEARER = 32
@@ -22,7 +22,7 @@ _LEAST_BITS = 10
 USUAL_BITS = 5
 
 
-@inner_kernel
+@lean_kernel
 def moved_ns(price_ns, rows, batch_ns, idle_ns):
     """The price after an execution of so many requests that takes `batch_ns`, on a GPU that was idle before.
 

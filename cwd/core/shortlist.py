@@ -2,23 +2,23 @@
 
 While all of them can start in time one after the other, the first is next. Where one could not, the least dense of those
 up to it gives way, again and again (Moore and Hodgson's algorithm for the fewest late jobs, with density for number).
-Those of models that are owed service (floor.py) give way last. A model that several GPUs have takes that much less of each.
+A model that several GPUs have takes that much less of each.
 """
 
 from __future__ import annotations
 
-from cwd.core.world import NONE, SHORTLIST_MAX
-from cwd.jit import inner_kernel
+from cwd.jit import lean_kernel
+
+NONE = -1
 
 
-@inner_kernel
-def put(world, count, copy, first, b, rows, batch_ns, latest_ns, owed):
-    """Add a batch of a copy's model to the `count` in the list, that has to start by `latest_ns`; returns their number.
+@lean_kernel
+def put(table, count, copy, first, b, rows, batch_ns, latest_ns, copies):
+    """Add a batch, of a model with so many copies, to the `count` in the list; returns their number.
 
-    The list takes SHORTLIST_MAX.
+    It has to start by `latest_ns`. The list takes as many as the table has rows.
     """
-    table = world.shortlist
-    if count == SHORTLIST_MAX:
+    if count == len(table):
         return count
     i = count
     while i > 0 and table[i - 1]["latest_ns"] > latest_ns:
@@ -31,14 +31,12 @@ def put(world, count, copy, first, b, rows, batch_ns, latest_ns, owed):
     row["rows"] = rows
     row["batch_ns"] = batch_ns
     row["latest_ns"] = latest_ns
-    row["owed"] = owed
     row["out"] = 0
-    copies = world.models[world.copies[copy]["model"]]["copies_ready"]
-    row["share_ns"] = batch_ns // (copies if copies > 0 else 1)
+    row["share_ns"] = batch_ns // copies
     return count + 1
 
 
-@inner_kernel
+@lean_kernel
 def _move(source, target):
     target["copy"] = source["copy"]
     target["first"] = source["first"]
@@ -46,20 +44,18 @@ def _move(source, target):
     target["rows"] = source["rows"]
     target["batch_ns"] = source["batch_ns"]
     target["latest_ns"] = source["latest_ns"]
-    target["owed"] = source["owed"]
     target["out"] = source["out"]
     target["share_ns"] = source["share_ns"]
 
 
-@inner_kernel
-def choose(world, count, start_ns):
+@lean_kernel
+def choose(table, count, start_ns):
     """The row of the batch that is next if the GPU can start at `start_ns`; -1 if there is none."""
-    table = world.shortlist
     at_ns = start_ns
     for i in range(count):
         at_ns += table[i]["share_ns"]
         if at_ns - table[i]["share_ns"] > table[i]["latest_ns"]:
-            worst = _least(table, i)
+            worst = _least_dense(table, i)
             at_ns -= table[worst]["share_ns"]
             table[worst]["out"] = 1
     for i in range(count):
@@ -68,14 +64,12 @@ def choose(world, count, start_ns):
     return NONE
 
 
-@inner_kernel
-def _least(table, last):
-    """Of the rows up to `last` that have not given way the one that does: who is owed last, then the least dense."""
+@lean_kernel
+def _least_dense(table, last):
+    """Of the rows up to `last` that have not given way the one with the fewest requests per time."""
     worst = last
     for i in range(last):
         row = table[i]
-        if row["out"] == 1 or row["owed"] > table[worst]["owed"]:
-            continue
-        if row["owed"] < table[worst]["owed"] or row["rows"] * table[worst]["batch_ns"] < table[worst]["rows"] * row["batch_ns"]:
+        if row["out"] == 0 and row["rows"] * table[worst]["batch_ns"] < table[worst]["rows"] * row["batch_ns"]:
             worst = i
     return worst

@@ -123,7 +123,7 @@ ODDS = np.dtype(
 #: 1024ths; a line of latency over batch size, as the latencies of the smallest and the largest batch; the service owed
 MEMORY = _table("arrived_ns gap_ns slo_ns limit small_ns large_ns owed", LINE)
 #: a batch that should run soon: share_ns of it on each of its model's GPUs; out: it has given way (shortlist.py)
-SHORTLIST = _table("copy first batch rows batch_ns latest_ns share_ns owed out")
+SHORTLIST = _table("copy first batch rows batch_ns latest_ns share_ns out")
 #: one record of the outbox; fields that a kind does not use are 0, or -1 for handles and indices
 OUT = _table(
     "kind verb gpu action model program pages batch size_class rows first earliest_ns latest_ns expected_ns expire_ns "

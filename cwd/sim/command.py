@@ -26,7 +26,7 @@ def check_names(experiments: Sequence[str], policies: Sequence[str]) -> None:
                 raise CwdError(f"no {what} {name!r}; there are {', '.join(known)}", code=Code.BAD_ARGUMENT)
 
 
-def run(experiment: str, policy: str = "clockwork", seed: int = 0, noise: str = "clockwork",
+def run(experiment: str, policy: str = "clockwork", seed: int = 0, noise: str = "clockwork", objective: str = "fair",
         progress: Say | None = None, **options: Any) -> dict[str, Any]:
     """Run all points: {"experiment", "policy", "seed", "options", "rows", "groups", "digest"}.
 
@@ -37,10 +37,10 @@ def run(experiment: str, policy: str = "clockwork", seed: int = 0, noise: str = 
     make = importlib.import_module(f"cwd.sim.experiments.{experiment}").points
     points = list(make(**options, **({"seed": seed} if "seed" in inspect.signature(make).parameters else {})))
     facts: dict[str, Any] = {"experiment": experiment, "policy": policy, "seed": seed, "noise": noise,
-                             "options": options, "rows": [], "groups": []}
+                             "objective": objective, "options": options, "rows": [], "groups": []}
     digest = 0
     for number, point in enumerate(points):
-        scenario = dataclasses.replace(point.scenario, policy=policy, seed=seed, noise=noise)
+        scenario = dataclasses.replace(point.scenario, policy=policy, objective=objective, seed=seed, noise=noise)
         point = dataclasses.replace(point, scenario=scenario)
         digest = digest * 31 + _run_point(point, facts, _within(progress, number, len(points), point.swept))
     facts["digest"] = f"{digest % (1 << 64):016x}"

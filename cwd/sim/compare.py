@@ -19,7 +19,7 @@ LEFT_OUT = ("soak",)
 
 
 def compare(policies: Sequence[str] = (), seeds: Sequence[int] = (0,), experiments: Sequence[str] = (),
-            quick: bool = False, processes: int = 0,
+            quick: bool = False, objective: str = "fair", processes: int = 0,
             progress: Callable[[int, int, str], None] | None = None) -> dict[str, Any]:
     """{"experiment": "compare", "rows": every row with its experiment, "table": a row per point with policies as columns}.
 
@@ -32,7 +32,7 @@ def compare(policies: Sequence[str] = (), seeds: Sequence[int] = (0,), experimen
     jobs = [(name, policy, seed) for name in experiments for policy in policies for seed in seeds]
     found: dict[tuple[str, str, int], list[dict[str, Any]]] = {}
     with ProcessPoolExecutor(processes or os.cpu_count()) as pool:
-        waiting = {pool.submit(run, *job, quick=quick): job for job in jobs}
+        waiting = {pool.submit(run, *job, quick=quick, objective=objective): job for job in jobs}
         try:
             for done in as_completed(waiting):
                 job = waiting[done]
@@ -43,7 +43,7 @@ def compare(policies: Sequence[str] = (), seeds: Sequence[int] = (0,), experimen
             pool.shutdown(wait=False, cancel_futures=True)
             raise
     rows = [{"experiment": job[0], **row} for job in jobs for row in found[job]]
-    return {"experiment": "compare", "policies": policies, "seeds": list(seeds), "quick": quick,
+    return {"experiment": "compare", "policies": policies, "seeds": list(seeds), "quick": quick, "objective": objective,
             "table": table(rows, policies), "rows": rows}
 
 

@@ -39,6 +39,7 @@ def _urgent(world, now_ns, gpu, copy):
     start_ns = lanes.available_ns(world, now_ns, gpu, LANE_EXEC)
     eager = not pressed(world, now_ns, gpu)
     best, best_first, best_batch, best_rows, best_ns = NONE, NONE, NONE, 0, 1
+    due, due_first, due_batch, due_rows, due_owed = NONE, NONE, NONE, 0, 0
     count, look_ns = 0, FOREVER_NS
     for _ in range(SHORTLIST_MAX):
         if copy == NONE or not ready.urgent(world, now_ns, copy):
@@ -52,17 +53,23 @@ def _urgent(world, now_ns, gpu, copy):
         else:
             owed = floor.owed(world, m)
             ripe_ns = offers.ripe_ns(world, now_ns, gpu, m, first, rows, batch_ns, start_ns)
-            if ripe_ns <= start_ns and (owed or price.worth_it(world, rows, batch_ns)):
+            if ripe_ns <= start_ns and owed > 0:
+                if owed > due_owed:
+                    due, due_first, due_batch, due_rows, due_owed = copy, first, b, rows, owed
+            elif ripe_ns <= start_ns and price.worth_it(world, rows, batch_ns):
                 tail_ns = exec_tail_ns(world, now_ns, world.models[m]["program"], world.gpus[gpu]["kind"], b,
                                        world.requests[first]["size_class"])
                 latest_ns = batches.latest_end_ns(world, now_ns, gpu, first) - tail_ns
-                count = shortlist.put(world, count, copy, first, b, rows, batch_ns, latest_ns, 1 if owed else 0)
+                copies = world.models[m]["copies_ready"]
+                count = shortlist.put(world.shortlist, count, copy, first, b, rows, batch_ns, latest_ns, copies)
             elif ripe_ns > start_ns and not eager:
                 look_ns = ripe_ns if ripe_ns < look_ns else look_ns
             elif best == NONE or rows * best_ns > best_rows * batch_ns:
                 best, best_first, best_batch, best_rows, best_ns = copy, first, b, rows, batch_ns
         copy = after
-    i = shortlist.choose(world, count, start_ns)
+    if due != NONE:
+        return due, due_first, due_batch, due_rows
+    i = shortlist.choose(world.shortlist, count, start_ns)
     if i != NONE:
         row = world.shortlist[i]
         return row["copy"], row["first"], row["batch"], row["rows"]
