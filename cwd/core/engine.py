@@ -168,7 +168,7 @@ def _refuse(world, now_ns, r, done_ns):
             estimate.doubt(
                 world.estimates[estimate.exec_row(world, program, kind, 0, request["size_class"])], now_ns)
     elif request["home"] != NONE:
-        world.gpus[request["home"]]["pressed_ns"] = now_ns
+        queues.press(world, now_ns, request["model"], request["home"])
     if code == DEADLINE_UNREACHABLE and not background.is_background(now_ns, request["due_ns"]):
         background.crowded(world, now_ns)
     world.counters[0]["refused"] += 1

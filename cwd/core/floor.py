@@ -10,8 +10,8 @@ from __future__ import annotations
 
 from cwd.jit import inner_kernel
 
-#: shares and debts are in these parts of a request
-ONE = 1 << 16
+#: shares and debts are in these parts of a request: many, since what is rounded off each step of the share would bend it
+ONE = 1 << 28
 #: the overall share follows each outcome by 1 / 2**SHARE_BITS
 SHARE_BITS = 12
 #: the floor, in parts of the overall share: half, and a margin for what is owed when a stretch ends

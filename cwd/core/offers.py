@@ -7,12 +7,15 @@ from cwd.core.estimate import exec_ns, exec_tail_ns
 from cwd.core.world import NONE
 from cwd.jit import inner_kernel
 
+#: what a head passed over costs, in prices: its own, and another since it could have had company
+HEAD_PRICES = 2
+
 
 @inner_kernel
 def best(world, now_ns, gpu, m, start_ns):
     """The model's densest batch in time: (first, batch index, rows, duration); (-1, -1, 0, 1): nothing would be in time.
 
-    A larger one may pass over heads that it would make late only if no smaller one is worth the price of its time.
+    Where a smaller one is worth the price of its time, heads that a larger one makes late count as time that it takes.
     """
     model = world.models[m]
     program = world.programs[model["program"]]
@@ -21,14 +24,17 @@ def best(world, now_ns, gpu, m, start_ns):
     r, left = model["queue_head"], model["queued"]
     for b in range(program["n_batches"]):
         r, left = batches.pass_over(world, now_ns, gpu, m, b, start_ns, r, left)
-        if r == NONE or (best_batch != NONE and left < best_left and price.worth_it(world, best_rows, best_ns)):
+        if r == NONE:
             break
         batch_ns = exec_ns(world, now_ns, model["program"], kind, b, world.requests[r]["size_class"])
         size = program["batches"][b]
         rows = left if left < size else size
         if program["n_classes"] > 1:
             rows = batches.count_rows(world, r, rows)
-        if best_batch == NONE or rows * best_ns >= best_rows * batch_ns:
+        cost_ns = batch_ns
+        if best_batch != NONE and price.worth_it(world, best_rows, best_ns):
+            cost_ns += HEAD_PRICES * (best_left - left) * world.counters[0]["price_ns"]
+        if best_batch == NONE or rows * best_ns >= best_rows * cost_ns:
             best_first, best_batch, best_rows, best_ns, best_left = r, b, rows, batch_ns, left
         if size >= left:
             break

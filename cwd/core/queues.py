@@ -270,11 +270,29 @@ def arm_model(world, now_ns, m):
 
 
 @inner_kernel
+def press(world, now_ns, m, home):
+    """A request of the model is lost for want of time: its home is pressed, and where prices are known the GPUs that share
+    the model's queue with it, or they would spend on small batches what it is short of."""
+    world.gpus[home]["pressed_ns"] = now_ns
+    copy = world.models[m]["copies"]
+    if world.settings[0]["prices"] == 0 or copy == NONE:
+        return
+    last = copy
+    for _ in range(COPIES_LOOK):
+        world.gpus[world.copies[copy]["gpu"]]["pressed_ns"] = now_ns
+        copy = world.copies[copy]["next"]
+        if copy == last:
+            break
+    # of more copies the others are next
+    world.models[m]["copies"] = copy
+
+
+@inner_kernel
 def drop(world, now_ns, r, status):
     """Give a queued request up."""
     home = world.requests[r]["home"]
     if status == DEADLINE_EXPIRED and home != NONE:
-        world.gpus[home]["pressed_ns"] = now_ns
+        press(world, now_ns, world.requests[r]["model"], home)
     if status == DEADLINE_EXPIRED:
         background.crowded(world, now_ns)
     dequeue(world, r)

@@ -25,16 +25,17 @@ def next_to_run(batches, start):
 
 
 def offer(queue, start, took, price):
-    """A model's densest batch; heads are passed over only where no smaller one is worth the price."""
+    """A model's densest batch; where a smaller one is worth the price, each head passed over costs two prices."""
     chosen = None
     for size, left in naive.suffixes(queue, start, took):
         rows = len(left[:size])
         if chosen is not None:
             old_size, old_left = chosen
             old_rows = len(old_left[:old_size])
-            if len(left) < len(old_left) and took[old_size] <= old_rows * price:
-                break
-            if Fraction(rows, took[size]) < Fraction(old_rows, took[old_size]):
+            cost = took[size]
+            if took[old_size] <= old_rows * price:
+                cost += 2 * price * (len(old_left) - len(left))
+            if Fraction(rows, cost) < Fraction(old_rows, took[old_size]):
                 if size >= len(left):
                     break
                 continue

@@ -51,7 +51,8 @@ def test_urgent_answers_in_time_give_the_share_back():
     counters = script.world.counters[0]
     assert counters["background_share"] == background.GPU_UNITS
     assert script.done(first) == 0 and script.done(second, later=0) == 0
-    script.tick()
+    # until the refusal is forgotten a batch would wait for more
+    script.tick(later=100 * MS)
     for number in range(background.GPU_UNITS):
         assert script.ask(100 + number, slo=20 * MS, model=script.urgent) == 0
         (out,) = execs(script.tick())
