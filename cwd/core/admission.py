@@ -229,6 +229,17 @@ def place(world, now_ns, r):
 
 
 @inner_kernel
+def filled_each_ns(world, now_ns, r, gpu):
+    """What a request takes of a GPU in the batch that fills at its model's rate of arrivals within its slack."""
+    request = world.requests[r]
+    kind, m = world.gpus[gpu]["kind"], request["model"]
+    program = world.models[m]["program"]
+    b = _best_batch(world, now_ns, kind, program, request["size_class"], request["due_ns"] - now_ns,
+                    memory.gap_ns(world, now_ns, m))
+    return exec_ns(world, now_ns, program, kind, b, request["size_class"]) // world.programs[program]["batches"][b]
+
+
+@inner_kernel
 def let_in(world, now_ns, r, loader):
     """Whether a request for which there is no plan is taken all the same, since its model's batches go before others'.
 

@@ -17,7 +17,7 @@ set_draining(world, on)
 
 from __future__ import annotations
 
-from cwd.core import actions, admission, background, estimate, floor, histograms, lanes, loads, members, memory, outbox, policies, queues
+from cwd.core import actions, admission, background, estimate, floor, histograms, lanes, loads, members, memory, outbox, policies, price, queues
 from cwd.core.world import (
     ACTION_EXEC, ACTION_FREE, ACTION_RESERVED, FOREVER_NS, GPU_UP, LANE_EXEC, LANE_LOAD, MODEL_READY, NONE,
     REQUEST_QUEUED, SLOT_BITS, SLOT_MASK, Code,
@@ -120,6 +120,9 @@ def _admit(world, now_ns, r):
     if world.settings[0]["fair"] == 1:
         floor.asked(world, m)
     done_ns, busy_ns, loader = admission.place(world, now_ns, r)
+    gpu = request["home"] if request["home"] != NONE else loader
+    if world.settings[0]["prices"] == 1 and gpu != NONE and not background.is_background(now_ns, request["due_ns"]):
+        price.asked(world, now_ns, admission.filled_each_ns(world, now_ns, r, gpu))
     late = world.settings[0]["admission"] == 1 and done_ns > request["due_ns"]
     if late or done_ns == FOREVER_NS or request["need_ns"] == 0:
         copy_helps = loader != NONE and (busy_ns == FOREVER_NS or admission.in_time_there(world, now_ns, r, loader))

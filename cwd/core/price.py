@@ -18,6 +18,8 @@ DOUBLING_BITS = 28
 LONGEST_NS = 1 << (DOUBLING_BITS - 2)
 #: least price, ns; and what of it is told apart, to keep products small
 _LEAST_BITS = 10
+#: work asked for fades within 2**27 ns; GPUs with no more than one part in so many to spare are busy
+DEMAND_BITS, BUSY_PARTS = 27, 6
 #: the usual duration follows each execution by 1 / 2**USUAL_BITS
 USUAL_BITS = 5
 
@@ -48,6 +50,28 @@ def paid(world, rows, batch_ns, idle_ns):
         counters["usual_ns"] = batch_ns
     counters["price_ns"] = moved_ns(counters["price_ns"], rows, batch_ns, idle_ns)
     counters["usual_ns"] += (batch_ns - counters["usual_ns"]) >> USUAL_BITS
+
+
+@lean_kernel
+def faded_ns(work_ns, age_ns):
+    """What is left of work asked for `age_ns` ago or longer."""
+    return work_ns - (work_ns >> 10) * age_ns // (1 << DEMAND_BITS - 10) if age_ns < 1 << DEMAND_BITS else 0
+
+
+@inner_kernel
+def asked(world, now_ns, each_ns):
+    """An urgent request came that would take so much time in the batch that fills at its model's rate."""
+    counters = world.counters[0]
+    counters["demand_ns"] = faded_ns(counters["demand_ns"], now_ns - counters["asked_ns"]) + each_ns
+    counters["asked_ns"] = now_ns
+
+
+@inner_kernel
+def busy(world, now_ns):
+    """Whether so much is asked for that only full batches leave the GPUs a part of their time in BUSY_PARTS."""
+    counters = world.counters[0]
+    supply_ns = counters["gpus_up"] << DEMAND_BITS
+    return faded_ns(counters["demand_ns"], now_ns - counters["asked_ns"]) > supply_ns - supply_ns // BUSY_PARTS
 
 
 @inner_kernel

@@ -135,7 +135,7 @@ COUNTERS = _table(
     "wanted_root wanted_head map_count copy_map_count "
     "accepted refused answered dropped missed failed requeued stale expired loads unloads execs rows cold replicas "
     "background_gpus background_share crowded_ns "
-    "price_ns usual_ns share"
+    "price_ns usual_ns demand_ns asked_ns share"
 )
 SETTINGS = _table(
     "policy admission foresight queue_order copy_order load_order replicate load_saves evict_queued "

@@ -37,7 +37,7 @@ def next_batch(world, gpu, now_ns):
 def _urgent(world, now_ns, gpu, copy):
     """What goes first of the most urgent models, from `copy` on."""
     start_ns = lanes.available_ns(world, now_ns, gpu, LANE_EXEC)
-    eager = not pressed(world, now_ns, gpu)
+    eager = not price.busy(world, now_ns) and not pressed(world, now_ns, gpu)
     best, best_first, best_batch, best_rows, best_ns = NONE, NONE, NONE, 0, 1
     due, due_first, due_batch, due_rows, due_owed = NONE, NONE, NONE, 0, 0
     count, look_ns = 0, FOREVER_NS
