@@ -15,7 +15,8 @@ HEAD_PRICES = 2
 def best(world, now_ns, gpu, m, start_ns):
     """The model's densest batch in time: (first, batch index, rows, duration); (-1, -1, 0, 1): nothing would be in time.
 
-    Where a smaller one is worth the price of its time, heads that a larger one makes late count as time that it takes.
+    Where a smaller one is worth the price of its time, heads that a larger one makes late count as time that it takes; not
+    where two of the larger one wait: there somebody is lost whatever is done.
     """
     model = world.models[m]
     program = world.programs[model["program"]]
@@ -32,7 +33,7 @@ def best(world, now_ns, gpu, m, start_ns):
         if program["n_classes"] > 1:
             rows = batches.count_rows(world, r, rows)
         cost_ns = batch_ns
-        if best_batch != NONE and price.worth_it(world, best_rows, best_ns):
+        if best_batch != NONE and left < 2 * size and price.worth_it(world, best_rows, best_ns):
             cost_ns += HEAD_PRICES * (best_left - left) * world.counters[0]["price_ns"]
         if best_batch == NONE or rows * best_ns >= best_rows * cost_ns:
             best_first, best_batch, best_rows, best_ns, best_left = r, b, rows, batch_ns, left

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from fractions import Fraction
 
 import naive_prices as naive
 import numpy as np
@@ -59,6 +60,21 @@ def test_the_price_settles_where_the_dear_have_their_part_of_the_time():
     for _ in range(2_000):
         now = int(price.moved_ns(now, 1, chance.randrange(MS, 2 * MS), MS))
     assert 3 * MS < now < 4.1 * MS
+
+
+@SMALL
+@given(st.integers(0, 1 << 40), st.integers(0, 1 << 28))
+def test_work_asked_for_fades_evenly(work_ns, age_ns):
+    left = Fraction(max((1 << price.DEMAND_BITS) - age_ns, 0), 1 << price.DEMAND_BITS) * work_ns
+    assert 0 <= price.faded_ns(work_ns, age_ns) - left < 1026
+
+
+def test_what_is_asked_for_settles_at_its_rate():
+    """1 ms of work every 2 ms is half a GPU."""
+    demand_ns = 0
+    for _ in range(1_000):
+        demand_ns = int(price.faded_ns(demand_ns, 2 * MS)) + MS
+    assert demand_ns == pytest.approx((1 << price.DEMAND_BITS) / 2, rel=0.02)
 
 
 def run_next(arrivals, price_ns):
