@@ -17,7 +17,9 @@ set_draining(world, on)
 
 from __future__ import annotations
 
-from cwd.core import actions, admission, background, estimate, floor, histograms, lanes, loads, members, memory, outbox, policies, price, queues
+from cwd.core import (
+    actions, admission, background, estimate, floor, histograms, lanes, loads, members, memory, outbox, policies, price, queues,
+)
 from cwd.core.world import (
     ACTION_EXEC, ACTION_FREE, ACTION_RESERVED, FOREVER_NS, GPU_UP, LANE_EXEC, LANE_LOAD, MODEL_READY, NONE,
     REQUEST_QUEUED, SLOT_BITS, SLOT_MASK, Code,
