@@ -1,10 +1,10 @@
 """cwd's own: batches that are full for their rate of arrivals and worth the price of GPU time, then the densest.
 
-Each of a GPU's most urgent models offers its densest batch (offers.py). Those that will hardly grow and are worth the
-price of GPU time (price.py), or owed to their model (floor.py), go first, in the order in which they have to start; what
-cannot all start in time loses the least dense (shortlist.py). Without one of them the densest of the rest runs. Work
-that is due beyond half a second runs where nothing urgent can, on as many GPUs as urgent requests can spare
-(background.py), and is never compared with urgent work.
+Each of a GPU's most urgent models offers its densest batch (offers.py). Of those that will hardly grow the one goes
+first that is owed most to its model (floor.py); then those that are worth the price of GPU time (price.py), by when they
+have to start, less the least dense if not all can start in time (shortlist.py); then the densest of the rest, among them
+batches that could still grow only while the GPUs have time to spare. Work that is due beyond half a second runs where
+nothing urgent can, on as many GPUs as urgent requests can spare (background.py), and is never compared with urgent work.
 Sources: Clockwork (OSDI'20) for windows and the timeline, Shepherd (NSDI'23) for density under overload, Symphony for
 batches that wait, Moore and Hodgson for who gives way; ours are exact margins, refusal at arrival by marginal cost, the
 price, the floor, and a share found by feedback.
