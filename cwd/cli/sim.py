@@ -13,8 +13,13 @@ import click
 
 from cwd.cli.bench import lines_of, options_of
 from cwd.cli.common import Ticker, emit, json_option, say
+from cwd.core.presets import OBJECTIVES
 from cwd.errors import CwdError, InvariantError
 from cwd.sim import EXPERIMENTS
+
+
+_objective = click.option("--objective", type=click.Choice(OBJECTIVES), default="fair", show_default=True,
+                          help="What the policy cwd is after: a floor for every model, or goodput alone.")
 
 
 class Experiments(click.Group):
@@ -38,6 +43,7 @@ class Experiments(click.Group):
         @click.option("--seed", default=0, show_default=True)
         @click.option("--noise", default="clockwork", show_default=True, help="Of execution times: clockwork, none, or a "
                       "file of recorded errors in ns.")
+        @_objective
         @click.option("--plot", type=click.Path(dir_okay=False), help="Draw the rows into this PNG.")
         @_options(points)
         @json_option
@@ -66,6 +72,7 @@ def sim() -> None:
 @click.option("--seeds", type=click.IntRange(min=1), default=1, show_default=True, help="How many seeds, from --seed on.")
 @click.option("--seed", default=0, show_default=True)
 @click.option("--experiment", "experiments", multiple=True, help="May be repeated; all but the soak, if none is given.")
+@_objective
 @click.option("--quick/--no-quick", default=False, show_default=True)
 @click.option("--processes", type=click.IntRange(min=0), default=0, help="0: as many as there are cores.")
 @click.option("--dask", default="", metavar="ADDRESS", help="Run on the Dask cluster of the scheduler at this address.")

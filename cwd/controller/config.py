@@ -43,6 +43,8 @@ class ControllerConfig:
     admin_bind: str = ""
 
     policy: str = "clockwork"
+    #: what the policy cwd is after: "fair" (every model gets half of the overall share in time at least) or "goodput"
+    objective: str = "fair"
     models_max: int = 4096
     programs_max: int = 64
     requests_max: int = 16384

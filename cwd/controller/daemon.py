@@ -53,7 +53,7 @@ HANG_UP = 2
 def core_config(config: ControllerConfig) -> Config:
     """The core's capacities that follow from the controller's; also what a replay of its log must use."""
     return Config(
-        policy=config.policy, models_max=config.models_max, programs_max=config.programs_max,
+        policy=config.policy, objective=config.objective, models_max=config.models_max, programs_max=config.programs_max,
         requests_max=config.requests_max, gpus_max=config.gpus_max, copies_max=config.copies_max,
         actions_max=config.actions_max, clients_max=config.gpus_max + config.clients_max + config.admins_max,
         classes_max=config.classes_max, slo_max_ns=config.slo_max_ns)

@@ -7,7 +7,7 @@ NOT_RESIDENT, the pages are free. A refused UNLOAD is *parked*: out of its lane,
 
 from __future__ import annotations
 
-from cwd.core import background, lanes, outbox, queues, residency
+from cwd.core import background, floor, lanes, outbox, price, queues, residency
 from cwd.core.admission import want
 from cwd.core.estimate import (
     exec_ns, exec_row, exec_tail_ns, load_ns, load_row, margin_ns, observe, observe_margin, observe_recent,
@@ -104,6 +104,7 @@ def issue_exec(world, now_ns, copy, batch_index, size_class, first, rows_max):
     gpu, m = row["gpu"], row["model"]
     kind = world.gpus[gpu]["kind"]
     expected = exec_ns(world, now_ns, world.models[m]["program"], kind, batch_index, size_class)
+    free_ns = world.lanes[2 * gpu + LANE_EXEC]["available_ns"]
     a = create(world, now_ns, ACTION_EXEC, gpu, LANE_EXEC, copy, expected)
     if a == NONE:
         return 0
@@ -114,6 +115,11 @@ def issue_exec(world, now_ns, copy, batch_index, size_class, first, rows_max):
     due_ns = _take_rows(world, a, first, rows_max)
     if background.is_background(now_ns, due_ns):
         background.begins(world, a)
+    elif world.settings[0]["prices"] == 1:
+        # what is owed runs at any price, and says nothing about it
+        if floor.owed(world, m) <= 0:
+            price.paid(world, action["rows"], expected, action["start_ns"] - free_ns if action["idle"] == 1 else 0)
+        floor.served(world, m, action["rows"])
     tail_ns = exec_tail_ns(world, now_ns, action["program"], kind, batch_index, size_class)
     action["promised_ns"] = action["start_ns"] + tail_ns
     # begun later than planned it may still be in time more often than not

@@ -9,10 +9,10 @@ the time for their batch to become full. Nothing is changed here except the requ
 
 from __future__ import annotations
 
-from cwd.core import memory, residency
+from cwd.core import floor, memory, price, residency
 from cwd.core.estimate import exec_ns, exec_row, exec_tail_ns, margin_ns
 from cwd.core.lanes import available_ns, wake
-from cwd.core.queues import COPIES_LOOK, enlist, load_need_ns
+from cwd.core.queues import COPIES_LOOK, enlist, last_moment_ns, load_need_ns
 from cwd.core.world import (
     BUCKET_BITS, BUCKETS, COPY_LOADING, COPY_READY, COPY_UNKNOWN, COPY_UNLOADING, FOREVER_NS, GPU_UP,
     LANE_EXEC, LANE_LOAD, MARGIN_END, MARGIN_RESULT, MARGIN_SEND, NONE,
@@ -246,6 +246,43 @@ def place(world, now_ns, r):
         else:
             _settle(world, now_ns, r, gpu, kept, start_ns)
     return done_ns, busy_ns, other
+
+
+@inner_kernel
+def filled_each_ns(world, now_ns, r, gpu):
+    """What a request takes of a GPU in the batch that fills at its model's rate of arrivals within its slack."""
+    request = world.requests[r]
+    kind, m = world.gpus[gpu]["kind"], request["model"]
+    program = world.models[m]["program"]
+    b = _best_batch(world, now_ns, kind, program, request["size_class"], request["due_ns"] - now_ns,
+                    memory.gap_ns(world, now_ns, m))
+    return exec_ns(world, now_ns, program, kind, b, request["size_class"]) // world.programs[program]["batches"][b]
+
+
+@inner_kernel
+def let_in(world, now_ns, r, loader):
+    """Whether a request for which there is no plan is taken all the same, since its model's batches go before others'.
+
+    It is owed one, and the next batch has room; or it is well worth its price: in the batch that fills at the model's rate
+    of arrivals, or, if that is not the densest that the slack has time for, in that one, by luck. `loader` is where it would
+    be loaded. Nobody is taken who could not be saved by an idle GPU.
+    """
+    request = world.requests[r]
+    m, size_class = request["model"], request["size_class"]
+    gpu = request["home"] if request["home"] != NONE else loader
+    if gpu == NONE or last_moment_ns(world, now_ns, r) < now_ns:
+        return False
+    kind, program = world.gpus[gpu]["kind"], world.models[m]["program"]
+    sizes = world.programs[program]
+    if floor.owed(world, m) > 0 and world.models[m]["queued"] < sizes["batches"][sizes["n_batches"] - 1]:
+        return True
+    slack_ns = request["due_ns"] - now_ns
+    filled = _best_batch(world, now_ns, kind, program, size_class, slack_ns, memory.gap_ns(world, now_ns, m))
+    if price.well_worth_it(world, sizes["batches"][filled], exec_ns(world, now_ns, program, kind, filled, size_class)):
+        return True
+    lucky = _best_batch(world, now_ns, kind, program, size_class, slack_ns, 1)
+    return lucky > filled and price.well_worth_it(
+        world, sizes["batches"][lucky], exec_ns(world, now_ns, program, kind, lucky, size_class))
 
 
 @inner_kernel

@@ -9,6 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from cwd.core import ordered
+from cwd.core.floor import AHEAD_MAX, ONE, OWED_MAX
 from cwd.core.hashmap import get as map_get
 from cwd.core.histograms import SCATTERED
 from cwd.core.queues import lookup
@@ -19,14 +20,14 @@ from cwd.core.world import (
 )
 
 (FREE_LISTS, QUEUES, BACKLOG, CLIENTS, REQUEST_MAP, ACTIONS, LANES, COPIES, PAGES, READY_SETS, WANTED, TIMERS, HISTOGRAMS,
- BACKGROUND) = range(101, 115)
+ BACKGROUND, PRICES) = range(101, 116)
 NAMES = {
     1: "outbox overrun", 2: "pages below zero", 3: "queue count below zero", 4: "lane count below zero",
     5: "copy in an impossible state",
     FREE_LISTS: "free lists", QUEUES: "queues", BACKLOG: "backlog", CLIENTS: "clients' lists",
     REQUEST_MAP: "request map", ACTIONS: "actions and their rows", LANES: "lanes", COPIES: "copies, rings and counts",
     PAGES: "pages", READY_SETS: "sets of active copies", WANTED: "set of wanted models", TIMERS: "timers",
-    HISTOGRAMS: "histograms", BACKGROUND: "GPUs that run background",
+    HISTOGRAMS: "histograms", BACKGROUND: "GPUs that run background", PRICES: "price, overall share and what models are owed",
 }
 
 
@@ -38,7 +39,7 @@ def check(world: World) -> int:
         (FREE_LISTS, _free_lists), (QUEUES, _queues), (BACKLOG, _backlog), (CLIENTS, _clients),
         (REQUEST_MAP, _request_map), (ACTIONS, _actions), (LANES, _lanes), (COPIES, _copies), (PAGES, _pages),
         (READY_SETS, _ready_sets), (WANTED, _wanted), (TIMERS, _timers),
-        (HISTOGRAMS, _histograms), (BACKGROUND, _background),
+        (HISTOGRAMS, _histograms), (BACKGROUND, _background), (PRICES, _prices),
     ):
         if not holds(world):
             return number
@@ -283,6 +284,12 @@ def _background(world) -> bool:
         running[world.actions[a]["gpu"]] += world.actions[a]["background"]
     return (bool((running == world.gpus["background"]).all()) and world.counters[0]["background_level"] >= 0
             and int((running > 0).sum()) == world.counters[0]["background_gpus"])
+
+
+def _prices(world) -> bool:
+    counters, owed = world.counters[0], world.memory["owed"]
+    return (0 <= counters["price_ns"] and 0 <= counters["usual_ns"] and 0 <= counters["share"] <= ONE
+            and bool(((-AHEAD_MAX * ONE <= owed) & (owed <= OWED_MAX * ONE)).all()))
 
 
 def _heap_holds(table, count) -> set[int] | None:

@@ -17,7 +17,9 @@ set_draining(world, on)
 
 from __future__ import annotations
 
-from cwd.core import actions, admission, background, estimate, histograms, lanes, loads, members, memory, outbox, policies, queues
+from cwd.core import (
+    actions, admission, background, estimate, floor, histograms, lanes, loads, members, memory, outbox, policies, price, queues,
+)
 from cwd.core.world import (
     ACTION_EXEC, ACTION_FREE, ACTION_RESERVED, FOREVER_NS, GPU_UP, LANE_EXEC, LANE_LOAD, MARGIN_LOOK, MODEL_READY,
     NONE, REQUEST_QUEUED, SLOT_BITS, SLOT_MASK, Code,
@@ -117,16 +119,23 @@ def _admit(world, now_ns, r):
     m = request["model"]
     if world.settings[0]["learns"] == 1:
         memory.arrived(world, now_ns, r)
+    if world.settings[0]["fair"] == 1:
+        floor.asked(world, m)
     done_ns, busy_ns, loader = admission.place(world, now_ns, r)
     program = world.models[m]["program"]
     dynamic = world.programs[program]["dynamic"] == 1
+    gpu = request["home"] if request["home"] != NONE else loader
+    if world.settings[0]["prices"] == 1 and gpu != NONE and not dynamic and not background.is_background(now_ns, request["due_ns"]):
+        price.asked(world, now_ns, admission.filled_each_ns(world, now_ns, r, gpu))
     late = world.settings[0]["admission"] == 1 and not dynamic and done_ns > request["due_ns"]
     if late or done_ns == FOREVER_NS or request["need_ns"] == 0:
         copy_helps = loader != NONE and (busy_ns == FOREVER_NS or admission.in_time_there(world, now_ns, r, loader))
-        code = _refuse(world, now_ns, r, done_ns)
-        if code == DEADLINE_UNREACHABLE and copy_helps:
+        let_in = world.settings[0]["prices"] == 1 and request["need_ns"] > 0 and admission.let_in(world, now_ns, r, loader)
+        code = 0 if let_in else _refuse(world, now_ns, r, done_ns)
+        if copy_helps and (code == DEADLINE_UNREACHABLE or (code == 0 and busy_ns < FOREVER_NS)):
             _miss(world, now_ns, m, loader)
-        return code
+        if code != 0:
+            return code
     world.counters[0]["accepted"] += 1
     request["tag"] = program
     if world.settings[0]["picks"] == 1 or dynamic:
@@ -167,7 +176,7 @@ def _refuse(world, now_ns, r, done_ns):
             estimate.doubt(
                 world.estimates[estimate.exec_row(world, program, kind, 0, request["size_class"])], now_ns)
     elif request["home"] != NONE:
-        world.gpus[request["home"]]["pressed_ns"] = now_ns
+        queues.press(world, now_ns, request["model"], request["home"])
     if code == DEADLINE_UNREACHABLE and not background.is_background(now_ns, request["due_ns"]):
         background.crowded(world, now_ns)
     world.counters[0]["refused"] += 1

@@ -94,8 +94,8 @@ def published_demand_ns(world, now_ns, m):
 
 
 @inner_kernel
-def worthwhile(world, now_ns, gpu, m):
-    """Whether the GPU can take the model, and one of its first requests would be in time after a LOAD there."""
+def worthwhile(world, now_ns, gpu, m, wait_ns):
+    """Whether the GPU can take the model, and one of its first requests would be in time after a LOAD there and a wait."""
     model = world.models[m]
     if world.prepared[gpu, model["program"]] == 0 or residency.find(world, m, gpu) != NONE:
         return False
@@ -108,7 +108,7 @@ def worthwhile(world, now_ns, gpu, m):
     for _ in range(SAVED_LOOK):
         if r == NONE:
             break
-        if loaded_ns + world.requests[r]["need_ns"] <= world.requests[r]["due_ns"]:
+        if loaded_ns + wait_ns + world.requests[r]["need_ns"] <= world.requests[r]["due_ns"]:
             return True
         r = ordered.successor(world.request_nodes, r)
     return False
@@ -152,16 +152,24 @@ def make_room_and_load(world, now_ns, gpu, m):
 def plan(world, now_ns, gpu):
     """Issue loads, and the unloads that make room, while the GPU's load lane is open: the models wanted most first."""
     settings = world.settings[0]
-    m, too_large = world.counters[0]["wanted_head"], FOREVER_NS
+    m, hasty, too_large = world.counters[0]["wanted_head"], NONE, FOREVER_NS
+    # what has just been loaded waits for the execution that runs, and for another
+    wait_ns = 2 * world.counters[0]["usual_ns"] if settings["prices"] == 1 else 0
     for _ in range(LOADS_LOOK):
         if m == NONE or lanes.opens_ns(world, now_ns, gpu, LANE_LOAD) > now_ns:
-            return
+            break
         after = ordered.successor(world.wanted_nodes, m)
         served = settings["replicate"] == 0 and world.models[m]["copies_count"] > 0
         if served or demand_ns(world, now_ns, m) <= 0:
             queues.unlist(world, m)
-        elif world.models[m]["pages"] < too_large and (settings["load_saves"] == 0 or worthwhile(world, now_ns, gpu, m)):
+        elif world.models[m]["pages"] >= too_large:
             # where there is no room for one, there is none for a larger one
+            pass
+        elif settings["load_saves"] == 0 or worthwhile(world, now_ns, gpu, m, wait_ns):
             if make_room_and_load(world, now_ns, gpu, m) < 0:
                 too_large = world.models[m]["pages"]
+        elif hasty == NONE and wait_ns > 0 and worthwhile(world, now_ns, gpu, m, 0):
+            hasty = m
         m = after
+    if hasty != NONE and lanes.opens_ns(world, now_ns, gpu, LANE_LOAD) <= now_ns:
+        make_room_and_load(world, now_ns, gpu, hasty)

@@ -24,7 +24,7 @@ def forget(world, m):
     row["arrived_ns"] = row["gap_ns"] = row["slo_ns"] = row["limit"] = row["small_ns"] = row["large_ns"] = 0
     row["passed_key"] = row["passed_tie"] = 0
     row["used"] = m
-    row["work_ns"] = row["faded_ns"] = 0
+    row["work_ns"] = row["faded_ns"] = row["owed"] = 0
 
 
 @inner_kernel

@@ -17,6 +17,9 @@ import dataclasses
 #: requests per LOAD time
 BY_DUE, BY_LATEST, BY_ARRIVAL, BY_TURN, BY_STRATEGY, BY_RECENT, BY_SAVED = range(7)
 
+#: what a policy that knows prices may be after
+OBJECTIVES = ("fair", "goodput")
+
 US, MS = 1_000, 1_000_000
 
 
@@ -67,6 +70,8 @@ class Preset:
     #: give busy models further copies before they are needed (spread.py), and let the copies leave that are worth least
     #: (worth.py) instead of those used longest ago
     spreads: int = 0
+    #: weigh executions against the price of GPU time (price.py), and models against the floor (floor.py)
+    prices: int = 0
     #: how long a batch that is not full may be held back for more requests
     batch_delay_ns: int = 0
     #: a request is due no earlier than this after its arrival, whatever its deadline
@@ -89,7 +94,7 @@ _CLIPPER = {"admission": 0, "foresight": 0, "queue_order": BY_ARRIVAL, "copy_ord
 PRESETS = {
     "fifo": Preset(FIFO, queue_order=BY_ARRIVAL, copy_order=BY_ARRIVAL, load_order=BY_ARRIVAL, replicate=0, load_saves=0),
     "clockwork": Preset(CLOCKWORK),
-    "cwd": Preset(CWD, learns=1, gathers=1, reserves=1, spreads=1, load_order=BY_SAVED),
+    "cwd": Preset(CWD, learns=1, gathers=1, reserves=1, spreads=1, prices=1, load_order=BY_SAVED),
     "edf": Preset(EDF, copy_order=BY_DUE),
     # 5 ms ahead, of which 1 ms is the network's; internal deadlines 5 ms early, but not before 5 ms ahead and 5 more;
     # a LOAD whenever a model that is not there has anything queued, since their test for a demand of 0 never fires

@@ -8,7 +8,7 @@ its head's last moment at the latest; it may be early, then it is set again.
 
 from __future__ import annotations
 
-from cwd.core import background, hashmap, lanes, ordered, outbox, residency
+from cwd.core import background, floor, hashmap, lanes, ordered, outbox, residency
 from cwd.core.estimate import load_ns, load_row, margin_ns
 from cwd.core.presets import BY_ARRIVAL, BY_RECENT, BY_SAVED
 from cwd.core.world import (
@@ -17,7 +17,9 @@ from cwd.core.world import (
 )
 from cwd.jit import inner_kernel, lean_kernel
 
+DEADLINE_UNREACHABLE = int(Code.DEADLINE_UNREACHABLE)
 DEADLINE_EXPIRED = int(Code.DEADLINE_EXPIRED)
+DEADLINE_MISSED = int(Code.DEADLINE_MISSED)
 OK = int(Code.OK)
 
 #: most copies that one event looks at; a model with more of them takes turns
@@ -105,6 +107,9 @@ def finish(world, now_ns, r, status, served_ns):
         record = outbox.reply(world, now_ns, r, status)
         world.outbox[record]["served_ns"] = served_ns
         disown(world, r)
+    if world.settings[0]["prices"] == 1 and (
+            status == OK or status == DEADLINE_UNREACHABLE or status == DEADLINE_EXPIRED or status == DEADLINE_MISSED):
+        floor.ended(world, 1 if status == OK else 0)
     if status == OK:
         counters["answered"] += 1
     elif status == DEADLINE_EXPIRED:
@@ -291,11 +296,29 @@ def arm_model(world, now_ns, m):
 
 
 @inner_kernel
+def press(world, now_ns, m, home):
+    """A request of the model is lost for want of time: its home is pressed, and where prices are known the GPUs that share
+    the model's queue with it, or they would spend on small batches what it is short of."""
+    world.gpus[home]["pressed_ns"] = now_ns
+    copy = world.models[m]["copies"]
+    if world.settings[0]["prices"] == 0 or copy == NONE:
+        return
+    last = copy
+    for _ in range(COPIES_LOOK):
+        world.gpus[world.copies[copy]["gpu"]]["pressed_ns"] = now_ns
+        copy = world.copies[copy]["next"]
+        if copy == last:
+            break
+    # of more copies the others are next
+    world.models[m]["copies"] = copy
+
+
+@inner_kernel
 def drop(world, now_ns, r, status):
     """Give a queued request up."""
     home = world.requests[r]["home"]
     if status == DEADLINE_EXPIRED and home != NONE:
-        world.gpus[home]["pressed_ns"] = now_ns
+        press(world, now_ns, world.requests[r]["model"], home)
     if status == DEADLINE_EXPIRED:
         background.crowded(world, now_ns)
     dequeue(world, r)

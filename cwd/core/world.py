@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import numpy as np
 
-from cwd.core.presets import OVERRIDES, PRESETS, MAY_BE_0, Preset
+from cwd.core.presets import MAY_BE_0, OBJECTIVES, OVERRIDES, PRESETS, Preset
 from cwd.errors import Code, CwdError
 from cwd.tables import Tables
 
@@ -46,6 +46,8 @@ WINDOW = 32
 BUCKETS = 128
 BUCKET_BITS = 22
 BATCHES_MAX = 8
+#: most batches that a look at one GPU weighs against each other
+SHORTLIST_MAX = 64
 #: bins of a histogram of execution times: 8 per octave, from a quarter of the profiled duration to 16 times that
 BINS = 48
 #: requests of a model that sets.py looks at, applications among them and groups of those that it tells apart
@@ -127,8 +129,10 @@ ODDS = np.dtype(
 #: what policies remember of a model: the gap between arrivals (smoothed), the SLO last asked for; the largest batch, in
 #: 1024ths; a line of latency over batch size, as the latencies of the smallest and the largest batch; which of its queue
 #: were passed over, as key and tie of the first that was not; used: a number that grows with each use; the GPU time that
-#: it was given, faded up to faded_ns
-MEMORY = _table("arrived_ns gap_ns slo_ns limit small_ns large_ns passed_key passed_tie used work_ns faded_ns", LINE)
+#: it was given, faded up to faded_ns; the service owed
+MEMORY = _table("arrived_ns gap_ns slo_ns limit small_ns large_ns passed_key passed_tie used work_ns faded_ns owed", LINE)
+#: a batch that should run soon: share_ns of it on each of its model's GPUs; out: it has given way (shortlist.py)
+SHORTLIST = _table("copy first batch rows batch_ns latest_ns share_ns out")
 #: scratch of sets.py: the requests looked at, the applications that wait, their groups, and the best batch so far
 SETS = np.dtype(
     [(name, np.int64) for name in ("count", "tags", "groups", "outcomes", "best_batch", "best_rows", "best_worth",
@@ -151,12 +155,12 @@ COUNTERS = _table(
     "accepted refused answered dropped missed failed requeued stale expired loads unloads execs rows cold replicas "
     "background_gpus background_level background_credit background_trial background_failed background_hold_ns "
     "background_raise_ns background_yield_ns "
-    "spread_model spread_ns"
+    "spread_model spread_ns price_ns usual_ns demand_ns asked_ns share"
 )
 SETTINGS = _table(
     "policy admission foresight queue_order copy_order load_order replicate load_saves evict_queued "
     "margins_fixed drop_passed estimates_recent begins_at_once polls costs_alone "
-    "learns picks gathers reserves spreads batch_delay_ns due_floor_ns "
+    "learns picks gathers reserves spreads prices fair batch_delay_ns due_floor_ns "
     "schedule_ahead_ns load_ahead_ns send_ns result_ns end_ns client_ns latest_slack_ns exec_grace_ns "
     "load_grace_ns stuck_ns lane_depth attempts_max slo_max_ns margin_max_ns load_horizon_ns "
     "requests_max models_max programs_max gpus_max copies_max actions_max clients_max kinds_max classes_max "
@@ -188,6 +192,7 @@ class World(Tables):
     odds: np.ndarray  #: ODDS [programs_max + apps_max, BATCHES_MAX]
     sets: np.ndarray  #: SETS [1], scratch
     app_map: np.ndarray  #: SLOT: (program, application) -> histogram
+    shortlist: np.ndarray  #: SHORTLIST [SHORTLIST_MAX]: scratch
     prepared: np.ndarray  #: u1 [gpus_max, programs_max]: 1 if the GPU can run the program
     backlog: np.ndarray  #: i8 [gpus_max, BUCKETS + 1]: queued work by due time; the last is beyond the horizon
     outbox: np.ndarray  #: OUT [outbox_max]
@@ -203,6 +208,8 @@ class Config:
     """
 
     policy: str = "clockwork"
+    #: what a policy that knows prices is after: "fair", every model gets half of the overall share at least; "goodput"
+    objective: str = "fair"
     models_max: int = 4096
     programs_max: int = 64
     requests_max: int = 16384
@@ -251,13 +258,15 @@ class Config:
     def __post_init__(self) -> None:
         if self.policy not in PRESETS:
             raise CwdError(f"no policy {self.policy!r}; there are {', '.join(PRESETS)}", code=Code.BAD_ARGUMENT)
+        if self.objective not in OBJECTIVES:
+            raise CwdError(f"no objective {self.objective!r}; there are {', '.join(OBJECTIVES)}", code=Code.BAD_ARGUMENT)
         for name in OVERRIDES:
             if getattr(self, name) is None:
                 object.__setattr__(self, name, getattr(self.preset, name))
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             least = 0 if field.name in MAY_BE_0 else 1
-            if field.name != "policy" and (not isinstance(value, int) or value < least):
+            if field.name not in ("policy", "objective") and (not isinstance(value, int) or value < least):
                 kind = "an integer of 0 or more" if least == 0 else "a positive integer"
                 raise CwdError(f"{field.name} must be {kind}, not {value!r}", code=Code.BAD_ARGUMENT)
 
@@ -300,6 +309,7 @@ def make_world(config: Config) -> World:
         odds=np.zeros((c.programs_max + c.apps_max, BATCHES_MAX), ODDS),
         sets=np.zeros(1, SETS),
         app_map=_empty_map(c.apps_max),
+        shortlist=np.zeros(SHORTLIST_MAX, SHORTLIST),
         prepared=np.zeros((c.gpus_max, c.programs_max), np.uint8),
         backlog=np.zeros((c.gpus_max, BUCKETS + 1), np.int64),
         outbox=np.zeros(c.outbox_max, OUT),
@@ -316,6 +326,7 @@ def make_world(config: Config) -> World:
         for field in dataclasses.fields(source):
             if field.name in SETTINGS.names and field.name != "policy":
                 settings[field.name] = getattr(source, field.name)
+    settings["fair"] = 1 if c.preset.prices == 1 and c.objective == "fair" else 0
     settings["load_base"], settings["margin_base"] = load_base, margin_base
     settings["gpu_timer"], settings["action_timer"] = c.models_max, c.models_max + c.gpus_max
     for kind in range(c.kinds_max):

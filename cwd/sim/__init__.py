@@ -6,7 +6,7 @@ EXPERIMENTS = {
     "fig6": "3600 ResNet-50 on one GPU, one more asked for each second.",
     "fig7": "How low SLOs can be: 12 and 48 models on 6 GPUs, three rates.",
     "fig8": "Isolation: models with SLOs beside batch clients without.",
-    "overload": "From half to eight times what the GPUs can do.",
+    "overload": "From half to five times what the GPUs can do.",
     "scale": "10 to 1,000 GPUs, then more load than 100 of them can serve.",
     "orloj": "Execution times that depend on hidden data: one model on one GPU.",
     "maf": "Azure Functions on 4026 models and 12 GPUs.",

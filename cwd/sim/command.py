@@ -27,7 +27,7 @@ def check_names(experiments: Sequence[str], policies: Sequence[str]) -> None:
                 raise CwdError(f"no {what} {name!r}; there are {', '.join(known)}", code=Code.BAD_ARGUMENT)
 
 
-def run(experiment: str, policy: str = "clockwork", seed: int = 0, noise: str = "clockwork",
+def run(experiment: str, policy: str = "clockwork", seed: int = 0, noise: str = "clockwork", objective: str = "fair",
         progress: Say | None = None, part: int | None = None, **options: Any) -> dict[str, Any]:
     """Run all points, or only the one of that number.
 
@@ -43,10 +43,10 @@ def run(experiment: str, policy: str = "clockwork", seed: int = 0, noise: str = 
     points = _points(module, seed, options)
     points = points if part is None else points[part:part + 1]
     facts: dict[str, Any] = {"experiment": experiment, "policy": policy, "seed": seed, "noise": noise,
-                             "options": options, "rows": [], "whole": [], "groups": []}
+                             "objective": objective, "options": options, "rows": [], "whole": [], "groups": []}
     digest, kernel_ns = 0, []
     for number, point in enumerate(points):
-        scenario = dataclasses.replace(point.scenario, policy=policy, seed=seed, noise=noise)
+        scenario = dataclasses.replace(point.scenario, policy=policy, objective=objective, seed=seed, noise=noise)
         point = dataclasses.replace(point, scenario=scenario)
         facts["network_ms"] = scenario.network_ns / NS_PER_MS
         hashed, cost_ns = _run_point(point, facts, _within(progress, number, len(points), point.swept))

@@ -19,7 +19,7 @@ LEFT_OUT = ("soak",)
 
 
 def compare(policies: Sequence[str] = (), seeds: Sequence[int] = (0,), experiments: Sequence[str] = (),
-            quick: bool = False, processes: int = 0, dask: str = "",
+            quick: bool = False, objective: str = "fair", processes: int = 0, dask: str = "",
             progress: Callable[[int, int, str], None] | None = None) -> dict[str, Any]:
     """{"experiment": "compare", "rows": every row with its experiment, "table": a row per point with policies as columns}.
 
@@ -34,18 +34,18 @@ def compare(policies: Sequence[str] = (), seeds: Sequence[int] = (0,), experimen
     jobs = [(name, policy, seed, part) for name in experiments for policy in policies for seed in seeds
             for part in range(counts[name])]
     found: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
-    for job, rows in each(functools.partial(_rows, quick), jobs, processes, dask):
+    for job, rows in each(functools.partial(_rows, quick, objective), jobs, processes, dask):
         found[job] = rows
         if progress is not None:
             progress(len(found), len(jobs), f"{job[0]} {job[1]} seed {job[2]}")
     rows = [{"experiment": job[0], **row} for job in jobs for row in found[job]]
-    return {"experiment": "compare", "policies": policies, "seeds": list(seeds), "quick": quick,
+    return {"experiment": "compare", "policies": policies, "seeds": list(seeds), "quick": quick, "objective": objective,
             "table": table(rows, policies), "rows": rows}
 
 
-def _rows(quick: bool, experiment: str, policy: str, seed: int, part: int) -> list[dict[str, Any]]:
+def _rows(quick: bool, objective: str, experiment: str, policy: str, seed: int, part: int) -> list[dict[str, Any]]:
     """The rows of one point of a run."""
-    return run(experiment, policy, seed, part=part, quick=quick)["rows"]
+    return run(experiment, policy, seed, objective=objective, part=part, quick=quick)["rows"]
 
 
 def table(rows: list[dict[str, Any]], policies: Sequence[str]) -> list[dict[str, Any]]:

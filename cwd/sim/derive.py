@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from cwd.core import ordered
 from cwd.core.check import (
-    ACTIONS, BACKGROUND, BACKLOG, CLIENTS, COPIES, FREE_LISTS, HISTOGRAMS, LANES, PAGES, QUEUES, READY_SETS, REQUEST_MAP,
+    ACTIONS, BACKGROUND, BACKLOG, CLIENTS, COPIES, FREE_LISTS, HISTOGRAMS, LANES, PAGES, PRICES, QUEUES, READY_SETS, REQUEST_MAP,
     TIMERS, WANTED,
 )
+from cwd.core.floor import AHEAD_MAX, ONE, OWED_MAX
 from cwd.core.hashmap import get as map_get
 from cwd.core.histograms import SCATTERED
 from cwd.core.queues import lookup
@@ -52,7 +53,9 @@ def broken_index(world, marks):
         return TIMERS
     if not _histograms(world):
         return HISTOGRAMS
-    return 0 if _background(world, marks) else BACKGROUND
+    if not _background(world, marks):
+        return BACKGROUND
+    return 0 if _prices(world) else PRICES
 
 
 @inner_kernel
@@ -457,3 +460,13 @@ def _background(world, marks):
             return False
         running += 1 if marks[gpu] > 0 else 0
     return counters["background_level"] >= 0 and running == counters["background_gpus"]
+
+
+@inner_kernel
+def _prices(world):
+    """Whether the price, the overall share and what models are owed are within their bounds."""
+    counters = world.counters[0]
+    for m in range(len(world.memory)):
+        if not -AHEAD_MAX * ONE <= world.memory[m]["owed"] <= OWED_MAX * ONE:
+            return False
+    return counters["price_ns"] >= 0 and counters["usual_ns"] >= 0 and 0 <= counters["share"] <= ONE

@@ -88,6 +88,8 @@ class Scenario:
     gpus: int = 1
     pages: int = V100_PAGES
     policy: str = "clockwork"
+    #: what a policy that knows prices is after, "fair" or "goodput"
+    objective: str = "fair"
     seed: int = 0
     noise: str = "clockwork"
     network_ns: int = 100_000
@@ -165,7 +167,8 @@ def _refuse_nonsense(scenario: Scenario) -> None:
 def _config(scenario: Scenario) -> Config:
     copies = min(len(scenario.models), scenario.pages // max(min(p.pages for p in scenario.profiles), 1))
     sizes: dict[str, Any] = dict(
-        policy=scenario.policy, models_max=len(scenario.models) + 1, programs_max=len(scenario.profiles),
+        policy=scenario.policy, objective=scenario.objective,
+        models_max=len(scenario.models) + 1, programs_max=len(scenario.profiles),
         requests_max=16384, gpus_max=scenario.gpus, copies_max=max(copies, 1) * scenario.gpus + 8,
         actions_max=max(64, 80 * scenario.gpus), clients_max=len(scenario.groups), kinds_max=1, classes_max=1,
         events_max=4096)

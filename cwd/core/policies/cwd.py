@@ -1,21 +1,22 @@
-"""cwd's own: earliest latest start with room to spare, densest batch under overload, background kept off some GPUs.
+"""cwd's own: batches that are full for their rate of arrivals and worth the price of GPU time, then the densest.
 
-Without overload the model whose head must start first goes first, in the densest batch that keeps its deadline. While
-the GPU turns requests away, the densest batch of its most urgent models goes first, past heads that it would make late,
-and only those are taken in who join a batch or can wait for one to fill at their model's rate (admission.py). Work
-that is due beyond half a second runs where nothing urgent can, on as many GPUs as urgent requests can spare
-(background.py), and is never compared with urgent work.
-Programs whose executions depend on data (histograms.py) are served in sets of requests that belong together (sets.py).
+Each of a GPU's most urgent models offers its densest batch (offers.py). Of those that will hardly grow the one goes
+first that is owed most to its model (floor.py); then those that are worth the price of GPU time (price.py), by when they
+have to start, less the least dense if not all can start in time (shortlist.py); then the densest of the rest, among them
+batches that could still grow only while the GPUs have time to spare. Work that is due beyond half a second runs where
+nothing urgent can, on as many GPUs as urgent requests can spare (background.py), and is never compared with urgent work.
 Sources: Clockwork (OSDI'20) for windows and the timeline, Shepherd (NSDI'23) for density under overload, Symphony for
-batches that wait; ours are exact margins, refusal at arrival by marginal cost, a share found by feedback, and sets scored
-by the exact latency of their applications, where Orloj scores requests.
+batches that wait, Moore and Hodgson for who gives way; ours are exact margins, refusal at arrival by marginal cost, the
+price, the floor, a number of GPUs for background found by trial, and sets of requests that belong together, by the exact
+latency of their applications, where Orloj scores requests (sets.py): for programs whose executions depend on data.
 """
 
 from __future__ import annotations
 
-from cwd.core import background, batches, lanes, ready, residency, sets
+from cwd.core import background, batches, floor, lanes, offers, ordered, price, ready, residency, sets, shortlist
 from cwd.core.admission import pressed
-from cwd.core.world import LANE_EXEC, NONE
+from cwd.core.estimate import exec_tail_ns, margin_ns
+from cwd.core.world import FOREVER_NS, LANE_EXEC, MARGIN_SEND, NONE, SHORTLIST_MAX
 from cwd.jit import inner_kernel
 
 #: how long until a GPU that may not run background looks again whether it may
@@ -25,28 +26,66 @@ LOOK_NS = 2_000_000
 @inner_kernel
 def next_batch(world, gpu, now_ns):
     """(copy, first request, batch index, rows); copy -1: nothing now."""
-    start_ns = lanes.available_ns(world, now_ns, gpu, LANE_EXEC)
     copy = ready.most_urgent(world, now_ns, gpu)
-    if copy != NONE and dynamic(world, copy):
-        return _as_set(world, now_ns, gpu, copy, start_ns)
-    if pressed(world, now_ns, gpu):
-        if copy != NONE and ready.urgent(world, now_ns, copy):
-            copy, first, b, rows = ready.best(world, now_ns, gpu, batches.DENSEST)
-            if copy != NONE:
-                return copy, first, b, rows
-    for _ in range(ready.STEPS_MAX):
-        copy = ready.most_urgent(world, now_ns, gpu)
-        if copy == NONE:
-            return NONE, NONE, NONE, 0
-        if not ready.urgent(world, now_ns, copy):
-            return _background(world, now_ns, gpu)
-        first, b, rows = ready.fit(world, now_ns, gpu, copy, start_ns, 1)
-        if b != NONE:
-            return copy, first, b, rows
-        # nothing of it can be in time here; it comes back with its next head or arrival
-        residency.deactivate(world, copy)
-    lanes.look_again(world, gpu, now_ns + 1)
-    return NONE, NONE, NONE, 0
+    if copy == NONE:
+        return NONE, NONE, NONE, 0
+    if dynamic(world, copy):
+        return _as_set(world, now_ns, gpu, copy, lanes.available_ns(world, now_ns, gpu, LANE_EXEC))
+    if not ready.urgent(world, now_ns, copy):
+        return _background(world, now_ns, gpu)
+    return _urgent(world, now_ns, gpu, copy)
+
+
+@inner_kernel
+def _urgent(world, now_ns, gpu, copy):
+    """What goes first of the most urgent models, from `copy` on."""
+    start_ns = lanes.available_ns(world, now_ns, gpu, LANE_EXEC)
+    eager = not price.busy(world, now_ns) and not pressed(world, now_ns, gpu)
+    best, best_first, best_batch, best_rows, best_ns = NONE, NONE, NONE, 0, 1
+    due, due_first, due_batch, due_rows, due_owed = NONE, NONE, NONE, 0, 0
+    count, look_ns = 0, FOREVER_NS
+    for _ in range(SHORTLIST_MAX):
+        if copy == NONE or not ready.urgent(world, now_ns, copy):
+            break
+        after = ordered.successor(world.copy_nodes, copy)
+        if dynamic(world, copy):
+            # it is served when it is the most urgent
+            copy = after
+            continue
+        m = world.copies[copy]["model"]
+        first, b, rows, batch_ns = offers.best(world, now_ns, gpu, m, start_ns)
+        if b == NONE:
+            # nothing of it can be in time here; it comes back with its next head or arrival
+            residency.deactivate(world, copy)
+        else:
+            owed = floor.owed(world, m)
+            ripe_ns = offers.ripe_ns(world, now_ns, gpu, m, first, rows, batch_ns, start_ns)
+            if ripe_ns <= start_ns and owed > 0:
+                if owed > due_owed:
+                    due, due_first, due_batch, due_rows, due_owed = copy, first, b, rows, owed
+            elif ripe_ns <= start_ns and price.worth_it(world, rows, batch_ns):
+                tail_ns = exec_tail_ns(world, now_ns, world.models[m]["program"], world.gpus[gpu]["kind"], b,
+                                       world.requests[first]["size_class"])
+                latest_ns = batches.latest_end_ns(world, now_ns, gpu, first) - tail_ns
+                copies = world.models[m]["copies_ready"]
+                count = shortlist.put(world.shortlist, count, copy, first, b, rows, batch_ns, latest_ns, copies)
+            elif ripe_ns > start_ns and not eager:
+                look_ns = ripe_ns if ripe_ns < look_ns else look_ns
+            elif best == NONE or rows * best_ns > best_rows * batch_ns:
+                best, best_first, best_batch, best_rows, best_ns = copy, first, b, rows, batch_ns
+        copy = after
+    if due != NONE:
+        return due, due_first, due_batch, due_rows
+    i = shortlist.choose(world.shortlist, count, start_ns)
+    if i != NONE:
+        row = world.shortlist[i]
+        return row["copy"], row["first"], row["batch"], row["rows"]
+    if best == NONE:
+        # of more models than were looked at the others are next
+        look_ns = now_ns + 1 if look_ns == FOREVER_NS else look_ns - margin_ns(
+            world, now_ns, world.gpus[gpu]["kind"], MARGIN_SEND)
+        lanes.look_again(world, gpu, look_ns)
+    return best, best_first, best_batch, best_rows
 
 
 @inner_kernel

@@ -1,4 +1,4 @@
-"""Far more than the GPUs can do: open loops on 16 varieties of models that all fit, from half to eight times capacity.
+"""Far more than the GPUs can do: open loops on 16 varieties of models that all fit, from half to five times capacity.
 
 Capacity is what batches of 16 would give, with every model asked for equally often. The load where Shepherd's authors
 found Clockwork's policy wanting (NSDI'23): under overload its batches stayed small. `--bursty`: each model's requests
@@ -20,12 +20,12 @@ BURST_SHARE, BURST_RATE = 0.1, 5.0
 BURST_NS = 200 * NS_PER_MS
 
 
-def points(quick: bool = False, gpus: int = 4, slo_ms: float = 100.0, bursty: bool = False, tries: int = 0,
+def points(quick: bool = False, gpus: int = 12, slo_ms: float = 100.0, bursty: bool = False, tries: int = 0,
            seconds: float = 20.0) -> Iterator[Point]:
     """One row per load factor. `tries`: how often clients send a refused request again."""
     profiles = varieties(MODELS)
     capacity = capacity_rps(profiles, gpus)
-    for factor in (1.0, 4.0) if quick else (0.5, 0.8, 1.0, 1.5, 2.0, 4.0, 8.0):
+    for factor in (1.0, 5.0) if quick else (0.5, 0.8, 1.0, 1.5, 2.0, 3.0, 5.0):
         rate = capacity * factor / MODELS
         loads = tuple(_load(m, rate, round(slo_ms * NS_PER_MS), bursty, tries) for m in range(MODELS))
         yield Point({"load_factor": factor, "slo_ms": slo_ms, "rate_rps": round(capacity * factor)}, Scenario(

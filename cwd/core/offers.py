@@ -1,0 +1,66 @@
+"""What a model could run next on a GPU, with an eye on what comes: its densest batch, and whether that should still grow."""
+
+from __future__ import annotations
+
+from cwd.core import batches, memory, price
+from cwd.core.estimate import exec_ns, exec_tail_ns
+from cwd.core.world import NONE
+from cwd.jit import inner_kernel
+
+#: what a head passed over costs, in prices: its own, and another since it could have had company
+HEAD_PRICES = 2
+
+
+@inner_kernel
+def best(world, now_ns, gpu, m, start_ns):
+    """The model's densest batch in time: (first, batch index, rows, duration); (-1, -1, 0, 1): nothing would be in time.
+
+    Where a smaller one is worth the price of its time, heads that a larger one makes late count as time that it takes; not
+    where two of the larger one wait: there somebody is lost whatever is done.
+    """
+    model = world.models[m]
+    program = world.programs[model["program"]]
+    kind = world.gpus[gpu]["kind"]
+    best_first, best_batch, best_rows, best_ns, best_left = NONE, NONE, 0, 1, 0
+    r, left = model["queue_head"], model["queued"]
+    for b in range(program["n_batches"]):
+        r, left = batches.pass_over(world, now_ns, gpu, m, b, start_ns, r, left)
+        if r == NONE:
+            break
+        batch_ns = exec_ns(world, now_ns, model["program"], kind, b, world.requests[r]["size_class"])
+        size = program["batches"][b]
+        rows = left if left < size else size
+        if program["n_classes"] > 1:
+            rows = batches.count_rows(world, r, rows)
+        cost_ns = batch_ns
+        if best_batch != NONE and left < 2 * size and price.worth_it(world, best_rows, best_ns):
+            cost_ns += HEAD_PRICES * (best_left - left) * world.counters[0]["price_ns"]
+        if best_batch == NONE or rows * best_ns >= best_rows * cost_ns:
+            best_first, best_batch, best_rows, best_ns, best_left = r, b, rows, batch_ns, left
+        if size >= left:
+            break
+    return best_first, best_batch, best_rows, best_ns
+
+
+@inner_kernel
+def ripe_ns(world, now_ns, gpu, m, first, rows, batch_ns, start_ns):
+    """Until when the batch should wait for more: for the largest denser one that would fill at the model's rate of arrivals
+    before it has to start, and as much earlier as one of the model's GPUs usually comes free. 0: there is none."""
+    program_index = world.models[m]["program"]
+    program, kind = world.programs[program_index], world.gpus[gpu]["kind"]
+    size_class = world.requests[first]["size_class"]
+    gap_ns = memory.gap_ns(world, now_ns, m)
+    copies = world.models[m]["copies_ready"]
+    end_ns = batches.latest_end_ns(world, now_ns, gpu, first)
+    end_ns -= world.counters[0]["usual_ns"] // (copies if copies > 0 else 1)
+    until_ns = 0
+    for b in range(program["n_batches"]):
+        size = program["batches"][b]
+        if size <= rows:
+            continue
+        latest_ns = end_ns - exec_tail_ns(world, now_ns, program_index, kind, b, size_class)
+        if start_ns + gap_ns * (size - rows) > latest_ns:
+            break
+        if size * batch_ns > rows * exec_ns(world, now_ns, program_index, kind, b, size_class):
+            until_ns = latest_ns
+    return until_ns

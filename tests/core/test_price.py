@@ -1,0 +1,194 @@
+"""The price of GPU time, the floor, and the shortlist: against their twins, and what they do for a policy."""
+
+from __future__ import annotations
+
+import random
+from fractions import Fraction
+
+import naive_prices as naive
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from script import MS, US, Script, only
+
+from cwd.core import engine, floor, price, shortlist
+from cwd.core.world import ACTION_EXEC, OUT_ACTION, OUT_REPLY, SHORTLIST, Config
+from cwd.errors import Code, CwdError
+
+SMALL = settings(max_examples=80, deadline=None)
+TOOK = {1: 3 * MS, 2: 4 * MS, 4: 6 * MS}
+MODELS = 3
+
+batches = st.lists(st.tuples(st.integers(0, 60), st.integers(1, 12), st.integers(1, 4), st.integers(1, 16)), max_size=12)
+
+
+@SMALL
+@given(batches, st.integers(0, 20))
+def test_the_shortlist_chooses_as_its_twin_does(batches, start):
+    table = np.zeros(16, SHORTLIST)
+    count = 0
+    for i, (latest, took, copies, rows) in enumerate(batches):
+        count = shortlist.put(table, count, i, 0, 0, rows, took, latest, copies)
+    chosen = int(shortlist.choose(table, count, start))
+    twin = naive.next_to_run([(latest, took, took // copies, rows) for latest, took, copies, rows in batches], start)
+    assert (int(table[chosen]["copy"]) if chosen >= 0 else None) == twin
+
+
+def test_a_full_shortlist_takes_no_more():
+    table = np.zeros(2, SHORTLIST)
+    count = 0
+    for i in range(3):
+        count = shortlist.put(table, count, i, 0, 0, 1, 1, 10 - i, 1)
+    assert count == 2 and [int(row["copy"]) for row in table] == [1, 0]
+
+
+@SMALL
+@given(st.integers(1 << 10, 1 << 34), st.integers(1, 32), st.integers(1, 1 << 33), st.integers(0, 1 << 30))
+def test_the_price_moves_as_its_twin_does(before, rows, batch_ns, idle_ns):
+    assert price.moved_ns(before, rows, batch_ns, idle_ns) == naive.price_after(
+        before, rows, batch_ns, idle_ns, price.DEARER, 1 << price.DOUBLING_BITS, price.LONGEST_NS, 10)
+
+
+def test_the_price_settles_where_the_dear_have_their_part_of_the_time():
+    """Requests cost 1 to 2 ms alike often, with time alike: about one in DEARER costs more than the price; idle time
+    raises it over all of them, to twice the dearest at most."""
+    chance, now = random.Random(5), 5 * MS
+    for _ in range(20_000):
+        now = int(price.moved_ns(now, 1, chance.randrange(MS, 2 * MS), 0))
+    assert 1.9 * MS < now < 2.02 * MS
+    for _ in range(2_000):
+        now = int(price.moved_ns(now, 1, chance.randrange(MS, 2 * MS), MS))
+    assert 3 * MS < now < 4.1 * MS
+
+
+@SMALL
+@given(st.integers(0, 1 << 40), st.integers(0, 1 << 28))
+def test_work_asked_for_fades_evenly(work_ns, age_ns):
+    left = Fraction(max((1 << price.DEMAND_BITS) - age_ns, 0), 1 << price.DEMAND_BITS) * work_ns
+    assert 0 <= price.faded_ns(work_ns, age_ns) - left < 1026
+
+
+def test_what_is_asked_for_settles_at_its_rate():
+    """1 ms of work every 2 ms is half a GPU."""
+    demand_ns = 0
+    for _ in range(1_000):
+        demand_ns = int(price.faded_ns(demand_ns, 2 * MS)) + MS
+    assert demand_ns == pytest.approx((1 << price.DEMAND_BITS) / 2, rel=0.02)
+
+
+def run_next(arrivals, price_ns):
+    """The first EXEC of `cwd` as (model, batch, ids) after requests (model, slo) came 100 us apart while the lane was
+    taken, and what its twin would run."""
+    script = Script(pages=50, policy="cwd", admission=0, objective="goodput")
+    models = [script.model, *(script.add() for _ in range(MODELS - 1))]
+    for model in models:
+        script.hold(model)
+    held = int(engine.lane_reserve(script.world, script.now, 0, 450 * MS))
+    queues, last = {model: [] for model in range(MODELS)}, {}
+    for number, (model, slo_us) in enumerate(arrivals):
+        script.now += 100 * US
+        script.ask(number, slo=slo_us * US, model=models[model])
+        queues[model].append((script.now + slo_us * US - 200 * US - 400 * US, script.now, number))
+        last[model] = script.now
+    engine.action_done(script.world, script.now, held, int(Code.ABANDONED), 0, 0, 0, 0, -1, -1)
+    script.world.memory["gap_ns"] = gap = (1 + len(arrivals) % 4) * MS
+    script.world.counters["price_ns"], script.world.counters["usual_ns"] = price_ns, 500 * US
+    lost = False
+    for queue in queues.values():
+        queue.sort(key=lambda r: (r[0], r[1]))
+        while queue and queue[0][0] - TOOK[1] - 200 * US < script.now:
+            queue.pop(0)
+            lost = True
+    runs = [out for out in script.tick() if out["kind"] == OUT_ACTION and out["verb"] == ACTION_EXEC]
+    chosen = (models.index(runs[0]["model"]), runs[0]["batch"], tuple(script.ids(runs[0]))) if runs else None
+    gaps = {model: max(gap, script.now - at) for model, at in last.items()}
+    return chosen, naive.priced(queues, script.now + 200 * US, TOOK, price_ns, gaps, 500 * US, not lost)
+
+
+arrivals = st.lists(st.tuples(st.integers(0, MODELS - 1), st.integers(3_700, 26_000)), min_size=1, max_size=12)
+
+
+@SMALL
+@given(arrivals, st.integers(1, 4 * MS))
+def test_cwd_chooses_as_its_twin_does(arrivals, price_ns):
+    chosen, twin = run_next(arrivals, price_ns)
+    assert (chosen in twin) if twin else chosen is None
+
+
+class Books:
+    """What one model is owed, from the records alone."""
+
+    def __init__(self):
+        self.share = self.owed = 0
+
+    def asked(self):
+        self.owed = min(self.owed + self.share * floor.PART // floor.PARTS, floor.OWED_MAX * floor.ONE)
+
+    def read(self, records):
+        """Executions take one per request off, outcomes move the share; returns the executions."""
+        for out in records:
+            if out["kind"] == OUT_REPLY:
+                self.share += ((floor.ONE if out["status"] == Code.OK else 0) - self.share) >> floor.SHARE_BITS
+            elif out["kind"] == OUT_ACTION:
+                self.owed = max(self.owed - out["rows"] * floor.ONE, -floor.AHEAD_MAX * floor.ONE)
+        return [out for out in records if out["kind"] == OUT_ACTION]
+
+
+@SMALL
+@given(st.lists(st.sampled_from(["ask", "late", "run"]), min_size=1, max_size=60))
+def test_what_a_model_is_owed_is_as_in_the_books(steps):
+    """Arrivals add a part of the overall share, executions take one per request off, outcomes move the share."""
+    script, books = Script(pages=50, policy="cwd", requests_max=128), Books()
+    script.hold()
+    for number, step in enumerate(steps):
+        if step == "run":
+            for out in books.read(script.tick()):
+                script.done(out)
+        else:
+            held = int(engine.lane_reserve(script.world, script.now, 0, 450 * MS)) if step == "late" else -1
+            books.asked()
+            assert script.ask(number, slo=500 * MS if step == "ask" else 10 * MS) in (0, Code.DEADLINE_UNREACHABLE)
+            if held >= 0:
+                engine.action_done(script.world, script.now, held, int(Code.ABANDONED), 0, 0, 0, 0, -1, -1)
+        books.read(script.take())
+        assert (int(script.world.counters[0]["share"]), int(script.world.memory[0]["owed"])) == (books.share, books.owed)
+
+
+def test_a_model_that_is_owed_goes_before_what_is_cheaper():
+    """Two models with full batches; the one that is owed runs first, with the goodput objective the first to start."""
+    for objective, first in (("fair", 1), ("goodput", 0)):
+        script = Script(pages=50, policy="cwd", objective=objective)
+        models = [script.model, script.add()]
+        for model in models:
+            script.hold(model)
+        held = int(engine.lane_reserve(script.world, script.now, 0, 100 * MS))
+        for number in range(8):
+            script.ask(number, slo=(200 + 50 * (number % 2)) * MS, model=models[number % 2])
+        script.world.memory[1]["owed"] = floor.ONE
+        script.world.counters["price_ns"] = 10 * MS
+        engine.action_done(script.world, script.now, held, int(Code.ABANDONED), 0, 0, 0, 0, -1, -1)
+        run = only([out for out in script.tick() if out["kind"] == OUT_ACTION], rows=4)
+        assert models.index(run["model"]) == first
+
+
+def test_who_is_owed_or_well_worth_the_price_is_let_in_where_there_is_no_plan():
+    """The GPU has work for longer than the deadline: refused, unless the model is owed, or cheaper than what is served."""
+    for owed, price_ns, code in ((0, 0, Code.DEADLINE_UNREACHABLE), (floor.ONE, 0, 0), (0, 4 * MS, 0)):
+        script = Script(pages=50, policy="cwd")
+        other = script.add()
+        script.hold()
+        script.hold(other)
+        for number in range(20):
+            assert script.ask(number, slo=400 * MS, model=other) == 0
+        engine.lane_reserve(script.world, script.now, 0, 20 * MS)
+        script.world.memory[0]["owed"] = owed
+        script.world.counters["price_ns"] = price_ns
+        script.world.counters["share"] = 0
+        assert script.ask(50, slo=21 * MS) == code
+
+
+def test_an_objective_has_a_name():
+    assert Config(policy="cwd").objective == "fair"
+    with pytest.raises(CwdError, match="objective"):
+        Config(policy="cwd", objective="speed")
