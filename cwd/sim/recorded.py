@@ -23,6 +23,7 @@ from cwd.errors import Code, CwdError, InvariantError
 from cwd.sim import checks, loop
 from cwd.sim import world as w
 from cwd.sim.events import push
+from cwd.sim.hidden import STRETCH_BITS
 from cwd.sim.noise import quantiles
 from cwd.sim.profile import BATCHES, Profile
 from cwd.sim.scenario import Load, Scenario, build
@@ -136,6 +137,7 @@ class RecordedRun:
         calls["next"] = -1
         mine = calls[:count]
         mine["live"], mine["source"], mine["model"] = 2, source, models
+        mine["stretch"] = 1 << STRETCH_BITS
         mine["sent_ns"] = mine["first_ns"] = self._arrivals["at_ns"]
         mine["deadline_ns"] = self._arrivals["deadline_ns"]
         return calls
