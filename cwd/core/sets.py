@@ -27,6 +27,8 @@ HALVINGS = (1048576, 1004120, 961548, 920782, 881744, 844361, 808563, 774282,
 PROBES, PROBE_EVERY = 8, 1024
 #: two applications are alike if their means differ by less than an eighth
 ALIKE_NUMERATOR, ALIKE_DENOMINATOR = 9, 8
+#: most requests that one look at a model gives up
+GIVE_UP_MAX = 8
 
 
 @lean_kernel
@@ -46,18 +48,22 @@ def profiled_ns(world, gpu, m, b, size_class):
 
 @inner_kernel
 def give_up(world, now_ns, gpu, m, start_ns):
-    """Give up the model's first requests that even their application's shortest execution alone would make late."""
+    """Give up the model's first requests that even their application's shortest execution alone would make late.
+
+    Returns how many, at most GIVE_UP_MAX: the rest when the model is looked at again.
+    """
     program = world.models[m]["program"]
-    for _ in range(SETS_LOOK):
+    for given_up in range(GIVE_UP_MAX):
         r = world.models[m]["queue_head"]
         if r == NONE or world.models[m]["copies_count"] != 1:
-            break
+            return given_up
         request = world.requests[r]
         least_ns = histograms.least(world.histograms[_tag(world, program, r)])
         least_ns = least_ns * profiled_ns(world, gpu, m, 0, request["size_class"]) // STRETCH
         if start_ns + least_ns <= batches.latest_end_ns(world, now_ns, gpu, r):
-            break
+            return given_up
         queues.drop(world, now_ns, r, batches.DEADLINE_EXPIRED)
+    return GIVE_UP_MAX
 
 
 @inner_kernel

@@ -24,7 +24,9 @@ from cwd.jit import inner_kernel, lean_kernel
 #: requests of a model that are looked at
 LOOK = 32
 #: and of all models of a GPU together: where queues are deep, fewer models are compared
-LOOKS_MAX = 256
+LOOKS_MAX = 192
+#: what giving one up costs in looks
+GIVE_UP_LOOKS = 4
 #: 2**30 ns: slack that halves the value of running now
 HALF_LIFE_BITS = 30
 
@@ -140,8 +142,7 @@ def next_batch(world, gpu, now_ns):
         if copy == NONE or looks <= 0:
             break
         m = world.copies[copy]["model"]
-        looks -= min(world.models[m]["queued"], LOOK)
-        sets.give_up(world, now_ns, gpu, m, start_ns)
+        looks -= min(world.models[m]["queued"], LOOK) + GIVE_UP_LOOKS * sets.give_up(world, now_ns, gpu, m, start_ns)
         if world.models[m]["queue_head"] != NONE:
             first, b, rows, total = _propose(world, now_ns, gpu, m, start_ns)
             if b != NONE and total > most:
