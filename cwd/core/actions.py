@@ -269,7 +269,7 @@ def _answer(world, now_ns, r, a, begin_ns, end_ns, result, index):
     if missed:
         world.counters[0]["missed"] += 1
     elif not background.is_background(arrival_ns, request["due_ns"]):
-        background.relieved(world)
+        background.relieved(world, now_ns)
     if record == NONE:
         return
     out = world.outbox[record]

@@ -22,6 +22,8 @@ CREDIT_MAX, CREDIT_TRIAL, CREDIT_NEW = 40 * COST, 3 * COST, 10 * COST
 HOLD_NS, HOLD_FAILED_NS, HOLD_MAX_NS = 1_000_000_000, 8_000_000_000, 128_000_000_000
 #: after it has lost one: how long refusals are still for what ran before
 SETTLE_NS = 100_000_000
+#: so long without an urgent request, and background has all GPUs
+QUIET_NS = 1_000_000_000
 
 
 @inner_kernel
@@ -40,8 +42,10 @@ def joined(world):
 
 @inner_kernel
 def allowed(world, now_ns, gpu):
-    """Whether background may run on the GPU now: it does already, or there is room for one more."""
+    """Whether background may run on the GPU now: it does already, there is room for one more, or nothing is urgent."""
     counters = world.counters[0]
+    if now_ns - counters["background_urgent_ns"] >= QUIET_NS:
+        return True
     if counters["background_level"] < counters["gpus_up"] and now_ns >= counters["background_raise_ns"]:
         # only if urgent requests have not lost by what it has; those who have none any more lose nothing
         if (counters["background_credit"] >= CREDIT_TRIAL
@@ -98,6 +102,7 @@ def ends(world, a):
 def crowded(world, now_ns):
     """An urgent request was refused or given up for want of time."""
     counters = world.counters[0]
+    counters["background_urgent_ns"] = now_ns
     if counters["background_gpus"] == 0 or now_ns - counters["background_yield_ns"] < SETTLE_NS:
         return
     counters["background_credit"] -= COST
@@ -122,8 +127,9 @@ def _yield_one(world, now_ns):
 
 
 @inner_kernel
-def relieved(world):
+def relieved(world, now_ns):
     """An urgent request was answered in time."""
     counters = world.counters[0]
+    counters["background_urgent_ns"] = now_ns
     if counters["background_credit"] < CREDIT_MAX:
         counters["background_credit"] += 1

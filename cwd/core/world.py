@@ -154,7 +154,7 @@ COUNTERS = _table(
     "wanted_root wanted_head map_count copy_map_count "
     "accepted refused answered dropped missed failed requeued stale expired loads unloads execs rows cold replicas "
     "background_gpus background_level background_credit background_trial background_failed background_hold_ns "
-    "background_raise_ns background_yield_ns "
+    "background_raise_ns background_yield_ns background_urgent_ns "
     "spread_model spread_ns price_ns usual_ns demand_ns asked_ns share"
 )
 SETTINGS = _table(

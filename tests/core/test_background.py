@@ -58,16 +58,21 @@ def test_background_leaves_a_gpu_to_urgent_work_once_that_was_refused_too_often(
 def test_what_failed_is_tried_again_later_and_whoever_has_no_urgent_work_any_more_gets_all():
     script, _ = crowded_world()
     counters = script.world.counters[0]
+    assert not allowed(script.world, script.now, 0)
+    # without urgent requests for a second it has all, whatever was too much before
+    assert allowed(script.world, script.now + SECOND, 0) and counters["background_level"] == 1
+    relieve(script.world, script.now + 7 * SECOND)
     assert not allowed(script.world, script.now + 7 * SECOND, 0) and counters["background_level"] == 1
+    relieve(script.world, script.now + 9 * SECOND)
     assert allowed(script.world, script.now + 9 * SECOND, 0) and counters["background_level"] == 2
     # the trial fails: the next one has twice as long to wait
     for _ in range(4):
         crowd(script.world, script.now + 10 * SECOND)
     assert counters["background_level"] == 1
-    allowed(script.world, script.now + 25 * SECOND, 0)
-    assert counters["background_level"] == 1
-    allowed(script.world, script.now + 27 * SECOND, 0)
-    assert counters["background_level"] == 2
+    for seconds, level in ((25, 1), (27, 2)):
+        relieve(script.world, script.now + seconds * SECOND)
+        allowed(script.world, script.now + seconds * SECOND, 0)
+        assert counters["background_level"] == level
 
 
 @lean_kernel
@@ -81,8 +86,8 @@ def crowd(world, now_ns):
 
 
 @lean_kernel
-def relieve(world):
-    background.relieved(world)
+def relieve(world, now_ns):
+    background.relieved(world, now_ns)
 
 
 @dataclasses.dataclass
@@ -98,11 +103,13 @@ class Naive:
     wait_s: int = 0
     raise_ns: int = 0
     yielded_ns: int = 0
+    urgent_ns: int = 0
 
     def _hold(self, now_ns):
         self.raise_ns = now_ns + (self.wait_s if self.level + 1 == self.failed else 1) * SECOND
 
     def crowded(self, now_ns):
+        self.urgent_ns = now_ns
         if self.running == 0 or now_ns < self.yielded_ns + 100 * MS:
             return
         self.credit -= 500
@@ -115,10 +122,13 @@ class Naive:
         self.trial, self.yielded_ns, self.credit = False, now_ns, 10 * 500
         self._hold(now_ns)
 
-    def relieved(self):
+    def relieved(self, now_ns):
+        self.urgent_ns = now_ns
         self.credit = min(self.credit + 1, 40 * 500)
 
     def allowed(self, now_ns):
+        if now_ns >= self.urgent_ns + SECOND:
+            return True
         patient = now_ns >= self.raise_ns + 128 * SECOND
         if self.level < self.gpus and now_ns >= self.raise_ns and (self.credit >= 3 * 500 or patient):
             if self.trial and self.level >= self.failed:
@@ -151,8 +161,8 @@ def test_the_number_of_gpus_follows_its_twin(script):
                 twin.crowded(now_ns)
             elif what == "relieved":
                 for _ in range(50):
-                    relieve(world)
-                    twin.relieved()
+                    relieve(world, now_ns)
+                    twin.relieved(now_ns)
             elif what == "allowed":
                 assert allowed(world, now_ns, 0) == twin.allowed(now_ns)
             else:
