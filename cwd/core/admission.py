@@ -171,21 +171,7 @@ def best_load(world, now_ns, m, due_ns):
 
 
 @inner_kernel
-def _joins(world, now_ns, model, kind, start_ns):
-    """Whether one more fits into a batch with all of the model that wait, started then, and their first is in time."""
-    program = world.programs[model["program"]]
-    b = 0
-    while b < program["n_batches"] and program["batches"][b] <= model["queued"]:
-        b += 1
-    if b == program["n_batches"]:
-        return False
-    head = world.requests[model["queue_head"]]
-    tail_ns = exec_tail_ns(world, now_ns, model["program"], kind, b, head["size_class"])
-    return tail_ns > 0 and start_ns + tail_ns + end_margin_ns(world, now_ns, kind) <= head["due_ns"]
-
-
-@inner_kernel
-def _settle(world, now_ns, r, gpu, home, start_ns):
+def _settle(world, now_ns, r, gpu, home):
     """Note what admission counted on; returns how long after the work ahead of it the request would be answered."""
     request = world.requests[r]
     kind = world.gpus[gpu]["kind"]
@@ -198,8 +184,6 @@ def _settle(world, now_ns, r, gpu, home, start_ns):
     place = 0
     if model["queued"] > 0 and world.requests[model["queue_head"]]["due_ns"] <= request["due_ns"]:
         place = ahead % world.programs[program]["batches"][full]
-        if place == 0 and _joins(world, now_ns, model, kind, start_ns):
-            place = model["queued"]
     request["home"] = home
     request["need_ns"] = need_ns(world, now_ns, kind, program, size_class)
     filled_ns = _filled_ns(world, now_ns, kind, program, size_class, place)
@@ -231,20 +215,20 @@ def place(world, now_ns, r):
     gpu, start_ns = _best_copy(world, now_ns, m, due_ns, False)
     if gpu != NONE:
         busy_ns = start_ns - now_ns
-        done_ns = start_ns + _settle(world, now_ns, r, gpu, gpu, start_ns)
+        done_ns = start_ns + _settle(world, now_ns, r, gpu, gpu)
         if done_ns <= due_ns and busy_ns <= world.settings[0]["load_horizon_ns"]:
             return done_ns, busy_ns, NONE
         if done_ns > due_ns:
             gpu, start_ns = _best_copy(world, now_ns, m, due_ns, True)
-            done_ns = start_ns + _settle(world, now_ns, r, gpu, gpu, start_ns)
+            done_ns = start_ns + _settle(world, now_ns, r, gpu, gpu)
     other, loaded_ns = best_load(world, now_ns, m, due_ns)
     if other != NONE and done_ns > due_ns:
         kept = request["home"]
-        loaded_ns += _settle(world, now_ns, r, other, NONE, loaded_ns)
+        loaded_ns += _settle(world, now_ns, r, other, NONE)
         if loaded_ns <= due_ns or loaded_ns < done_ns:
             done_ns = loaded_ns
         else:
-            _settle(world, now_ns, r, gpu, kept, start_ns)
+            _settle(world, now_ns, r, gpu, kept)
     return done_ns, busy_ns, other
 
 

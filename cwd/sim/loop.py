@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from cwd.core import engine, heap
+from cwd.core import engine
 from cwd.core.heap import NONE
 from cwd.core.world import ACTION_EXEC, FOREVER_NS, SLOT_MASK
 from cwd.errors import Code

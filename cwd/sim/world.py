@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from cwd.core.heap import NONE
-from cwd.core.world import TIMER, World
+from cwd.core.world import World
 from cwd.tables import Tables
 from cwd.worker import agenda as ag
 from cwd.worker import residency as rs

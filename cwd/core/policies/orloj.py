@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from cwd.core import batches, histograms, lanes, ordered, ready, sets
 from cwd.core.estimate import exec_row
-from cwd.core.world import FOREVER_NS, LANE_EXEC, NONE
+from cwd.core.world import LANE_EXEC, NONE
 from cwd.jit import inner_kernel, lean_kernel
 
 #: requests of a model that are looked at
