@@ -137,8 +137,11 @@ def group(scratch, table):
         scratch["group"][k] = g
         row = table[scratch["tag"][k]]
         for j in range(BINS):
-            scratch["counts"][g * BINS + j] += row["counts"][j] * CERTAIN // row["total"] * scratch["waiting"][k]
-            scratch["sums"][g * BINS + j] += row["sums"][j] * CERTAIN // row["total"] * scratch["waiting"][k]
+            # sums follow the counts as rounded: each on its own, what is rare would look longer than it ever was
+            if row["counts"][j] > 0:
+                counts = row["counts"][j] * CERTAIN // row["total"] * scratch["waiting"][k]
+                scratch["counts"][g * BINS + j] += counts
+                scratch["sums"][g * BINS + j] += counts * (row["sums"][j] // row["counts"][j])
     scratch["groups"] = g + 1
     for g in range(scratch["groups"]):
         total = so_far = sums = 0
