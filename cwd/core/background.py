@@ -1,29 +1,38 @@
-"""Work that is not urgent, and how many GPUs it may have: as many as cost at most two urgent requests in a thousand.
+"""Work that is not urgent, and when it may have a GPU: while urgent requests find GPU time elsewhere within their slack.
 
-A request is background while it is due beyond the horizon of the backlog's buckets, about half a second. A batch that is
-long for urgent requests must not run everywhere at once, and what waits for a GPU cannot be helped by order. How many
-GPUs must stay free follows from nothing that is known beforehand, so it is tried. A credit grows with each urgent request
-that is answered in time and shrinks with each that is refused for want of time while background runs; when it is used
-up, background loses a GPU. After a while it gets one more on trial, with little credit, and each trial that fails makes
-the next one wait twice as long. Whole GPUs, since what urgent requests lose grows by leaps: a share between the last
-number that costs nothing and the first that costs too much would be the second one for part of the time.
+A request is background while it is due beyond the horizon of the backlog's buckets, about half a second. What waits for
+a GPU that runs a long batch is not helped by order, so before background begins it is asked what urgent requests would
+find then: in the time that the least patient of them can wait, the GPUs must come free for as long as urgent work will
+be asked for in it. So background has no GPUs of its own, and where it runs on several it ends there one after the other.
+
+How much more than what is asked for must be free, for requests do not come evenly, is found by trial: `care`, a factor.
+Each urgent request that is answered in time takes a little off it, each that is lost for want of time while background
+runs adds `COST` times as much, so about one in COST is lost where background could use the time; and each that is lost
+while none runs takes as much off. At most care background stops altogether. Both are measured on a cell of neighbouring GPUs, so that a look costs the same in a large cluster.
 """
 
 from __future__ import annotations
 
-from cwd.core.world import BUCKET_BITS, BUCKETS
-from cwd.jit import inner_kernel
+from cwd.core import price
+from cwd.core.price import DEMAND_BITS
+from cwd.core.world import BUCKET_BITS, BUCKETS, GPU_UP
+from cwd.jit import inner_kernel, lean_kernel
 
-#: urgent answers in time that make up for one refusal
-COST = 500
-#: most credit: what forty refusals cost; on trial, three; with one GPU less, ten
-CREDIT_MAX, CREDIT_TRIAL, CREDIT_NEW = 40 * COST, 3 * COST, 10 * COST
-#: how long background keeps a number of GPUs before it gets one more; where that was too many before, at first and at last
-HOLD_NS, HOLD_FAILED_NS, HOLD_MAX_NS = 1_000_000_000, 8_000_000_000, 128_000_000_000
-#: after it has lost one: how long refusals are still for what ran before
-SETTLE_NS = 100_000_000
-#: so long without an urgent request, and background has all GPUs
+#: urgent answers in time that make up for one request lost
+COST = 575
+#: a factor of 1, in units of what one answer takes off; the least factor; and how much care on top of it stops background
+CARE_ONE = 1 << 15
+CARE_LEAST, CARE_MAX = CARE_ONE * 5 // 8, 2 * CARE_ONE
+#: so long without an urgent request, and background may run everywhere
 QUIET_NS = 1_000_000_000
+#: a longer slack than the least seen is believed by and by: 1 / 2**SLACK_BITS of the difference with each request
+SLACK_BITS = 8
+#: who can wait less than 1 / 2**PATIENT_BITS of the time that it takes cannot wait
+PATIENT_BITS = 4
+#: GPUs that are looked at together
+CELL = 32
+#: soonest look at a GPU again, and latest
+LOOK_MIN_NS, LOOK_MAX_NS = 50_000, 2_000_000
 
 
 @inner_kernel
@@ -32,98 +41,80 @@ def is_background(now_ns, due_ns):
     return due_ns - now_ns > BUCKETS << BUCKET_BITS
 
 
-@inner_kernel
-def joined(world):
-    """A GPU has come, free for background until that is seen to cost too much."""
-    counters = world.counters[0]
-    counters["background_level"] += 1
-    counters["background_credit"] = CREDIT_NEW
+@lean_kernel
+def patient(slack_ns, need_ns):
+    """Whether a request that takes so long can wait at all: who cannot is lost as soon as anything else runs."""
+    return slack_ns > need_ns >> PATIENT_BITS
 
 
 @inner_kernel
-def allowed(world, now_ns, gpu):
-    """Whether background may run on the GPU now: it does already, there is room for one more, or nothing is urgent."""
+def asked(world, now_ns, r, each_ns):
+    """Urgent request `r` came, which would take so much time in the batch that fills at its model's rate."""
+    counters, request = world.counters[0], world.requests[r]
+    slack_ns = request["due_ns"] - now_ns - request["need_ns"]
+    if patient(slack_ns, request["need_ns"]):
+        counters["slack_ns"] = followed_ns(counters["slack_ns"], slack_ns)
+        counters["urgent_ns"] = price.faded_ns(counters["urgent_ns"], now_ns - counters["urgent_asked_ns"]) + each_ns
+        counters["urgent_asked_ns"] = now_ns
+
+
+@lean_kernel
+def followed_ns(least_ns, slack_ns):
+    """The least slack of late, one more seen: down at once, up by and by; 0: none seen yet."""
+    if least_ns == 0 or slack_ns < least_ns:
+        return slack_ns
+    return least_ns + (slack_ns - least_ns >> SLACK_BITS)
+
+
+@inner_kernel
+def may_run_ns(world, now_ns, gpu, took_ns):
+    """From when on background may have the GPU for so long: <= now_ns if at once, else when it should be asked again."""
     counters = world.counters[0]
     if now_ns - counters["background_urgent_ns"] >= QUIET_NS:
-        return True
-    if counters["background_level"] < counters["gpus_up"] and now_ns >= counters["background_raise_ns"]:
-        # only if urgent requests have not lost by what it has; those who have none any more lose nothing
-        if (counters["background_credit"] >= CREDIT_TRIAL
-                or now_ns - counters["background_raise_ns"] >= HOLD_MAX_NS):
-            _try_more(world, now_ns)
-    more = 0 if world.gpus[gpu]["background"] > 0 else 1
-    return counters["background_gpus"] + more <= counters["background_level"]
-
-
-@inner_kernel
-def _try_more(world, now_ns):
-    counters = world.counters[0]
-    if counters["background_trial"] == 1 and counters["background_level"] >= counters["background_failed"]:
-        # what had failed succeeds now
-        counters["background_hold_ns"] = 0
-    counters["background_trial"] = 1
-    counters["background_level"] += 1
-    if counters["background_credit"] > CREDIT_TRIAL:
-        counters["background_credit"] = CREDIT_TRIAL
-    _hold(world, now_ns)
-
-
-@inner_kernel
-def _hold(world, now_ns):
-    """Set when background gets another GPU: soon, unless that was too many before."""
-    counters = world.counters[0]
-    again = counters["background_level"] + 1 == counters["background_failed"]
-    counters["background_raise_ns"] = now_ns + (counters["background_hold_ns"] if again else HOLD_NS)
+        return now_ns
+    if counters["background_care"] >= CARE_MAX:
+        return now_ns + LOOK_MAX_NS
+    until_ns = now_ns + counters["slack_ns"]
+    first = gpu - gpu % CELL
+    up, busy, supply_ns = 0, 0, 0
+    for g in range(first, min(first + CELL, len(world.gpus))):
+        if world.gpus[g]["state"] == GPU_UP:
+            free_ns = max(now_ns, world.lanes[2 * g]["available_ns"]) + (took_ns if g == gpu else 0)
+            supply_ns += max(until_ns - free_ns, 0)
+            up += 1
+            busy += 1 if free_ns > now_ns else 0
+    demand_ns = price.faded_ns(counters["urgent_ns"], now_ns - counters["urgent_asked_ns"]) * up // counters["gpus_up"]
+    demand_ns = (demand_ns >> 10) * counters["slack_ns"] >> DEMAND_BITS - 10
+    short_ns = demand_ns * (CARE_LEAST + counters["background_care"]) // CARE_ONE - supply_ns
+    # while time passes, no more comes free than what is busy now
+    return now_ns + min(max(short_ns // busy, LOOK_MIN_NS), LOOK_MAX_NS) if short_ns > 0 else now_ns
 
 
 @inner_kernel
 def begins(world, a):
     """Action `a` is background."""
-    place = world.gpus[world.actions[a]["gpu"]]
     world.actions[a]["background"] = 1
-    place["background"] += 1
-    if place["background"] == 1:
-        world.counters[0]["background_gpus"] += 1
+    world.counters[0]["background_runs"] += 1
 
 
 @inner_kernel
 def ends(world, a):
     """Action `a` has ended, whatever it was."""
-    if world.actions[a]["background"] == 0:
-        return
-    place = world.gpus[world.actions[a]["gpu"]]
+    world.counters[0]["background_runs"] -= world.actions[a]["background"]
     world.actions[a]["background"] = 0
-    place["background"] -= 1
-    if place["background"] == 0:
-        world.counters[0]["background_gpus"] -= 1
 
 
 @inner_kernel
-def crowded(world, now_ns):
-    """An urgent request was refused or given up for want of time."""
-    counters = world.counters[0]
+def crowded(world, now_ns, r):
+    """Urgent request `r` is lost for want of time."""
+    counters, request = world.counters[0], world.requests[r]
     counters["background_urgent_ns"] = now_ns
-    if counters["background_gpus"] == 0 or now_ns - counters["background_yield_ns"] < SETTLE_NS:
-        return
-    counters["background_credit"] -= COST
-    if counters["background_credit"] < 0:
-        _yield_one(world, now_ns)
-
-
-@inner_kernel
-def _yield_one(world, now_ns):
-    counters = world.counters[0]
-    if counters["background_trial"] == 0 and counters["background_gpus"] < counters["background_level"]:
-        # it had more than it used
-        counters["background_level"] = counters["background_gpus"]
-    hold_ns = counters["background_hold_ns"] << counters["background_trial"]
-    counters["background_hold_ns"] = min(max(hold_ns, HOLD_FAILED_NS), HOLD_MAX_NS)
-    counters["background_failed"] = counters["background_level"]
-    if counters["background_level"] > 0:
-        counters["background_level"] -= 1
-    counters["background_trial"], counters["background_yield_ns"] = 0, now_ns
-    counters["background_credit"] = CREDIT_NEW
-    _hold(world, now_ns)
+    # what its model has to be loaded for, or what came with no time to wait, is not lost because of background
+    hopeful = patient(request["due_ns"] - request["arrival_ns"] - request["need_ns"], request["need_ns"])
+    if world.models[request["model"]]["copies_ready"] > 0 and hopeful:
+        # what is lost without background too is not lost by it
+        care = counters["background_care"] + (COST if counters["background_runs"] > 0 else -COST)
+        counters["background_care"] = min(max(care, 0), CARE_MAX)
 
 
 @inner_kernel
@@ -131,5 +122,4 @@ def relieved(world, now_ns):
     """An urgent request was answered in time."""
     counters = world.counters[0]
     counters["background_urgent_ns"] = now_ns
-    if counters["background_credit"] < CREDIT_MAX:
-        counters["background_credit"] += 1
+    counters["background_care"] = max(counters["background_care"] - 1, 0)

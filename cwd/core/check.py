@@ -9,6 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from cwd.core import ordered
+from cwd.core.background import CARE_MAX
 from cwd.core.floor import AHEAD_MAX, ONE, OWED_MAX
 from cwd.core.hashmap import get as map_get
 from cwd.core.histograms import SCATTERED
@@ -27,7 +28,7 @@ NAMES = {
     FREE_LISTS: "free lists", QUEUES: "queues", BACKLOG: "backlog", CLIENTS: "clients' lists",
     REQUEST_MAP: "request map", ACTIONS: "actions and their rows", LANES: "lanes", COPIES: "copies, rings and counts",
     PAGES: "pages", READY_SETS: "sets of active copies", WANTED: "set of wanted models", TIMERS: "timers",
-    HISTOGRAMS: "histograms", BACKGROUND: "GPUs that run background", PRICES: "price, overall share and what models are owed",
+    HISTOGRAMS: "histograms", BACKGROUND: "executions that are background, and the care taken", PRICES: "price, overall share and what models are owed",
 }
 
 
@@ -279,11 +280,9 @@ def _wanted(world) -> bool:
 
 
 def _background(world) -> bool:
-    running = np.zeros(len(world.gpus), np.int64)
-    for a in _rows(world.actions):
-        running[world.actions[a]["gpu"]] += world.actions[a]["background"]
-    return (bool((running == world.gpus["background"]).all()) and world.counters[0]["background_level"] >= 0
-            and int((running > 0).sum()) == world.counters[0]["background_gpus"])
+    counters = world.counters[0]
+    running = sum(int(world.actions[a]["background"]) for a in _rows(world.actions))
+    return running == counters["background_runs"] and 0 <= counters["background_care"] <= CARE_MAX
 
 
 def _prices(world) -> bool:

@@ -126,7 +126,9 @@ def _admit(world, now_ns, r):
     dynamic = world.programs[program]["dynamic"] == 1
     gpu = request["home"] if request["home"] != NONE else loader
     if world.settings[0]["prices"] == 1 and gpu != NONE and not dynamic and not background.is_background(now_ns, request["due_ns"]):
-        price.asked(world, now_ns, admission.filled_each_ns(world, now_ns, r, gpu))
+        each_ns = admission.filled_each_ns(world, now_ns, r, gpu)
+        price.asked(world, now_ns, each_ns)
+        background.asked(world, now_ns, r, each_ns)
     late = world.settings[0]["admission"] == 1 and not dynamic and done_ns > request["due_ns"]
     if late or done_ns == FOREVER_NS or request["need_ns"] == 0:
         copy_helps = loader != NONE and (busy_ns == FOREVER_NS or admission.in_time_there(world, now_ns, r, loader))
@@ -178,7 +180,7 @@ def _refuse(world, now_ns, r, done_ns):
     elif request["home"] != NONE:
         queues.press(world, now_ns, request["model"], request["home"])
     if code == DEADLINE_UNREACHABLE and not background.is_background(now_ns, request["due_ns"]):
-        background.crowded(world, now_ns)
+        background.crowded(world, now_ns, r)
     world.counters[0]["refused"] += 1
     queues.finish(world, now_ns, r, code, served_ns)
     return code

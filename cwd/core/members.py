@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cwd.core import actions, admission, background, estimate, lanes, memory, queues, residency
+from cwd.core import actions, admission, estimate, lanes, memory, queues, residency
 from cwd.core.world import (
     BATCHES_MAX, BUCKETS, COPY_DRAINING, COPY_READY, FOREVER_NS, GPU_ABSENT, GPU_DRAINING, GPU_UP,
     LANE_EXEC, LANE_LOAD, MODEL_FREE, MODEL_READY, MODEL_REMOVING, NONE, SLOT_BITS, SLOT_MASK, Code,
@@ -47,7 +47,6 @@ def gpu_joined(world, now_ns, gpu, kind, pages_total):
         lane["count"] = lane["available_ns"] = 0
     lanes.rank_load_lane(world, gpu)
     world.counters[0]["gpus_up"] += 1
-    background.joined(world)
     lanes.wake(world, gpu)
     return 0
 

@@ -320,7 +320,7 @@ def drop(world, now_ns, r, status):
     if status == DEADLINE_EXPIRED and home != NONE:
         press(world, now_ns, world.requests[r]["model"], home)
     if status == DEADLINE_EXPIRED:
-        background.crowded(world, now_ns)
+        background.crowded(world, now_ns, r)
     dequeue(world, r)
     finish(world, now_ns, r, status, 0)
 

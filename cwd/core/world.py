@@ -99,7 +99,7 @@ ESTIMATE = np.dtype(
 #: what admission reads of each GPU that it looks at comes first, in one line
 GPU = _table(
     "state kind backlog_ns pressed_ns pages_total pages_free pages_hidden dirty "
-    "epoch dirty_next ready_root ready_head lru_first lru_last copies look_ns cycle_ns planned_ns background", LINE
+    "epoch dirty_next ready_root ready_head lru_first lru_last copies look_ns cycle_ns planned_ns", LINE
 )
 #: `first`..`last` are outstanding actions in the order sent; available_ns is the predicted end of the last
 LANE = _table("first last count available_ns")
@@ -153,8 +153,7 @@ COUNTERS = _table(
     "free_request free_model free_copy free_action apps requests_live actions_live models_live copies_live gpus_up "
     "wanted_root wanted_head map_count copy_map_count "
     "accepted refused answered dropped missed failed requeued stale expired loads unloads execs rows cold replicas "
-    "background_gpus background_level background_credit background_trial background_failed background_hold_ns "
-    "background_raise_ns background_yield_ns background_urgent_ns "
+    "background_runs background_care background_urgent_ns slack_ns urgent_ns urgent_asked_ns "
     "spread_model spread_ns price_ns usual_ns demand_ns asked_ns share"
 )
 SETTINGS = _table(

@@ -7,6 +7,7 @@ microseconds, and a soak is millions of instants. The numbers are those of `core
 from __future__ import annotations
 
 from cwd.core import ordered
+from cwd.core.background import CARE_MAX
 from cwd.core.check import (
     ACTIONS, BACKGROUND, BACKLOG, CLIENTS, COPIES, FREE_LISTS, HISTOGRAMS, LANES, PAGES, PRICES, QUEUES, READY_SETS, REQUEST_MAP,
     TIMERS, WANTED,
@@ -53,7 +54,7 @@ def broken_index(world, marks):
         return TIMERS
     if not _histograms(world):
         return HISTOGRAMS
-    if not _background(world, marks):
+    if not _background(world):
         return BACKGROUND
     return 0 if _prices(world) else PRICES
 
@@ -446,20 +447,14 @@ def _histograms(world):
 
 
 @inner_kernel
-def _background(world, marks):
-    """Whether the GPUs know how many of their actions are background, and the world how many such GPUs there are."""
+def _background(world):
+    """Whether the world knows how many actions are background, and takes no more care than there is."""
     counters = world.counters[0]
-    for gpu in range(len(world.gpus)):
-        marks[gpu] = 0
+    running = 0
     for a in range(len(world.actions)):
         if world.actions[a]["state"] != ACTION_FREE:
-            marks[world.actions[a]["gpu"]] += world.actions[a]["background"]
-    running = 0
-    for gpu in range(len(world.gpus)):
-        if marks[gpu] != world.gpus[gpu]["background"]:
-            return False
-        running += 1 if marks[gpu] > 0 else 0
-    return counters["background_level"] >= 0 and running == counters["background_gpus"]
+            running += world.actions[a]["background"]
+    return running == counters["background_runs"] and 0 <= counters["background_care"] <= CARE_MAX
 
 
 @inner_kernel

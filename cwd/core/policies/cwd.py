@@ -4,10 +4,10 @@ Each of a GPU's most urgent models offers its densest batch (offers.py). Of thos
 first that is owed most to its model (floor.py); then those that are worth the price of GPU time (price.py), by when they
 have to start, less the least dense if not all can start in time (shortlist.py); then the densest of the rest, among them
 batches that could still grow only while the GPUs have time to spare. Work that is due beyond half a second runs where
-nothing urgent can, on as many GPUs as urgent requests can spare (background.py), and is never compared with urgent work.
+nothing urgent can, while the GPUs come free in time for urgent requests (background.py), and is never compared with them.
 Sources: Clockwork (OSDI'20) for windows and the timeline, Shepherd (NSDI'23) for density under overload, Symphony for
 batches that wait, Moore and Hodgson for who gives way; ours are exact margins, refusal at arrival by marginal cost, the
-price, the floor, a number of GPUs for background found by trial, and sets of requests that belong together, by the exact
+price, the floor, background where urgent requests keep their GPU time, and sets of requests that belong together, by the exact
 latency of their applications, where Orloj scores requests (sets.py): for programs whose executions depend on data.
 """
 
@@ -15,12 +15,9 @@ from __future__ import annotations
 
 from cwd.core import background, batches, floor, lanes, offers, ordered, price, ready, residency, sets, shortlist
 from cwd.core.admission import pressed
-from cwd.core.estimate import exec_tail_ns, margin_ns
+from cwd.core.estimate import exec_ns, exec_tail_ns, margin_ns
 from cwd.core.world import FOREVER_NS, LANE_EXEC, MARGIN_SEND, NONE, SHORTLIST_MAX
 from cwd.jit import inner_kernel
-
-#: how long until a GPU that may not run background looks again whether it may
-LOOK_NS = 2_000_000
 
 
 @inner_kernel
@@ -31,9 +28,10 @@ def next_batch(world, gpu, now_ns):
         return NONE, NONE, NONE, 0
     if dynamic(world, copy):
         return _as_set(world, now_ns, gpu, copy, lanes.available_ns(world, now_ns, gpu, LANE_EXEC))
-    if not ready.urgent(world, now_ns, copy):
+    choice, first, b, rows = _urgent(world, now_ns, gpu, copy)
+    if choice == NONE:
         return _background(world, now_ns, gpu)
-    return _urgent(world, now_ns, gpu, copy)
+    return choice, first, b, rows
 
 
 @inner_kernel
@@ -80,11 +78,11 @@ def _urgent(world, now_ns, gpu, copy):
     if i != NONE:
         row = world.shortlist[i]
         return row["copy"], row["first"], row["batch"], row["rows"]
-    if best == NONE:
+    if best == NONE and look_ns < FOREVER_NS:
+        lanes.look_again(world, gpu, look_ns - margin_ns(world, now_ns, world.gpus[gpu]["kind"], MARGIN_SEND))
+    elif best == NONE and copy != NONE and ready.urgent(world, now_ns, copy):
         # of more models than were looked at the others are next
-        look_ns = now_ns + 1 if look_ns == FOREVER_NS else look_ns - margin_ns(
-            world, now_ns, world.gpus[gpu]["kind"], MARGIN_SEND)
-        lanes.look_again(world, gpu, look_ns)
+        lanes.look_again(world, gpu, now_ns + 1)
     return best, best_first, best_batch, best_rows
 
 
@@ -97,15 +95,16 @@ def dynamic(world, copy):
 @inner_kernel
 def _as_set(world, now_ns, gpu, copy, start_ns):
     """The best set of the requests of a model whose executions depend on data, if it is urgent or background may run."""
-    if not ready.urgent(world, now_ns, copy) and not background.allowed(world, now_ns, gpu):
-        lanes.look_again(world, gpu, now_ns + LOOK_NS)
-        return NONE, NONE, NONE, 0
     m = world.copies[copy]["model"]
+    urgent = ready.urgent(world, now_ns, copy)
     sets.give_up(world, now_ns, gpu, m, start_ns)
     if world.models[m]["queue_head"] != NONE:
         b, rows = sets.propose(world, now_ns, gpu, m, start_ns)
         if b != NONE:
-            return copy, sets.pick(world), b, rows
+            first = sets.pick(world)
+            if urgent or _has_room(world, now_ns, gpu, m, first, b):
+                return copy, first, b, rows
+            return NONE, NONE, NONE, 0
     # nothing of it can be in time here; it comes back with its next head or arrival
     residency.deactivate(world, copy)
     lanes.look_again(world, gpu, now_ns + 1)
@@ -114,8 +113,24 @@ def _as_set(world, now_ns, gpu, copy, start_ns):
 
 @inner_kernel
 def _background(world, now_ns, gpu):
-    """The densest batch of what is not urgent, if the GPU may run it."""
-    if not background.allowed(world, now_ns, gpu):
-        lanes.look_again(world, gpu, now_ns + LOOK_NS)
+    """The densest batch of what is not urgent, if there is and the GPU may run it; nothing urgent can run now."""
+    copy = world.gpus[gpu]["ready_head"]
+    for _ in range(SHORTLIST_MAX):
+        if copy == NONE or not ready.urgent(world, now_ns, copy):
+            break
+        copy = ordered.successor(world.copy_nodes, copy)
+    copy, first, b, rows = ready.best(world, now_ns, gpu, copy, batches.DENSEST)
+    if copy == NONE or not _has_room(world, now_ns, gpu, world.copies[copy]["model"], first, b):
         return NONE, NONE, NONE, 0
-    return ready.best(world, now_ns, gpu, batches.DENSEST)
+    return copy, first, b, rows
+
+
+@inner_kernel
+def _has_room(world, now_ns, gpu, m, first, b):
+    """Whether the GPU may run a batch that is not urgent now; if not, it looks again."""
+    took_ns = exec_ns(world, now_ns, world.models[m]["program"], world.gpus[gpu]["kind"], b,
+                      world.requests[first]["size_class"])
+    from_ns = background.may_run_ns(world, now_ns, gpu, took_ns)
+    if from_ns > now_ns:
+        lanes.look_again(world, gpu, from_ns)
+    return from_ns <= now_ns
