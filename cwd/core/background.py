@@ -8,7 +8,8 @@ be asked for in it. So background has no GPUs of its own, and where it runs on s
 How much more than what is asked for must be free, for requests do not come evenly, is found by trial: `care`, a factor.
 Each urgent request that is answered in time takes a little off it, each that is lost for want of time while background
 runs adds `COST` times as much, so about one in COST is lost where background could use the time; and each that is lost
-while none runs takes as much off. At most care background stops altogether. Both are measured on a cell of neighbouring GPUs, so that a look costs the same in a large cluster.
+while none runs takes as much off. At most care background stops altogether. What is free and what is asked for is seen
+on a cell of neighbouring GPUs, so that a look costs the same in a large cluster.
 """
 
 from __future__ import annotations

@@ -28,7 +28,7 @@ NAMES = {
     FREE_LISTS: "free lists", QUEUES: "queues", BACKLOG: "backlog", CLIENTS: "clients' lists",
     REQUEST_MAP: "request map", ACTIONS: "actions and their rows", LANES: "lanes", COPIES: "copies, rings and counts",
     PAGES: "pages", READY_SETS: "sets of active copies", WANTED: "set of wanted models", TIMERS: "timers",
-    HISTOGRAMS: "histograms", BACKGROUND: "executions that are background, and the care taken", PRICES: "price, overall share and what models are owed",
+    HISTOGRAMS: "histograms", BACKGROUND: "background and the care taken of it", PRICES: "price, overall share and what models are owed",
 }
 
 
