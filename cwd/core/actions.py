@@ -14,8 +14,8 @@ from cwd.core.estimate import (
 )
 from cwd.core.presets import BY_ARRIVAL
 from cwd.core.world import (
-    ACTION_EXEC, ACTION_FREE, ACTION_LOAD, ACTION_UNLOAD, COPY_LOADING, COPY_READY, COPY_UNKNOWN,
-    COPY_UNLOADING, FOREVER_NS, LANE_EXEC, LANE_LOAD, MARGIN_EARLY, MARGIN_END, MARGIN_RESULT, MARGIN_SEND,
+    ACTION_EXEC, ACTION_FREE, ACTION_LOAD, ACTION_UNLOAD, COPY_DRAINING, COPY_LOADING, COPY_READY, COPY_UNKNOWN,
+    COPY_UNLOADING, FOREVER_NS, GPU_UP, LANE_EXEC, LANE_LOAD, MARGIN_EARLY, MARGIN_END, MARGIN_RESULT, MARGIN_SEND,
     MODEL_READY, NONE, SLOT_BITS, Code,
 )
 from cwd.jit import inner_kernel
@@ -332,6 +332,9 @@ def end_load(world, now_ns, a, status):
         residency.touch(world, copy)
         if world.models[m]["state"] != MODEL_READY:
             issue_unload(world, now_ns, copy)
+        elif world.gpus[action["gpu"]]["state"] != GPU_UP:
+            residency.set_state(world, copy, COPY_DRAINING)
+            want(world, now_ns, m)
         elif world.models[m]["queued"] > 0:
             queues.unlist(world, m)
             residency.activate(world, copy)

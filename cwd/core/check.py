@@ -185,6 +185,12 @@ def _actions(world) -> bool:
 
 
 def _lanes(world) -> bool:
+    listed, gpu = [], int(world.counters[0]["dirty_first"])
+    while gpu != NONE and len(listed) <= len(world.gpus):
+        listed.append(gpu)
+        gpu = int(world.gpus[gpu]["dirty_next"])
+    if sorted(listed) != np.flatnonzero(world.gpus["dirty"]).tolist() or world.counters[0]["dirty_last"] != (listed or [NONE])[-1]:
+        return False
     inside: set[int] = set()
     for i in range(len(world.lanes)):
         row = world.lanes[i]

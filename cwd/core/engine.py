@@ -11,7 +11,6 @@ action_done(world, now_ns, action, status, begin_ns, end_ns, device_ns, rows_don
 lane_reserve(world, now_ns, gpu, expected_ns)                                                               action or -1
 tick(world, now_ns)
 next_timer(world, now_ns)                                                                                   when, ns
-set_draining(world, on)
 ==========================================================================================================  ============
 """
 
@@ -45,7 +44,6 @@ BAD_SLO = int(Code.BAD_SLO)
 CANCELLED = int(Code.CANCELLED)
 DEADLINE_UNREACHABLE = int(Code.DEADLINE_UNREACHABLE)
 DEVICE_ERROR = int(Code.DEVICE_ERROR)
-DRAINING = int(Code.DRAINING)
 DUPLICATE_REQUEST = int(Code.DUPLICATE_REQUEST)
 MODEL_NOT_READY = int(Code.MODEL_NOT_READY)
 NO_WORKER = int(Code.NO_WORKER)
@@ -59,8 +57,6 @@ UNKNOWN_SIZE = int(Code.UNKNOWN_SIZE)
 def _fault(world, client, request_id, model, size_class, slo_ns):
     """What is wrong with a request, whatever the load: a code, or 0."""
     m = model & SLOT_MASK
-    if world.counters[0]["draining"] != 0:
-        return DRAINING
     if slo_ns <= 0 or slo_ns > world.settings[0]["slo_max_ns"]:
         return BAD_SLO
     if model < 0 or m >= len(world.models):
@@ -119,13 +115,14 @@ def _admit(world, now_ns, r):
     m = request["model"]
     if world.settings[0]["learns"] == 1:
         memory.arrived(world, now_ns, r)
-    if world.settings[0]["fair"] == 1:
+    urgent = not background.is_background(now_ns, request["due_ns"])
+    if world.settings[0]["fair"] == 1 and urgent:
         floor.asked(world, m)
     done_ns, busy_ns, loader = admission.place(world, now_ns, r)
     program = world.models[m]["program"]
     dynamic = world.programs[program]["dynamic"] == 1
     gpu = request["home"] if request["home"] != NONE else loader
-    if world.settings[0]["prices"] == 1 and gpu != NONE and not dynamic and not background.is_background(now_ns, request["due_ns"]):
+    if world.settings[0]["prices"] == 1 and gpu != NONE and not dynamic and urgent:
         each_ns = admission.filled_each_ns(world, now_ns, r, gpu)
         price.asked(world, now_ns, each_ns)
         background.asked(world, now_ns, r, each_ns)
@@ -252,12 +249,6 @@ def lane_reserve(world, now_ns, gpu, expected_ns):
         return NONE
     actions.arm(world, a, world.settings[0]["exec_grace_ns"])
     return (world.actions[a]["generation"] << SLOT_BITS) | a
-
-
-@lean_kernel
-def set_draining(world, on):
-    """Refuse all new requests (`on` 1), or take them again (0)."""
-    world.counters[0]["draining"] = on
 
 
 @inner_kernel

@@ -35,7 +35,7 @@ def gpu_joined(world, now_ns, gpu, kind, pages_total):
     row["kind"] = kind
     row["epoch"] += 1
     row["pages_total"] = row["pages_free"] = pages_total
-    row["pages_hidden"] = row["copies"] = row["backlog_ns"] = row["dirty"] = row["pressed_ns"] = 0
+    row["pages_hidden"] = row["copies"] = row["backlog_ns"] = row["pressed_ns"] = 0
     row["cycle_ns"] = row["planned_ns"] = 0
     row["look_ns"] = FOREVER_NS
     row["ready_root"] = row["ready_head"] = row["lru_first"] = row["lru_last"] = NONE
@@ -220,6 +220,9 @@ def model_removed(world, now_ns, model):
     row["state"] = MODEL_REMOVING
     while row["queue_head"] != NONE:
         queues.drop(world, now_ns, row["queue_head"], UNKNOWN_MODEL)
+    # one that missed a request is listed without a queue
+    queues.unlist(world, m)
+    row["missed_ns"] = 0
     lanes.set_timer(world, m, FOREVER_NS)
     model_settle(world, now_ns, m)
     return 0

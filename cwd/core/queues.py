@@ -316,10 +316,10 @@ def press(world, now_ns, m, home):
 @inner_kernel
 def drop(world, now_ns, r, status):
     """Give a queued request up."""
-    home = world.requests[r]["home"]
-    if status == DEADLINE_EXPIRED and home != NONE:
-        press(world, now_ns, world.requests[r]["model"], home)
-    if status == DEADLINE_EXPIRED:
+    request = world.requests[r]
+    if status == DEADLINE_EXPIRED and request["home"] != NONE:
+        press(world, now_ns, request["model"], request["home"])
+    if status == DEADLINE_EXPIRED and not background.is_background(request["arrival_ns"], request["due_ns"]):
         background.crowded(world, now_ns, r)
     dequeue(world, r)
     finish(world, now_ns, r, status, 0)

@@ -33,7 +33,6 @@ def warm() -> None:
     engine.client_gone(world, now_ns, 0)
     engine.lane_reserve(world, now_ns, 0, MS)
     engine.next_timer(world, now_ns)
-    engine.set_draining(world, 0)
     engine.model_removed(world, now_ns, model)
     engine.gpu_draining(world, now_ns, 0)
     engine.gpu_lost(world, now_ns, 0)

@@ -149,7 +149,7 @@ OUT = _table(
     "client request_id status payload result row queued_ns load_ns exec_ns total_ns served_ns cold app"
 )
 COUNTERS = _table(
-    "outbox_count broken sequence draining dirty_first dirty_last timers_count loads_count "
+    "outbox_count broken sequence dirty_first dirty_last timers_count loads_count "
     "free_request free_model free_copy free_action apps requests_live actions_live models_live copies_live gpus_up "
     "wanted_root wanted_head map_count copy_map_count "
     "accepted refused answered dropped missed failed requeued stale expired loads unloads execs rows cold replicas "

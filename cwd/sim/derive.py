@@ -40,7 +40,7 @@ def broken_index(world, marks):
         return REQUEST_MAP
     if not _actions(world, marks):
         return ACTIONS
-    if not _lanes(world):
+    if not _dirty(world) or not _lanes(world):
         return LANES
     if not _copies(world, marks):
         return COPIES
@@ -232,6 +232,17 @@ def _running_counts(world, table, of_models, marks):
         if table[i]["state"] != 0 and table[i]["running"] != marks[i]:
             return False
     return True
+
+
+@inner_kernel
+def _dirty(world):
+    """Whether the GPUs that the next tick plans for are listed, each once."""
+    gpu, last, listed = world.counters[0]["dirty_first"], NONE, 0
+    while gpu != NONE and listed <= len(world.gpus) and world.gpus[gpu]["dirty"] == 1:
+        gpu, last, listed = world.gpus[gpu]["dirty_next"], gpu, listed + 1
+    for g in range(len(world.gpus)):
+        listed -= world.gpus[g]["dirty"]
+    return gpu == NONE and listed == 0 and world.counters[0]["dirty_last"] == last
 
 
 @inner_kernel

@@ -36,7 +36,7 @@ def begin_or_end(sim, fault, ending, now_ns):
         return _burst(sim, row, now_ns)
     if kind == OVERLOAD:
         sim.state[0]["rate_permille"] = 1000 if ending else value
-        return 0
+        return _lasts(sim, fault, ending, now_ns)
     gpu = sim.gpus[row["gpu"]]
     if kind == DEAD or kind == CUT:
         if ending == 0:
@@ -53,8 +53,15 @@ def begin_or_end(sim, fault, ending, now_ns):
         gpu["slow_permille"] = 1000 if ending else value
     else:
         gpu["failed_ppm"] = 0 if ending else value
-    if ending == 0 and row["until_ns"] > now_ns:
-        push(sim, row["until_ns"], EVENT_FAULT, fault, 1, 0)
+    return _lasts(sim, fault, ending, now_ns)
+
+
+@inner_kernel
+def _lasts(sim, fault, ending, now_ns):
+    """Plan the end of a fault that has just begun; 0."""
+    until_ns = sim.faults[fault]["until_ns"]
+    if ending == 0 and until_ns > now_ns:
+        push(sim, until_ns, EVENT_FAULT, fault, 1, 0)
     return 0
 
 
@@ -70,6 +77,7 @@ def _burst(sim, row, now_ns):
         request["sent_ns"] = request["first_ns"] = now_ns
         request["deadline_ns"] = now_ns + source["slo_ns"]
         request["model"] = source["model"] + below(sim.random, STREAM_FAULTS, source["models"])
+        sources.choose_mode(sim, call, STREAM_FAULTS)
         sources.arrive(sim, call, now_ns)
     return 1
 

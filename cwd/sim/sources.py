@@ -95,10 +95,10 @@ def _gamma(sim, row, stream):
 
 
 @inner_kernel
-def _choose_mode(sim, call):
+def choose_mode(sim, call, stream):
     """What the request is: its application, and what its data makes of its execution."""
     request = sim.calls[call]
-    row, stream = sim.sources[request["source"]], stream_of(sim, request["source"])
+    row = sim.sources[request["source"]]
     request["app"], request["stretch"] = row["group"], 1 << STRETCH_BITS
     if row["modes"] == 0:
         return
@@ -183,7 +183,7 @@ def due(sim, source, now_ns):
         request["model"] = row["model"] + below(sim.random, stream_of(sim, source), models)
     else:
         request["model"] = row["model"]
-    _choose_mode(sim, call)
+    choose_mode(sim, call, stream_of(sim, source))
     _advance(sim, source)
     _arm(sim, source)
     arrive(sim, call, now_ns)
@@ -199,7 +199,7 @@ def issue(sim, call, sent_ns):
     request["live"] = 2
     request["sent_ns"] = request["first_ns"] = sent_ns
     request["deadline_ns"], request["tries"] = sent_ns + row["slo_ns"], 0
-    _choose_mode(sim, call)
+    choose_mode(sim, call, stream_of(sim, request["source"]))
     push(sim, sent_ns + delay_ns(sim, STREAM_CLIENTS), EVENT_REQUEST, call, 0, 0)
 
 

@@ -196,3 +196,13 @@ def test_care_counts_losses_against_answers(steps):
 @pytest.mark.parametrize(("slack", "hopeful"), [(US, False), (MS // 4, False), (MS // 4 + 1, True), (10 * MS, True)])
 def test_who_cannot_wait_at_all_does_not_count(slack, hopeful):
     assert bool(background.patient(slack, 4 * MS)) == hopeful
+
+
+def test_a_model_is_owed_nothing_for_requests_that_are_not_urgent():
+    script = Shared(gpus=1)
+    script.world.counters[0]["share"] = 1 << 28
+    for _ in range(4):
+        assert script.come(script.model, LATER) == 0
+    assert script.world.memory[script.model & 0xFFFF]["owed"] == 0
+    assert script.come(script.model, 100 * MS) == 0
+    assert script.world.memory[script.model & 0xFFFF]["owed"] > 0

@@ -55,7 +55,7 @@ def test_faults_of_a_request_are_refused_at_once(change, code):
 
 
 def test_refusals_that_depend_on_the_cluster():
-    """No worker with the program, not profiled, draining, and a deadline that a LOAD cannot meet, with the time it could."""
+    """No worker with the program, not profiled, and a deadline that a LOAD cannot meet, with the time it could."""
     s = Script()
     assert s.ask(1, slo=12 * MS) == Code.DEADLINE_UNREACHABLE
     refused = only(s.take(), status=Code.DEADLINE_UNREACHABLE)
@@ -63,9 +63,6 @@ def test_refusals_that_depend_on_the_cluster():
     assert 13 * MS < refused["served_ns"] < 16 * MS
     assert s.ask(1, slo=refused["served_ns"] - 1) == Code.DEADLINE_UNREACHABLE
     assert s.ask(1, slo=refused["served_ns"]) == 0
-    engine.set_draining(s.world, 1)
-    assert s.ask(2) == Code.DRAINING
-    engine.set_draining(s.world, 0)
     engine.program_added(s.world, 1, np.array([1], np.int64), 1, 1)
     other = int(engine.model_added(s.world, s.now, 1, 3))
     assert s.ask(3, model=other) == Code.NO_WORKER
@@ -360,3 +357,45 @@ def test_a_bad_configuration_is_one_clear_error(field):
         Config(**{field: 0})
     with pytest.raises(CwdError, match="nonsense"):
         Config(policy="nonsense")
+
+
+def test_a_model_that_is_removed_is_wanted_no_more():
+    """It missed a request while another LOAD ran, and so is listed without a queue; its slot is used again at once."""
+    s = Script(pages=7)
+    other = s.add()
+    assert s.ask(1) == 0
+    only(s.tick(), verb=ACTION_LOAD)
+    assert s.ask(2, slo=8 * MS, model=other) == Code.DEADLINE_UNREACHABLE
+    assert s.world.models[other & 0xFFFF]["wanted"] == 1
+    assert engine.model_removed(s.world, s.now, other) == 0
+    s.take()
+    assert s.world.counters[0]["wanted_root"] == -1
+    for number in range(2):
+        assert s.ask(3 + number, model=s.add()) == 0
+    s.take()
+
+
+def test_a_gpu_that_is_lost_and_comes_back_before_the_next_tick_is_planned_for_once():
+    """It was on the list of GPUs to plan for, with another behind it; the list stays whole."""
+    s = Script(gpus=2)
+    for gpu in range(2):
+        s.hold(gpu=gpu)
+    assert s.ask(1) == 0
+    engine.gpu_lost(s.world, s.now, 0)
+    assert engine.gpu_joined(s.world, s.now, 0, 0, 20) == 0
+    engine.program_prepared(s.world, s.now, 0, 0, 1)
+    s.take()
+    assert [out["gpu"] for out in s.tick() if out["verb"] == ACTION_EXEC] == [1]
+
+
+def test_a_load_that_ends_on_a_draining_gpu_serves_nobody_there():
+    """Its request is served by the other GPU, for which the model is wanted again."""
+    s = Script(gpus=2)
+    assert s.ask(1) == 0
+    load = only(s.tick(), verb=ACTION_LOAD)
+    engine.gpu_draining(s.world, s.now, load["gpu"])
+    assert s.done(load) == 0
+    again = only(s.tick(), verb=ACTION_LOAD)
+    assert again["gpu"] != load["gpu"]
+    assert s.done(again) == 0
+    assert s.ids(only(s.tick(), verb=ACTION_EXEC, gpu=again["gpu"])) == [1]

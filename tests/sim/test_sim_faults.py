@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 
 from cwd.core.presets import PRESETS
-from cwd.sim import checks, loop, play
+from cwd.sim import checks, hidden, loop, play
 from cwd.sim import faults as f
 from cwd.sim.command import run
+from cwd.sim.hidden import STRETCH_BITS, Mode
 from cwd.sim.profile import RESNET50, profile
 from cwd.sim.scenario import Fault, Load, Scenario, build
 from cwd.sim.world import SOURCE_BURST, SOURCE_POISSON
@@ -69,6 +70,33 @@ def test_each_fault_leaves_its_mark_and_nothing_else(kind):
 def test_small_worlds_by_chance(policy, seed):
     facts = run("soak", policy, seed, seconds=12.0)
     assert facts["rows"][0]["offered_rps"] > 0
+
+
+def test_overload_ends_when_it_was_planned_to():
+    """Twenty times the rate for half a second in each two, and as much as before in the rest."""
+    def offered(kind):
+        sim = build(scenario(kind))
+        counts = []
+        for half in range(1, 5):
+            play.advance(sim, scenario(kind), int(NS_PER_S + half * NS_PER_S // 2))
+            counts.append(int(sim.state[0]["requests"]))
+        return [after - before for before, after in zip([0, *counts], counts, strict=False)]
+
+    plain, hit = offered(None), offered(f.OVERLOAD)
+    assert hit[0] == plain[0] and min(hit[1:3]) > 4 * max(plain) and hit[3] < 2 * max(plain)
+
+
+def test_requests_of_a_burst_draw_their_application_and_length_as_all_others():
+    """A source whose requests all take four times their profile: so do those of a burst."""
+    resnet = profile(RESNET50)
+    loads = (Load(SOURCE_POISSON, rate_rps=1.0, slo_ns=NS_PER_S, modes=(Mode(7, 1.0, hidden.constant(4.0)),)),)
+    given = Scenario((resnet,), (0,), loads, groups=("all",), gpus=1, pages=15, noise="none", warmup_ns=0,
+                     measure_ns=NS_PER_S, faults=(Fault(NS_PER_S // 2, f.BURST, 0, 0, 0, 5, 0),),
+                     config=dict(requests_max=64, events_max=64))
+    sim = build(given)
+    play.advance(sim, given, int(sim.state[0]["now_ns"]) + 4 * NS_PER_S)
+    drawn = sim.calls[sim.calls["sent_ns"] > 0]
+    assert len(drawn) >= 5 and set(drawn["app"]) == {7} and set(drawn["stretch"]) == {4 << STRETCH_BITS}
 
 
 def hashes():
