@@ -10,6 +10,7 @@ import numpy as np
 
 from cwd.core import engine, heap
 from cwd.core.heap import NONE
+from cwd.core.world import SLOT_MASK
 from cwd.jit import inner_kernel
 from cwd.sim import sources
 from cwd.sim.events import free_message, push, take_call
@@ -22,8 +23,10 @@ from cwd.worker import residency as rs
 #: kinds of fault and what `value` means: worker dead or connection lost (value2: ns until the controller knows; until_ns:
 #: when it is back), results lost (ppm), results late (ns more), actions swallowed (ppm), slow (permille of the time),
 #: device errors and refused unloads (ppm), a burst of `value` requests at once from `source`, overload (permille of the
-#: scaled sources' rate)
-DEAD, CUT, LOST_RESULTS, LATE_RESULTS, SWALLOWED, SLOW, DEVICE_FAILS, BURST, OVERLOAD = range(1, 10)
+#: scaled sources' rate), model number `value` removed, and added anew in the end
+DEAD, CUT, LOST_RESULTS, LATE_RESULTS, SWALLOWED, SLOW, DEVICE_FAILS, BURST, OVERLOAD, REMOVED = range(1, 11)
+#: how long until a model that finds no room is added again
+AGAIN_NS = 50_000_000
 
 
 @inner_kernel
@@ -37,6 +40,8 @@ def begin_or_end(sim, fault, ending, now_ns):
     if kind == OVERLOAD:
         sim.state[0]["rate_permille"] = 1000 if ending else value
         return _lasts(sim, fault, ending, now_ns)
+    if kind == REMOVED:
+        return _add(sim, fault, now_ns) if ending else _remove(sim, fault, now_ns)
     gpu = sim.gpus[row["gpu"]]
     if kind == DEAD or kind == CUT:
         if ending == 0:
@@ -63,6 +68,34 @@ def _lasts(sim, fault, ending, now_ns):
     if ending == 0 and until_ns > now_ns:
         push(sim, until_ns, EVENT_FAULT, fault, 1, 0)
     return 0
+
+
+@inner_kernel
+def _remove(sim, fault, now_ns):
+    """Take the model out of the registry, unless another fault did; 1 if the core was told."""
+    row = sim.faults[fault]
+    model = sim.models[row["value"]]
+    if model < 0:
+        row["until_ns"] = 0
+        return 0
+    core = sim.core.models[model & SLOT_MASK]
+    row["program"], row["pages"] = core["program"], core["pages"]
+    engine.model_removed(sim.core, now_ns, model)
+    sim.models[row["value"]] = NONE
+    _lasts(sim, fault, 0, now_ns)
+    return 1
+
+
+@inner_kernel
+def _add(sim, fault, now_ns):
+    """Add the model under a new handle, now or as soon as there is room; 1."""
+    row = sim.faults[fault]
+    model = engine.model_added(sim.core, now_ns, row["program"], row["pages"])
+    if model < 0:
+        push(sim, now_ns + AGAIN_NS, EVENT_FAULT, fault, 1, 0)
+    else:
+        sim.models[row["value"]] = model
+    return 1
 
 
 @inner_kernel

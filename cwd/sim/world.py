@@ -68,7 +68,7 @@ SOURCE = _table(
     "kind model models group slo_ns size_class mean_ns mean2_ns dwell_ns dwell2_ns state switch_ns period_ns count gap_ns "
     "position start_ns stop_ns in_flight tries_max heard_ns next_ns scaled mode modes gaps"
 )
-FAULT = _table("kind gpu source until_ns value value2")
+FAULT = _table("kind gpu source until_ns value value2 program pages")
 GROUP = _table("batch offered attempts on_time late refused failed answered cold latency_max_ns")
 #: of models: what was answered, and what of it in time
 SERVED = _table("answered on_time")

@@ -22,7 +22,8 @@ from cwd.units import NS_PER_MS, NS_PER_S
 
 VALUES = {f.DEAD: (0, 300 * NS_PER_MS), f.CUT: (0, 300 * NS_PER_MS), f.LOST_RESULTS: (200_000, 0),
           f.LATE_RESULTS: (400 * NS_PER_MS, 0), f.SWALLOWED: (200_000, 0), f.SLOW: (10_000, 0), f.DEVICE_FAILS: (300_000, 0),
-          f.BURST: (50, 0), f.OVERLOAD: (20_000, 0)}
+          f.BURST: (50, 0), f.OVERLOAD: (20_000, 0),
+          f.REMOVED: (2, 0)}
 
 
 def scenario(kind=None, policy="clockwork", seed=1):
@@ -58,6 +59,9 @@ def test_each_fault_leaves_its_mark_and_nothing_else(kind):
         assert group["failed"] > 0
     if kind in (f.BURST, f.OVERLOAD):
         assert group["offered"] > plain.groups[0]["offered"] + 40
+    if kind == f.REMOVED:
+        # a fourth of a second's 150 requests
+        assert 20 < group["failed"] + group["refused"] < 60 and sim.models[2] != plain.models[2]
     if kind in (f.DEAD, f.CUT):
         assert sim.gpus[1]["life"] == 1 and sim.core.gpus[1]["epoch"] == 3
     if kind == f.CUT:

@@ -31,7 +31,7 @@ def points(quick: bool = False, seconds: float = 60.0, faults: bool = True, seed
     easy_ns = round((length_s - EASY_S) * NS_PER_S)
     easy = Load(SOURCE_BURST, models=models, group=2, slo_ns=EASY_SLO_NS, start_ns=easy_ns,
                 stop_ns=easy_ns + 2 * NS_PER_S, period_ns=200 * NS_PER_MS, count=1)
-    planned = tuple(_fault(dice, gpus, len(loads), busy_ns) for _ in range(dice.randint(0, 10) if faults else 0))
+    planned = tuple(_fault(dice, gpus, models, len(loads), busy_ns) for _ in range(dice.randint(0, 10) if faults else 0))
     scenario = Scenario(
         profiles, programs, (*loads, easy), groups=("tight", "loose", "easy"), gpus=gpus,
         pages=largest + dice.randint(0, 3 * largest), faults=planned,
@@ -66,9 +66,9 @@ def _load(dice: random.Random, models: int, busy_ns: int) -> Load:
     return Load(kind, in_flight=dice.randint(1, 3), **{**shape, "slo_ns": max(slo_ns, 60 * NS_PER_MS)})
 
 
-def _fault(dice: random.Random, gpus: int, loads: int, busy_ns: int) -> Fault:
+def _fault(dice: random.Random, gpus: int, models: int, loads: int, busy_ns: int) -> Fault:
     kind = dice.choice((f.DEAD, f.CUT, f.LOST_RESULTS, f.LATE_RESULTS, f.SWALLOWED, f.SLOW, f.DEVICE_FAILS, f.BURST,
-                        f.OVERLOAD))
+                        f.OVERLOAD, f.REMOVED))
     at_ns = dice.randrange(busy_ns)
     until_ns = min(at_ns + round(dice.uniform(0.05, 3) * NS_PER_S), busy_ns)
     value, value2 = {
@@ -76,6 +76,6 @@ def _fault(dice: random.Random, gpus: int, loads: int, busy_ns: int) -> Fault:
         f.LOST_RESULTS: (dice.randrange(300_000), 0), f.LATE_RESULTS: (dice.randrange(700 * NS_PER_MS), 0),
         f.SWALLOWED: (dice.randrange(300_000), 0), f.SLOW: (dice.choice((500, 1500, 10_000)), 0),
         f.DEVICE_FAILS: (dice.randrange(300_000), 0), f.BURST: (dice.randint(2, 60), 0),
-        f.OVERLOAD: (dice.choice((3_000, 10_000)), 0),
+        f.OVERLOAD: (dice.choice((3_000, 10_000)), 0), f.REMOVED: (dice.randrange(models), 0),
     }[kind]
     return Fault(at_ns, kind, dice.randrange(gpus), dice.randrange(loads), until_ns, value, value2)
