@@ -43,7 +43,8 @@ def test_a_request_gets_the_plan_that_its_twin_finds(policy, arrivals, lanes, pr
     twins = [naive.Model(dict.fromkeys(held, 0)) for held in HELD]
     twins[-1].copies[load["gpu"]] = sent + naive.LOAD
     twin = naive.Admission(gpus, twins, policy, price_us * US)
-    twins[-1].came(script.now, 900 * MS)
+    if policy == "cwd":
+        twins[-1].came(script.now, 900 * MS)
     twins[-1].queued = [script.now + 900 * MS - naive.CLIENT]
     for number, (m, slo_us, size_class, gap_us) in enumerate(arrivals):
         script.now += gap_us * US
