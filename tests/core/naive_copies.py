@@ -117,3 +117,10 @@ def wanted_order(policy, models):
             return (-Fraction(queued * 2 ** 40 // load), -head)
         return (head, 0) if policy == "fifo" else (-work, head)
     return sorted(models, key=key)
+
+
+def loaded_first(listed, done, wait):
+    """Of the models listed, as [(due - need of each of its requests)] in order, the index of the one to load, where a LOAD
+    would be done at a time: the first that saves one of its first four even after a wait, else the first that saves one."""
+    spare = [max(latest - done for latest in mine[:4]) for mine in listed]
+    return next((i for least in (wait, 0) for i, left in enumerate(spare) if left >= least), None)

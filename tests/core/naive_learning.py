@@ -70,3 +70,44 @@ def value(outcomes, slack, half_life):
     """The score of [(chance, latency)]: chances halved per half-life of slack left, over the mean latency."""
     mean = sum(chance * latency for chance, latency in outcomes)
     return sum(chance * 2.0 ** (-(slack - latency) / half_life) for chance, latency in outcomes if latency <= slack) / mean
+
+
+class NaiveHistogram:
+    """Samples in 1024ths and the sum of their stretches by bin, as plain lists; the same roundings as the core's."""
+
+    def __init__(self, counts, sums):
+        self.counts, self.sums = list(counts), list(sums)
+
+    def add(self, j, stretch, share):
+        """`share` that a member was as long as bin j, and the rest among what is below, in proportion; all, if nothing is."""
+        below = sum(self.counts[:j])
+        for i in range(j) if below else ():
+            self.sums[i] += self.sums[i] * (1024 - share) // below
+            self.counts[i] += self.counts[i] * (1024 - share) // below
+        self.counts[j] += share if below else 1024
+        self.sums[j] += (share if below else 1024) * stretch
+        if sum(self.counts) > 256 * 1024:
+            self.counts = [count // 2 for count in self.counts]
+            self.sums = [total // 2 for total in self.sums]
+
+    def least(self):
+        """The mean stretch of the bin that the 64th part of the samples reaches into."""
+        j = next(j for j in range(len(self.counts)) if 64 * sum(self.counts[:j + 1]) > sum(self.counts))
+        return self.sums[j] // self.counts[j]
+
+
+class NaiveScatter:
+    """How far a program's executions scatter, each against the one before: 256 more if it is half as long again or the
+    other way round, up to 32768, else 17 less for one request alone; dynamic from 4096 on until it is 0."""
+
+    def __init__(self, before):
+        self.before, self.scatter, self.dynamic = before, 0, False
+
+    def ran(self, took):
+        if max(took, self.before) * 2 > min(took, self.before) * 3:
+            self.scatter += 256 if self.scatter < 32768 else 0
+            self.dynamic = self.dynamic or self.scatter >= 4096
+        else:
+            self.scatter = max(self.scatter - 17, 0)
+            self.dynamic = self.dynamic and self.scatter > 0
+        self.before = took

@@ -127,6 +127,38 @@ some_weights = st.lists(st.tuples(st.integers(0, BINS - 1), st.integers(1, 5000)
 
 
 @SMALL
+@given(some_weights, st.lists(st.tuples(st.integers(0, BINS - 1), st.integers(0, 1024)), max_size=60), st.booleans())
+def test_a_histogram_learns_as_its_twin_does(weights, learned, full):
+    row = histogram([(j, 40 * weight) for j, weight in weights] if full else weights)
+    twin = naive.NaiveHistogram((int(x) for x in row["counts"]), (int(x) for x in row["sums"]))
+    for number, (j, share) in enumerate(learned):
+        histograms.add(row, j, 100 + 50 * j, share)
+        twin.add(j, 100 + 50 * j, share)
+        assert row["counts"].tolist() == twin.counts and row["sums"].tolist() == twin.sums
+        assert row["total"] == sum(twin.counts) and row["version"] == number + 1
+    if row["total"] > 0:
+        assert histograms.middle(row) == sum(twin.sums) // sum(twin.counts)
+        assert histograms.least(row) == twin.least()
+
+
+@SMALL
+@given(st.lists(st.sampled_from([2, 3, 4, 5, 9]), min_size=1, max_size=24), st.integers(0, 40))
+def test_a_program_is_dynamic_while_its_executions_scatter_as_the_twin_says(took_ms, before):
+    """Requests one after another that took so many ms, from so much scatter on, in steps of 128."""
+    script = Script(policy="cwd", pages=50, **COARSE)
+    script.hold()
+    twin, program = naive.NaiveScatter(3 * MS), script.world.programs[0]
+    program["scatter"] = twin.scatter = 128 * before
+    program["dynamic"] = twin.dynamic = int(twin.scatter >= 4096)
+    for number, took in enumerate(took_ms):
+        assert script.ask(number, slo=400 * MS) == 0
+        serve(script, took * MS)
+        script.take()
+        twin.ran(took * MS)
+        assert (int(program["scatter"]), bool(program["dynamic"])) == (twin.scatter, twin.dynamic)
+
+
+@SMALL
 @given(some_weights, some_weights, st.sampled_from([1, 2, 4, 8, 16]))
 def test_the_odds_of_a_batch_are_those_of_the_largest_of_its_members(own, others, size):
     mine, rest, odds = histogram(own), histogram(others), np.zeros(1, ODDS)[0]

@@ -274,6 +274,37 @@ def test_who_wants_a_load_is_listed_in_the_twins_order(policy, arrivals):
     assert [models.index(next(h for h in models if h & 255 == m)) for m in listed] == naive.wanted_order(policy, wanted)
 
 
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 3), st.integers(15, 90)), min_size=1, max_size=20), st.integers(0, 40),
+       st.sampled_from([0, 2, 5, 10, 20]))
+def test_what_is_loaded_when_the_lane_comes_free_is_what_the_twin_loads(arrivals, later, usual):
+    """Requests (model, SLO in ms) come 400 us apart while another LOAD is under way, which ends some ms later; executions
+    usually take so many ms. Who cannot be saved any more is given up first."""
+    script = Script(policy="cwd", admission=0, pages=50)
+    models = [script.add() for _ in range(4)]
+    assert script.ask(1000, slo=900 * MS) == 0
+    (under_way,) = actions(script.tick(), ACTION_LOAD)
+    for number, (m, slo) in enumerate(arrivals):
+        script.now += 400_000
+        assert script.ask(number, slo=slo * MS, model=models[m]) == 0
+    world = script.world
+    world.counters["usual_ns"], world.counters["price_ns"] = usual * MS, MS
+    script.now += later * MS
+    assert script.done(under_way, later=0) == 0
+    needed = 10 * MS + 200_000 + 300_000
+    listed = {}
+    for m in members(world.wanted_nodes, int(world.counters[0]["wanted_root"])):
+        latest = [int(world.requests[r]["due_ns"] - world.requests[r]["need_ns"])
+                  for r in members(world.request_nodes, int(world.models[m]["queue_root"]))]
+        if latest[-1] - needed >= script.now:
+            listed[m] = [at for at in latest if at - needed >= script.now]
+    loads = actions(script.tick(), ACTION_LOAD)
+    # an execution has been issued meanwhile, and with it moved what is usual
+    wait = 2 * int(world.counters[0]["usual_ns"])
+    chosen = naive.loaded_first(list(listed.values()), script.now + needed + 200_000, wait)
+    assert [out["model"] & 255 for out in loads] == ([] if chosen is None else [list(listed)[chosen]])
+
+
 def test_a_removed_model_is_not_spread():
     script = Script(policy="cwd", gpus=2, pages=20)
     script.hold()
