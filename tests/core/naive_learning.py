@@ -22,6 +22,23 @@ class NaiveAimd:
         return max(1, self.limit // 1024)
 
 
+class NaiveLine:
+    """Clipper's line of latency over batch size, from the profile on: each execution moves it, up by 99 steps or down by
+    one, at each end by how near to it the size is. The limit is the largest size within the SLO on it, 1 before any."""
+
+    def __init__(self, took):
+        self.sizes, self.small, self.large, self.limit = sorted(took), took[min(took)], took[max(took)], 1
+
+    def at(self, size):
+        return self.small + (self.large - self.small) * (size - 1) // (self.sizes[-1] - 1)
+
+    def learn(self, batch, took, slo):
+        step = (self.small // 1600 + 1) * (99 if took > self.at(batch) else -1)
+        self.small += step * (self.sizes[-1] - batch) // (self.sizes[-1] - 1)
+        self.large += step * (batch - 1) // (self.sizes[-1] - 1)
+        self.limit = max([1, *(size for size in self.sizes if self.at(size) <= slo)])
+
+
 def quota(took, gap, slo, cycle):
     """Requests of a session in a round, and the time they take: at most the largest size with twice its time in the SLO."""
     allowed = [size for size in sorted(took) if size == 1 or 2 * took[size] <= slo]
@@ -94,6 +111,41 @@ class NaiveHistogram:
         """The mean stretch of the bin that the 64th part of the samples reaches into."""
         j = next(j for j in range(len(self.counts)) if 64 * sum(self.counts[:j + 1]) > sum(self.counts))
         return self.sums[j] // self.counts[j]
+
+
+class NaiveApplications:
+    """Histograms by application, and the program's average; a new one starts as a quarter of a sample of the average."""
+
+    def __init__(self, bins, start, unit):
+        self.average, self.apps, self.alone = NaiveHistogram([0] * bins, [0] * bins), {}, {}
+        self.average.counts[start], self.average.sums[start] = 256, 256 * unit
+
+    def came(self, app):
+        if app not in self.apps:
+            total = sum(self.average.counts)
+            self.apps[app] = NaiveHistogram([count * 256 // total for count in self.average.counts],
+                                            [part * 256 // total for part in self.average.sums])
+            self.alone[app] = 0
+
+    def chance(self, app, j):
+        """That a member is in bin j if it is not above, in 65536ths."""
+        counts = self.apps[app].counts
+        return (counts[j] + 64) * 65536 // (sum(counts[:j + 1]) + 64)
+
+    def ran(self, apps, j, stretch):
+        """A batch of these applications took so long: each was as long with its chance, given that one was."""
+        nobody = 65536
+        for app in apps:
+            nobody = nobody * (65536 - self.chance(app, j)) // 65536
+        if len(apps) == 1:
+            # what is known for sure counts four times, at first
+            for _ in range(3 if self.alone[apps[0]] < 32 else 0):
+                self.apps[apps[0]].add(j, stretch, 1024)
+            self.alone[apps[0]] += 1
+        for app in apps:
+            share = min(self.chance(app, j) * 1024 // (65536 - nobody), 1024)
+            self.apps[app].add(j, stretch, share)
+            self.average.add(j, stretch, share)
 
 
 class NaiveScatter:
