@@ -94,24 +94,30 @@ def published_demand_ns(world, now_ns, m):
 
 
 @inner_kernel
-def worthwhile(world, now_ns, gpu, m, wait_ns):
-    """Whether the GPU can take the model, and one of its first requests would be in time after a LOAD there and a wait."""
+def leeway_ns(world, now_ns, gpu, m):
+    """How long the model, loaded on the GPU now, may wait there for its turn so that one of its first requests is in time.
+
+    -1: nobody would be, or the GPU cannot take it. FOREVER_NS: it is for requests that are still to come.
+    """
     model = world.models[m]
-    if world.prepared[gpu, model["program"]] == 0 or residency.find(world, m, gpu) != NONE:
-        return False
-    loaded_ns = lanes.available_ns(world, now_ns, gpu, LANE_LOAD) + load_need_ns(world, now_ns, gpu, model["program"])
-    r = model["queue_head"]
+    if world.prepared[gpu, model["program"]] == 0:
+        return -1
+    r, left_ns = model["queue_head"], -1
     if (r == NONE or model["copies_count"] > 0) and missed(world, now_ns, m):
         # a further copy for what may come is not worth anybody's place
         spare = world.gpus[gpu]["pages_free"] - world.gpus[gpu]["pages_hidden"]
-        return model["copies_count"] == 0 or spare >= model["pages"]
-    for _ in range(SAVED_LOOK):
-        if r == NONE:
-            break
-        if loaded_ns + wait_ns + world.requests[r]["need_ns"] <= world.requests[r]["due_ns"]:
-            return True
-        r = ordered.successor(world.request_nodes, r)
-    return False
+        if model["copies_count"] == 0 or spare >= model["pages"]:
+            left_ns = FOREVER_NS
+    elif r != NONE:
+        loaded_ns = lanes.available_ns(world, now_ns, gpu, LANE_LOAD) + load_need_ns(world, now_ns, gpu, model["program"])
+        for _ in range(SAVED_LOOK):
+            request = world.requests[r]
+            left_ns = max(left_ns, request["due_ns"] - request["need_ns"] - loaded_ns)
+            r = ordered.successor(world.request_nodes, r)
+            if r == NONE:
+                break
+    # the map of copies is large, so it is asked last
+    return left_ns if left_ns >= 0 and residency.find(world, m, gpu) == NONE else -1
 
 
 @inner_kernel
@@ -165,11 +171,13 @@ def plan(world, now_ns, gpu):
         elif world.models[m]["pages"] >= too_large:
             # where there is no room for one, there is none for a larger one
             pass
-        elif settings["load_saves"] == 0 or worthwhile(world, now_ns, gpu, m, wait_ns):
-            if make_room_and_load(world, now_ns, gpu, m) < 0:
-                too_large = world.models[m]["pages"]
-        elif hasty == NONE and wait_ns > 0 and worthwhile(world, now_ns, gpu, m, 0):
-            hasty = m
+        else:
+            left_ns = leeway_ns(world, now_ns, gpu, m) if settings["load_saves"] == 1 else FOREVER_NS
+            if left_ns >= wait_ns:
+                if make_room_and_load(world, now_ns, gpu, m) < 0:
+                    too_large = world.models[m]["pages"]
+            elif hasty == NONE and left_ns >= 0:
+                hasty = m
         m = after
     if hasty != NONE and lanes.opens_ns(world, now_ns, gpu, LANE_LOAD) <= now_ns:
         make_room_and_load(world, now_ns, gpu, hasty)

@@ -23,8 +23,7 @@ def most_urgent(world, now_ns, gpu):
         copy = world.gpus[gpu]["ready_head"]
         if copy == NONE:
             return NONE
-        row = world.copies[copy]
-        if world.models[row["model"]]["queued"] == 0 or row["state"] != COPY_READY:
+        if world.models[model_of(world, copy)]["queued"] == 0 or world.copies[copy]["state"] != COPY_READY:
             residency.deactivate(world, copy)
         elif residency.urgency(world, copy) > world.copy_nodes[copy]["key"]:
             residency.deactivate(world, copy)
@@ -48,7 +47,7 @@ def best(world, now_ns, gpu, copy, rule):
     for _ in range(COMPARED):
         if copy == NONE:
             break
-        m = world.copies[copy]["model"]
+        m = model_of(world, copy)
         b = NONE
         # one that could not be the largest need not be looked at
         if rule != batches.LARGEST or batches.most_rows(world, m) > best_value:
@@ -77,9 +76,15 @@ def fit(world, now_ns, gpu, copy, start_ns, dense):
 
 
 @inner_kernel
+def model_of(world, copy):
+    """The model of a copy in a GPU's set: ties there break on it, so a walk need not touch the copy's own row."""
+    return world.copy_nodes[copy]["tie"]
+
+
+@inner_kernel
 def urgent(world, now_ns, copy):
-    """Whether the first request of the copy's model is urgent."""
-    head = world.models[world.copies[copy]["model"]]["queue_head"]
+    """Whether the first request of the model is urgent whose copy in a GPU's set this is."""
+    head = world.models[model_of(world, copy)]["queue_head"]
     return head != NONE and not background.is_background(now_ns, world.requests[head]["due_ns"])
 
 

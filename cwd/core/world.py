@@ -79,9 +79,10 @@ REQUEST = _table(
     "cost_ns home home_epoch bucket attempts cold action app slo_ns client_next client_previous", LINE
 )
 #: missed_ns: when a request was last refused only because the weights were on no GPU, 0 never
+#: what a GPU's look at its models reads comes first, in one line
 MODEL = _table(
-    "state generation program pages queue_root queue_head queued running work_ns "
-    "copies copies_count copies_ready wanted missed_ns next", LINE
+    "state program queue_head queued copies copies_count copies_ready wanted "
+    "generation pages queue_root running work_ns missed_ns next", LINE
 )
 #: dynamic: 1 while its executions scatter far more than noise does, as `scatter` counts (histograms.py)
 PROGRAM = np.dtype(
@@ -129,8 +130,8 @@ ODDS = np.dtype(
 #: what policies remember of a model: the gap between arrivals (smoothed), the SLO last asked for; the largest batch, in
 #: 1024ths; a line of latency over batch size, as the latencies of the smallest and the largest batch; which of its queue
 #: were passed over, as key and tie of the first that was not; used: a number that grows with each use; the GPU time that
-#: it was given, faded up to faded_ns; the service owed
-MEMORY = _table("arrived_ns gap_ns slo_ns limit small_ns large_ns passed_key passed_tie used work_ns faded_ns owed", LINE)
+#: it was given, faded up to faded_ns; the service owed. What `cwd` reads comes first, in one line
+MEMORY = _table("arrived_ns gap_ns owed slo_ns work_ns faded_ns used limit small_ns large_ns passed_key passed_tie", LINE)
 #: a batch that should run soon: share_ns of it on each of its model's GPUs; out: it has given way (shortlist.py)
 SHORTLIST = _table("copy first batch rows batch_ns latest_ns share_ns out")
 #: scratch of sets.py: the requests looked at, the applications that wait, their groups, and the best batch so far

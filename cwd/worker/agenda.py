@@ -139,6 +139,9 @@ def agenda_push(agenda, lane, action):
     ring = agenda.actions[lane]
     if state["count"] >= len(ring):
         return LANE_FULL
+    if state["count"] == 0:
+        # else the ring is walked through round and round, and each action meets memory that is in no cache
+        state["head"] = 0
     copy_action(action, ring[(state["head"] + state["count"]) % len(ring)])
     state["count"] += 1
     return OK

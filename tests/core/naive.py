@@ -37,19 +37,71 @@ class NaiveHeap:
 
 
 class NaiveEstimate:
-    """A window as a list: the third largest of the last 32, and the mean without the two largest."""
+    """A window as a list: the third largest of the last 32, and the mean without the two largest.
+
+    What is above the least of window and seed halves with each half-life without a sample; once in a half-life the window
+    itself does, unless it was filled anew since the last time. It is looked at when a sample is above the tail, with each
+    fourth one, and when it fades: until then it says what it said.
+    """
+
+    HALF_LIFE = 1 << 30
 
     def __init__(self, seed):
-        self.seed = seed
+        self.seed = self.floor = self.tail_said = self.typical_said = seed
         self.samples = [seed] * 32
-        self.updated = 0
+        self.number = self.since = self.fresh = self.updated = 0
+
+    def faded(self, age, value):
+        halvings = age // self.HALF_LIFE
+        floor = min(self.floor, self.seed)
+        return floor + ((value - floor) >> halvings) if halvings else value
+
+    def look(self):
+        ranked = sorted(self.samples)
+        self.floor, self.tail_said, self.typical_said = ranked[0], ranked[-3], sum(ranked[:-2]) // 30
 
     def observe(self, now, sample):
+        if now - self.since >= self.HALF_LIFE:
+            if self.fresh < 32:
+                self.samples = [self.faded(now - self.since, value) for value in self.samples]
+                self.look()
+            self.since, self.fresh = now, 0
         self.samples = self.samples[1:] + [sample]
-        self.updated = now
+        self.number, self.fresh, self.updated = self.number + 1, self.fresh + 1, now
+        if sample > self.tail_said or self.number % 4 == 0:
+            self.look()
 
-    def tail(self):
-        return sorted(self.samples)[-3]
+    def tail(self, now):
+        return self.faded(now - self.updated, self.tail_said)
 
-    def typical(self):
-        return sum(sorted(self.samples)[:-2]) // 30
+    def typical(self, now):
+        return self.faded(now - self.updated, self.typical_said)
+
+
+def almost_largest(durations):
+    """Clockwork's estimate: the 0.99-quantile of the last ten, evenly between the two largest."""
+    ranked = sorted(durations[-10:])
+    below = ranked[-2] if len(ranked) > 1 else ranked[-1]
+    hundredths = 100 - (len(ranked) - 1)
+    return (ranked[-1] * hundredths + below * (100 - hundredths)) // 100
+
+
+class NaiveLane:
+    """What is outstanding in a lane, as [name, start, expected]; each follows the one before."""
+
+    def __init__(self, way):
+        self.items, self.way, self.free = [], way, 0
+
+    def send(self, now, name, expected):
+        start = max(self.free, now + self.way)
+        self.items.append([name, start, expected])
+        self.free = start + expected
+
+    def end(self, now, name):
+        """The first's end moves what follows; another's leaves no gap."""
+        at = [item[0] for item in self.items].index(name)
+        before = self.items[at - 1] if at else None
+        self.free = before[1] + before[2] if before else now
+        del self.items[at]
+        for item in self.items[at:]:
+            item[1], self.free = self.free, self.free + item[2]

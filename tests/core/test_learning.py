@@ -87,6 +87,29 @@ def test_the_line_of_latency_comes_to_rest_at_the_99th_percentile():
     assert row["limit"] == 4 * 1024
 
 
+@SMALL
+@given(st.lists(st.tuples(st.integers(1, 6), st.sampled_from([2, 4, 30, 49])), max_size=25), st.sampled_from([4, 5, 50]))
+def test_clippers_line_moves_as_its_twin_says(bursts, slo_ms):
+    """Bursts of requests whose executions take so many ms; the SLO for the limit may be less than they are given."""
+    script, twin, number = Script(policy="clipper-quantile", pages=50, **COARSE), naive.NaiveLine(TOOK), 0
+    script.hold()
+    for burst, took in bursts:
+        for _ in range(burst):
+            number += 1
+            assert script.ask(number, slo=500 * MS) == 0
+        script.world.requests["slo_ns"] = slo_ms * MS
+        while burst > 0:
+            run = serve(script, took * MS)
+            assert run["rows"] == min(burst, twin.limit)
+            twin.learn(run["batch"], took * MS, slo_ms * MS)
+            row = script.world.memory[0]
+            assert (int(row["small_ns"]), int(row["large_ns"])) == (twin.small, twin.large)
+            burst -= run["rows"]
+            script.take()
+        script.now += 100 * MS
+        script.tick()
+
+
 sessions = st.lists(st.tuples(st.integers(1, 40), st.integers(8, 60)), min_size=1, max_size=5)
 
 
@@ -124,6 +147,66 @@ def histogram(weights):
 
 
 some_weights = st.lists(st.tuples(st.integers(0, BINS - 1), st.integers(1, 5000)), min_size=1, max_size=8)
+
+
+@SMALL
+@given(some_weights, st.lists(st.tuples(st.integers(0, BINS - 1), st.integers(0, 1024)), max_size=60), st.booleans())
+def test_a_histogram_learns_as_its_twin_does(weights, learned, full):
+    row = histogram([(j, 40 * weight) for j, weight in weights] if full else weights)
+    twin = naive.NaiveHistogram((int(x) for x in row["counts"]), (int(x) for x in row["sums"]))
+    for number, (j, share) in enumerate(learned):
+        histograms.add(row, j, 100 + 50 * j, share)
+        twin.add(j, 100 + 50 * j, share)
+        assert row["counts"].tolist() == twin.counts and row["sums"].tolist() == twin.sums
+        assert row["total"] == sum(twin.counts) and row["version"] == number + 1
+    if row["total"] > 0:
+        assert histograms.middle(row) == sum(twin.sums) // sum(twin.counts)
+        assert histograms.least(row) == twin.least()
+
+
+@SMALL
+@given(st.lists(st.tuples(st.lists(st.integers(1, 3), min_size=1, max_size=4), st.integers(1, 60)), min_size=1, max_size=12))
+def test_what_a_batch_took_is_shared_out_as_the_twin_does(bursts):
+    """Bursts of requests by application, and what their batches take, ms."""
+    script, number = Script(policy="orloj", pages=50, **COARSE), 0
+    script.hold()
+    twin = naive.NaiveApplications(BINS, int(histograms.bin_of(4096)), 4096)
+    for apps, took in bursts:
+        for app in apps:
+            number += 1
+            assert engine.request_arrived(script.world, script.now, 1, number, script.model, 0, 0, 900 * MS, app, -1) == 0
+            twin.came(app)
+        while script.world.models[0]["queued"] > 0:
+            run = only([out for out in script.tick() if out["kind"] == OUT_ACTION], verb=ACTION_EXEC)
+            taken, r = [], run["first"]
+            while r != -1:
+                taken.append(int(script.world.requests[r]["app"]))
+                r = int(script.world.requests[r]["next"])
+            begin, script.now = script.now, script.now + took * MS
+            engine.action_done(script.world, script.now, run["action"], 0, begin, script.now, 0, run["rows"], -1, -1)
+            script.take()
+            stretch = took * MS * 4096 // TOOK[run["batch"]]
+            twin.ran(taken, int(histograms.bin_of(stretch)), stretch)
+        found = {app: script.world.histograms[2 + i] for i, app in enumerate(twin.apps)}
+        for row, other in ((script.world.histograms[0], twin.average), *((found[app], twin.apps[app]) for app in twin.apps)):
+            assert row["counts"].tolist() == other.counts and row["sums"].tolist() == other.sums
+
+
+@SMALL
+@given(st.lists(st.sampled_from([2, 3, 4, 5, 9]), min_size=1, max_size=24), st.integers(0, 40))
+def test_a_program_is_dynamic_while_its_executions_scatter_as_the_twin_says(took_ms, before):
+    """Requests one after another that took so many ms, from so much scatter on, in steps of 128."""
+    script = Script(policy="cwd", pages=50, **COARSE)
+    script.hold()
+    twin, program = naive.NaiveScatter(3 * MS), script.world.programs[0]
+    program["scatter"] = twin.scatter = 128 * before
+    program["dynamic"] = twin.dynamic = int(twin.scatter >= 4096)
+    for number, took in enumerate(took_ms):
+        assert script.ask(number, slo=400 * MS) == 0
+        serve(script, took * MS)
+        script.take()
+        twin.ran(took * MS)
+        assert (int(program["scatter"]), bool(program["dynamic"])) == (twin.scatter, twin.dynamic)
 
 
 @SMALL

@@ -15,6 +15,7 @@ from script import MS, US, Script, only
 from cwd.core import engine, floor, price, shortlist
 from cwd.core.world import ACTION_EXEC, OUT_ACTION, OUT_REPLY, SHORTLIST, Config
 from cwd.errors import Code, CwdError
+from cwd.jit import lean_kernel
 
 SMALL = settings(max_examples=80, deadline=None)
 TOOK = {1: 3 * MS, 2: 4 * MS, 4: 6 * MS}
@@ -75,6 +76,22 @@ def test_what_is_asked_for_settles_at_its_rate():
     for _ in range(1_000):
         demand_ns = int(price.faded_ns(demand_ns, 2 * MS)) + MS
     assert demand_ns == pytest.approx((1 << price.DEMAND_BITS) / 2, rel=0.02)
+
+
+@lean_kernel
+def busy(world, now_ns):
+    return price.busy(world, now_ns)
+
+
+@SMALL
+@given(st.integers(1, 4), st.integers(0, 1 << 30), st.integers(0, 1 << 28))
+def test_gpus_are_busy_if_a_sixth_of_their_time_is_not_left(gpus, demand_ns, age_ns):
+    script = Script(policy="cwd", gpus=gpus)
+    script.world.counters["demand_ns"], script.world.counters["asked_ns"] = demand_ns, script.now - age_ns
+    left = max(Fraction((1 << price.DEMAND_BITS) - age_ns, 1 << price.DEMAND_BITS), Fraction(0)) * demand_ns
+    limit = Fraction(gpus << price.DEMAND_BITS) * 5 / 6
+    if abs(left - limit) > 1026:
+        assert bool(busy(script.world, script.now)) == (left > limit)
 
 
 def run_next(arrivals, price_ns):

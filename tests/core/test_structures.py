@@ -5,11 +5,13 @@ from __future__ import annotations
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from naive import NaiveEstimate, NaiveHeap, NaiveSet
+from naive import NaiveEstimate, NaiveHeap, NaiveLane, NaiveSet, almost_largest
+from script import MS, US, Script
 
-from cwd.core import estimate, hashmap, heap, ordered
+from cwd.core import engine, estimate, hashmap, heap, ordered
 from cwd.core.check import members
 from cwd.core.world import ESTIMATE, NODE, SLOT, TIMER
+from cwd.errors import Code
 
 SIZE = 24
 SMALL = settings(max_examples=60, deadline=None)
@@ -33,6 +35,8 @@ def test_ordered_set_is_a_sorted_list(script):
         assert ordered.first(nodes, root) == (expected[0] if expected else -1)
         for at, after in zip(expected, [*expected[1:], -1]):
             assert ordered.successor(nodes, at) == after
+        later = [other for (at, tie), other in naive.items if (at, tie) >= (key, node * 7)]
+        assert ordered.at_least(nodes, root, key, node * 7) == (later[0] if later else -1)
 
 
 def test_ordered_set_is_shallow():
@@ -104,20 +108,53 @@ def test_map_stays_fast_under_churn():
 
 
 @SMALL
-@given(st.integers(0, 10**9), st.lists(st.integers(0, 10**9), max_size=100))
+@given(st.integers(1, 10**9), st.lists(st.tuples(st.sampled_from([1, 1, 1, 10**8, 2 * 10**9]), st.integers(0, 10**9)),
+                                       max_size=100))
 def test_an_estimate_is_the_third_largest_of_the_window_and_the_mean_of_the_rest(seed_ns, samples):
-    """Scans are lazy where a sample cannot raise the tail: it may lag by three samples, never below the truth."""
-    row, naive = np.zeros(1, ESTIMATE)[0], NaiveEstimate(seed_ns)
-    if seed_ns == 0:
-        return
+    """And fades, with and without samples."""
+    row, naive, now = np.zeros(1, ESTIMATE)[0], NaiveEstimate(seed_ns), 0
     estimate.seed(row, seed_ns)
-    for now, sample in enumerate(samples, 1):
+    for gap, sample in samples:
+        now += gap
         estimate.observe(row, now, sample)
         naive.observe(now, sample)
-        assert estimate.tail(row, now) >= naive.tail()
-        if now % 4 == 0:
-            assert estimate.tail(row, now) == naive.tail()
-            assert estimate.typical(row, now) == naive.typical()
+        assert estimate.tail(row, now) >= sorted(naive.samples)[-3]
+        for later in (now, now + 2**30 - 1, now + 2**30, now + 5 * 2**30, now + 80 * 2**30):
+            assert (estimate.tail(row, later), estimate.typical(row, later)) == (naive.tail(later), naive.typical(later))
+
+
+@SMALL
+@given(st.lists(st.integers(0, 10**9), min_size=1, max_size=40))
+def test_an_estimate_by_the_last_ten_is_almost_their_largest(durations):
+    row = np.zeros(1, ESTIMATE)[0]
+    estimate.seed(row, 10**6)
+    for i, duration in enumerate(durations):
+        estimate.observe_recent(row, duration)
+        assert estimate.tail(row, 10**15) == estimate.typical(row, 0) == almost_largest(durations[:i + 1])
+
+
+@SMALL
+@given(st.lists(st.tuples(st.integers(0, 400), st.one_of(st.none(), st.integers(0, 9))), max_size=40))
+def test_a_lane_predicts_what_follows_what(steps):
+    """Actions of 1 ms to 9 are sent (or, None, one of those outstanding ends), some us apart."""
+    script, lane, number = Script(pages=50, lane_depth=9), NaiveLane(200 * US), 0
+    for gap, expected in steps:
+        script.now += gap * US
+        if expected is not None:
+            name = int(engine.lane_reserve(script.world, script.now, 0, (1 + expected) * MS))
+            lane.send(script.now, name, (1 + expected) * MS)
+        elif lane.items:
+            number += 1
+            name = lane.items[number * 7 % len(lane.items)][0]
+            lane.end(script.now, name)
+            engine.action_done(script.world, script.now, name, int(Code.ABANDONED), 0, 0, 0, 0, -1, -1)
+        found, a = [], int(script.world.lanes[0]["first"])
+        while a != -1:
+            row = script.world.actions[a]
+            found.append((int(row["start_ns"]), int(row["end_ns"])))
+            a = int(row["lane_next"])
+        assert found == [(start, start + took) for _, start, took in lane.items]
+        assert script.world.lanes[0]["available_ns"] == lane.free
 
 
 def test_two_bad_samples_count_for_nothing_and_three_fade():

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 TOOLS = Path(__file__).resolve().parents[2] / "tools"
-COPIES = 3
+COPIES = 2
 PROGRAMS = 3
 
 

@@ -17,6 +17,8 @@ from cwd.sim.world import SOURCE_BURST, SOURCE_GAMMA, SOURCE_POISSON
 from cwd.units import NS_PER_MS, NS_PER_S
 
 FAST = Profile("fast", (NS_PER_MS // 10,) * 5, NS_PER_MS, 1)
+#: small worlds are looked at whole after every instant, so tables are no larger than they must be
+TABLES = dict(requests_max=256, events_max=256)
 SLOW = Profile("slow", tuple(10 * NS_PER_MS for _ in range(5)), NS_PER_MS, 1)
 
 
@@ -51,7 +53,7 @@ def test_the_tables_draw_what_the_modes_say():
 
 def play_one(load, profile, seconds=10):
     sim = build(Scenario((profile,), (0,), (load,), pages=4, noise="none", policy="fifo", warmup_ns=0,
-                         measure_ns=seconds * NS_PER_S, clock_error_ns=0, seed=4))
+                         measure_ns=seconds * NS_PER_S, clock_error_ns=0, seed=4, config=TABLES))
     play.start_measuring(sim)
     assert loop.run(sim, int(sim.state[0]["now_ns"]) + seconds * NS_PER_S, 1 << 40) == loop.UNTIL
     return sim
@@ -78,7 +80,7 @@ def test_modes_have_their_shares_and_a_batch_takes_the_longest_of_it():
 
 def test_an_application_is_what_the_core_sees():
     load = Load(SOURCE_POISSON, rate_rps=200.0, modes=(Mode(7, 0.5, hidden.constant(1.0)), Mode(9, 0.5, hidden.constant(4.0))))
-    sim = build(Scenario((FAST,), (0,), (load,), pages=4, policy="orloj", seed=5))
+    sim = build(Scenario((FAST,), (0,), (load,), pages=4, policy="orloj", seed=5, config=TABLES))
     play.start_measuring(sim)
     loop.run(sim, 5 * NS_PER_S, 1 << 40)
     assert sim.core.counters[0]["apps"] == 2

@@ -17,12 +17,14 @@ from cwd.sim.world import SOURCE_BURST, SOURCE_CLOSED, SOURCE_MINUTES, SOURCE_MM
 from cwd.units import NS_PER_MS, NS_PER_S
 
 FAST = Profile("fast", (NS_PER_MS // 10,) * 5, NS_PER_MS, 1)
+#: small worlds are looked at whole after every instant, so tables are no larger than they must be
+TABLES = dict(requests_max=256, events_max=256)
 
 
 def world(load, *, profile=FAST, models=1, seconds=10, **more):
     """Play one source and count."""
     scenario = Scenario((profile,), (0,) * models, (load,), pages=64, warmup_ns=0, measure_ns=seconds * NS_PER_S,
-                        clock_error_ns=0, **more)
+                        clock_error_ns=0, config=TABLES, **more)
     sim = build(scenario)
     play.start_measuring(sim)
     assert loop.run(sim, int(sim.state[0]["now_ns"]) + scenario.measure_ns, 1 << 40) == loop.UNTIL
@@ -71,7 +73,8 @@ def test_bursts_come_each_period():
 def test_minutes_have_their_rates():
     rates = np.array([[60_000_000 * 50, 0, 60_000_000 * 200]], np.int64)
     counts = []
-    scenario = Scenario((FAST,), (0,), (Load(SOURCE_MINUTES, count=0),), pages=64, rates=rates, minutes_ns=5 * NS_PER_S)
+    scenario = Scenario((FAST,), (0,), (Load(SOURCE_MINUTES, count=0),), pages=64, rates=rates, minutes_ns=5 * NS_PER_S,
+                        config=TABLES)
     sim = build(scenario)
     for minute in range(4):
         play.start_measuring(sim)
@@ -86,7 +89,8 @@ def test_minutes_of_many_models_have_their_shares():
     shares = np.array([[0, whole, whole], [whole // 2, whole // 2, whole]], np.int64)
     rates = np.array([[60_000_000 * 100, 60_000_000 * 200]], np.int64)
     loads = tuple(Load(SOURCE_MINUTES, models=3) for _ in range(2))
-    scenario = Scenario((FAST,), (0, 0, 0), loads, pages=64, rates=rates, shares=shares, minutes_ns=5 * NS_PER_S)
+    scenario = Scenario((FAST,), (0, 0, 0), loads, pages=64, rates=rates, shares=shares, minutes_ns=5 * NS_PER_S,
+                        config=TABLES)
     sim = build(scenario)
     found = []
     for minute in range(2):

@@ -50,7 +50,7 @@ def _urgent(world, now_ns, gpu, copy):
             # it is served when it is the most urgent
             copy = after
             continue
-        m = world.copies[copy]["model"]
+        m = ready.model_of(world, copy)
         first, b, rows, batch_ns = offers.best(world, now_ns, gpu, m, start_ns)
         if b == NONE:
             # nothing of it can be in time here; it comes back with its next head or arrival
@@ -89,7 +89,7 @@ def _urgent(world, now_ns, gpu, copy):
 @inner_kernel
 def dynamic(world, copy):
     """Whether how long the model's executions take depends on data."""
-    return world.programs[world.models[world.copies[copy]["model"]]["program"]]["dynamic"] == 1
+    return world.programs[world.models[ready.model_of(world, copy)]["program"]]["dynamic"] == 1
 
 
 @inner_kernel
