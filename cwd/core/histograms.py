@@ -45,6 +45,13 @@ def bin_of(stretch):
 
 
 @inner_kernel
+def _share(sums, part, counts):
+    """What of the sums goes with a part of the counts. Rounded each on its own, a bin with few counts would soon have a
+    mean far outside of it."""
+    return sums * part // counts if counts > 0 else 0
+
+
+@inner_kernel
 def _start(row, like):
     """Begin a histogram like another one, or with a stretch of 1 if that is empty."""
     total = like["total"]
@@ -52,7 +59,7 @@ def _start(row, like):
     for j in range(BINS):
         counts, sums = like["counts"][j], like["sums"][j]
         row["counts"][j] = counts * FIRST // total if total > 0 else 0
-        row["sums"][j] = sums * FIRST // total if total > 0 else 0
+        row["sums"][j] = _share(sums, row["counts"][j], counts)
         row["total"] += row["counts"][j]
     if row["total"] == 0:
         j = bin_of(STRETCH)
@@ -125,8 +132,9 @@ def add(row, j, stretch, share):
     total = 0
     for i in range(BINS):
         if i < j and below > 0:
-            row["sums"][i] += row["sums"][i] * rest // below
-            row["counts"][i] += row["counts"][i] * rest // below
+            more = row["counts"][i] * rest // below
+            row["sums"][i] += _share(row["sums"][i], more, row["counts"][i])
+            row["counts"][i] += more
         if i == j:
             row["counts"][i] += share if below > 0 else SAMPLE
             row["sums"][i] += (share if below > 0 else SAMPLE) * stretch
@@ -134,9 +142,10 @@ def add(row, j, stretch, share):
     if total > SAMPLES_MAX * SAMPLE:
         total = 0
         for i in range(BINS):
-            row["counts"][i] >>= 1
-            row["sums"][i] >>= 1
-            total += row["counts"][i]
+            half = row["counts"][i] >> 1
+            row["sums"][i] = _share(row["sums"][i], half, row["counts"][i])
+            row["counts"][i] = half
+            total += half
     row["total"] = total
     row["version"] += 1
 
