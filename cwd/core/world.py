@@ -83,9 +83,10 @@ MODEL = _table(
     "state generation program pages queue_root queue_head queued running work_ns "
     "copies copies_count copies_ready wanted missed_ns next", LINE
 )
-#: dynamic: 1 while its executions scatter far more than noise does, as `scatter` counts (histograms.py)
+#: dynamic: 1 while its executions scatter far more than noise does, as `scatter` counts; off: executions far off their
+#: profile (histograms.py)
 PROGRAM = np.dtype(
-    [(name, np.int64) for name in ("used", "n_batches", "n_classes", "prepared", "models", "dynamic", "scatter")]
+    [(name, np.int64) for name in ("used", "n_batches", "n_classes", "prepared", "models", "dynamic", "scatter", "off")]
     + [("batches", np.int64, (BATCHES_MAX,))], align=True)
 #: tail_ns and typical_ns are what the window says, low_ns its least; both decay towards min(low, seed) unless sampled;
 #: doubted_ns is when the seed was last lowered because nobody could be served with it, 0 if it was not; profiled_ns is the
