@@ -74,7 +74,7 @@ SLOT = _table("key value")
 
 #: what a walk along a queue reads comes first, in one line
 REQUEST = _table(
-    "due_ns size_class need_ns tag score picked next state "
+    "due_ns size_class need_ns tag picked next state "
     "client request_id key model payload arrival_ns deadline_ns "
     "cost_ns home home_epoch bucket attempts cold action app slo_ns client_next client_previous", LINE
 )
