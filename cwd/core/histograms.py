@@ -23,13 +23,16 @@ STRETCH = 4096
 #: certainty
 CERTAIN = 65536
 #: samples of a histogram at which all are halved
-SAMPLES_MAX = 256
+SAMPLES_MAX = 1024
 #: what a new one starts with, little: what is below the longest of a batch is learned from nothing else for long
 FIRST = SAMPLE // 4
 #: how many requests of an application that ran alone count ALONE times: in a batch one only knows who it may have been
 ALONE_FIRST, ALONE = 32, 4
 #: what makes a program dynamic, how much a scattered execution adds to that, and the most that there can be: see `watch`
 SCATTERED, SCATTER, SCATTER_MAX = 4096, 256, 32768
+#: of the first 2**OFF_BITS executions that are far off their profile every fourth is followed by one of a single request, of
+#: the rest one in 2**OFF_BITS is: see `asks`
+OFF_BITS = 8
 #: odds are built anew after 2**REFRESH_BITS changes
 REFRESH_BITS = 4
 
@@ -45,6 +48,13 @@ def bin_of(stretch):
 
 
 @inner_kernel
+def _share(sums, part, counts):
+    """What of the sums goes with a part of the counts. Rounded each on its own, a bin with few counts would soon have a
+    mean far outside of it."""
+    return sums * part // counts if counts > 0 else 0
+
+
+@inner_kernel
 def _start(row, like):
     """Begin a histogram like another one, or with a stretch of 1 if that is empty."""
     total = like["total"]
@@ -52,7 +62,7 @@ def _start(row, like):
     for j in range(BINS):
         counts, sums = like["counts"][j], like["sums"][j]
         row["counts"][j] = counts * FIRST // total if total > 0 else 0
-        row["sums"][j] = sums * FIRST // total if total > 0 else 0
+        row["sums"][j] = _share(sums, row["counts"][j], counts)
         row["total"] += row["counts"][j]
     if row["total"] == 0:
         j = bin_of(STRETCH)
@@ -125,8 +135,9 @@ def add(row, j, stretch, share):
     total = 0
     for i in range(BINS):
         if i < j and below > 0:
-            row["sums"][i] += row["sums"][i] * rest // below
-            row["counts"][i] += row["counts"][i] * rest // below
+            more = row["counts"][i] * rest // below
+            row["sums"][i] += _share(row["sums"][i], more, row["counts"][i])
+            row["counts"][i] += more
         if i == j:
             row["counts"][i] += share if below > 0 else SAMPLE
             row["sums"][i] += (share if below > 0 else SAMPLE) * stretch
@@ -134,9 +145,10 @@ def add(row, j, stretch, share):
     if total > SAMPLES_MAX * SAMPLE:
         total = 0
         for i in range(BINS):
-            row["counts"][i] >>= 1
-            row["sums"][i] >>= 1
-            total += row["counts"][i]
+            half = row["counts"][i] >> 1
+            row["sums"][i] = _share(row["sums"][i], half, row["counts"][i])
+            row["counts"][i] = half
+            total += half
     row["total"] = total
     row["version"] += 1
 
@@ -163,7 +175,9 @@ def watch(world, a, took_ns):
     program = world.programs[action["program"]]
     row = world.estimates[exec_row(world, action["program"], world.gpus[action["gpu"]]["kind"], action["batch_index"],
                                    action["size_class"])]
-    before_ns = row["samples"][(row["position"] - 1) & (WINDOW - 1)]
+    before_ns, profiled_ns = row["samples"][(row["position"] - 1) & (WINDOW - 1)], row["profiled_ns"]
+    if 2 * took_ns > 3 * profiled_ns or 2 * profiled_ns > 3 * took_ns or (program["off"] > 0 and action["rows"] == 1):
+        program["off"] += 1
     if 2 * took_ns > 3 * before_ns or 2 * before_ns > 3 * took_ns:
         program["scatter"] = program["scatter"] + SCATTER if program["scatter"] < SCATTER_MAX else SCATTER_MAX
         if program["scatter"] >= SCATTERED:
@@ -173,6 +187,17 @@ def watch(world, a, took_ns):
         if program["scatter"] <= 0:
             program["scatter"] = program["dynamic"] = 0
     return program["dynamic"]
+
+
+@inner_kernel
+def asks(world, m):
+    """Whether one of the model's requests has to run alone now, to tell whether its program is dynamic.
+
+    The longest of sixteen are as long as each other: large batches of a dynamic program do not scatter, they only take
+    longer than profiled, as those of any program do that was profiled wrongly.
+    """
+    off = world.programs[world.models[m]["program"]]["off"]
+    return off > 0 and off & (3 if off >> OFF_BITS == 0 else (1 << OFF_BITS) - 1) == 0
 
 
 @inner_kernel

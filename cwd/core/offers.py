@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cwd.core import batches, memory, price
+from cwd.core import batches, memory, ordered, price
 from cwd.core.estimate import exec_ns, exec_tail_ns
 from cwd.core.world import NONE
 from cwd.jit import inner_kernel
@@ -16,7 +16,7 @@ def best(world, now_ns, gpu, m, start_ns):
     """The model's densest batch in time: (first, batch index, rows, duration); (-1, -1, 0, 1): nothing would be in time.
 
     Where a smaller one is worth the price of its time, heads that a larger one makes late count as time that it takes; not
-    where two of the larger one wait: there somebody is lost whatever is done.
+    where the larger one would be late for who comes next if it ran after the smaller: there somebody is lost in any case.
     """
     model = world.models[m]
     program = world.programs[model["program"]]
@@ -33,13 +33,29 @@ def best(world, now_ns, gpu, m, start_ns):
         if program["n_classes"] > 1:
             rows = batches.count_rows(world, r, rows)
         cost_ns = batch_ns
-        if best_batch != NONE and left < 2 * size and price.worth_it(world, best_rows, best_ns):
+        if (best_batch != NONE and price.worth_it(world, best_rows, best_ns)
+                and _in_time_behind(world, now_ns, gpu, m, b, best_first, best_rows, start_ns + best_ns)):
             cost_ns += HEAD_PRICES * (best_left - left) * world.counters[0]["price_ns"]
         if best_batch == NONE or rows * best_ns >= best_rows * cost_ns:
             best_first, best_batch, best_rows, best_ns, best_left = r, b, rows, batch_ns, left
         if size >= left:
             break
     return best_first, best_batch, best_rows, best_ns
+
+
+@inner_kernel
+def _in_time_behind(world, now_ns, gpu, m, b, first, rows, start_ns):
+    """Whether a batch of the size, started at `start_ns`, keeps the request in time that is `rows` behind `first`."""
+    r = first
+    for _ in range(rows):
+        if r == NONE:
+            return True
+        r = ordered.successor(world.request_nodes, r)
+    if r == NONE:
+        return True
+    tail_ns = exec_tail_ns(world, now_ns, world.models[m]["program"], world.gpus[gpu]["kind"], b,
+                           world.requests[r]["size_class"])
+    return start_ns + tail_ns <= batches.latest_end_ns(world, now_ns, gpu, r)
 
 
 @inner_kernel

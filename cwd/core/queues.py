@@ -66,7 +66,7 @@ def create(world, client, request_id):
     counters["requests_live"] += 1
     hashmap.put(world.request_map, key, r)
     request["key"] = key
-    request["tag"] = request["score"] = request["picked"] = 0
+    request["tag"] = request["picked"] = 0
     request["client"] = client
     request["request_id"] = request_id
     owner = world.clients[client]

@@ -74,7 +74,7 @@ SLOT = _table("key value")
 
 #: what a walk along a queue reads comes first, in one line
 REQUEST = _table(
-    "due_ns size_class need_ns tag score picked next state "
+    "due_ns size_class need_ns tag picked next state "
     "client request_id key model payload arrival_ns deadline_ns "
     "cost_ns home home_epoch bucket attempts cold action app slo_ns client_next client_previous", LINE
 )
@@ -84,9 +84,10 @@ MODEL = _table(
     "state program queue_head queued copies copies_count copies_ready wanted "
     "generation pages queue_root running work_ns missed_ns next", LINE
 )
-#: dynamic: 1 while its executions scatter far more than noise does, as `scatter` counts (histograms.py)
+#: dynamic: 1 while its executions scatter far more than noise does, as `scatter` counts; off: executions far off their
+#: profile (histograms.py)
 PROGRAM = np.dtype(
-    [(name, np.int64) for name in ("used", "n_batches", "n_classes", "prepared", "models", "dynamic", "scatter")]
+    [(name, np.int64) for name in ("used", "n_batches", "n_classes", "prepared", "models", "dynamic", "scatter", "off")]
     + [("batches", np.int64, (BATCHES_MAX,))], align=True)
 #: tail_ns and typical_ns are what the window says, low_ns its least; both decay towards min(low, seed) unless sampled;
 #: doubted_ns is when the seed was last lowered because nobody could be served with it, 0 if it was not; profiled_ns is the

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from cwd.errors import Code, CwdError
+from cwd.sim import facets
+from cwd.sim.facets import COLOURS
 
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#E69F00", "#CC79A7", "#56B4E9", "#666666")
 MARKERS = "osv^DPX*"
 #: what may be on the x axis, the first that varies; whatever else was swept makes series
 SWEPT = ("slo_ms", "load_factor", "gpus", "minute", "rate_rps", "tenants", "models", "group", "seed")
@@ -24,7 +25,7 @@ def draw(path: Path, facts: dict[str, Any]) -> None:
     """Write a PNG of `facts["rows"]`, a line of panels per experiment; raises `CwdError` without matplotlib.
 
     A paper's figures are crosses in the colours of the series that they are figures of. Where they are of groups, so are
-    the panels.
+    the panels. An experiment of several workloads has panels of its own (facets.py).
     """
     os.environ.setdefault("MPLBACKEND", "Agg")
     try:
@@ -37,22 +38,31 @@ def draw(path: Path, facts: dict[str, Any]) -> None:
     drawn = [{"policy": facts["policy"], **row} for row in facts["groups"]] if of_groups else facts["rows"]
     for row in drawn:
         parts.setdefault(row.get("experiment", facts["experiment"]), []).append(row)
-    figure = Figure(figsize=(18, 4.2 * max(len(parts), 1)), dpi=100, layout="constrained")
+    heights = [2.3 * len(facets.lines(rows)) + 1 if facets.wanted(rows) else 4.2 for rows in parts.values()] or [4.2]
+    figure = Figure(figsize=(18, sum(heights)), dpi=100, layout="constrained")
+    pieces = figure.subfigures(len(heights), 1, squeeze=False, height_ratios=heights)
     width = max([len(_panels(rows)) for rows in parts.values()], default=1)
-    panels = figure.subplots(max(len(parts), 1), width, squeeze=False)
-    for line, (name, rows) in zip(panels, parts.items(), strict=False):
-        x = next((key for key in SWEPT if len({row.get(key) for row in rows}) > 1), "seed")
-        for axes in line[len(_panels(rows)):]:
-            axes.set_visible(False)
-        for axes, (key, label) in zip(line, _panels(rows), strict=False):
-            _panel(axes, rows, x, key, published)
-            axes.set_title(f"{name}: {label}", fontsize=10)
-            axes.set_xlabel(x)
-        line[0].legend(fontsize=7)
+    for (piece,), (name, rows) in zip(pieces, parts.items(), strict=False):
+        if facets.wanted(rows):
+            facets.draw(piece, rows, published)
+        else:
+            _line(piece.subplots(1, width, squeeze=False)[0], name, rows, published)
     try:
         figure.savefig(path, metadata={"Software": "cwd"})
     except OSError as error:
         raise CwdError(f"{path}: {error.strerror or error}", code=Code.BAD_ARGUMENT) from error
+
+
+def _line(line: Any, name: str, rows: list[dict[str, Any]], published: list[dict[str, Any]]) -> None:
+    """One experiment's panels, side by side."""
+    x = next((key for key in SWEPT if len({row.get(key) for row in rows}) > 1), "seed")
+    for axes in line[len(_panels(rows)):]:
+        axes.set_visible(False)
+    for axes, (key, label) in zip(line, _panels(rows), strict=False):
+        _panel(axes, rows, x, key, published)
+        axes.set_title(f"{name}: {label}", fontsize=10)
+        axes.set_xlabel(x)
+    line[0].legend(fontsize=7)
 
 
 def _panels(rows: list[dict[str, Any]]) -> list[tuple[str, str]]:

@@ -25,8 +25,8 @@ def next_to_run(batches, start):
 
 
 def offer(queue, start, took, price):
-    """A model's densest batch; where a smaller one is worth the price, each head passed over costs two prices, unless two of
-    the larger batch wait."""
+    """A model's densest batch; where a smaller one is worth the price, each head passed over costs two prices, unless the
+    larger one would be late for the next in the queue if it ran after the smaller."""
     chosen = None
     for size, left in naive.suffixes(queue, start, took):
         rows = len(left[:size])
@@ -34,7 +34,9 @@ def offer(queue, start, took, price):
             old_size, old_left = chosen
             old_rows = len(old_left[:old_size])
             cost = took[size]
-            if took[old_size] <= old_rows * price and len(left) < 2 * size:
+            behind = old_left[old_rows:]
+            in_time = not behind or start + took[old_size] + took[size] <= behind[0][0]
+            if took[old_size] <= old_rows * price and in_time:
                 cost += 2 * price * (len(old_left) - len(left))
             if Fraction(rows, cost) < Fraction(old_rows, took[old_size]):
                 if size >= len(left):

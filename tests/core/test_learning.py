@@ -247,6 +247,24 @@ def test_bins_are_in_order_and_an_eighth_of_an_octave_wide():
         assert histograms.bin_of(2 * stretch) - histograms.bin_of(stretch) == (8 if stretch < 32768 else 7)
 
 
+members = st.lists(st.tuples(st.integers(300, 30_000), st.integers(1, histograms.SAMPLE)), min_size=1, max_size=12)
+
+
+@SMALL
+@given(members, st.integers(1, 200))
+def test_the_mean_of_a_bin_stays_in_the_bin(found, rounds):
+    """However often a histogram was added to and halved: sums go with counts."""
+    row = np.zeros(1, HISTOGRAM)[0]
+    for _ in range(rounds):
+        for stretch, share in found:
+            histograms.add(row, histograms.bin_of(stretch), stretch, share)
+    assert row["total"] == row["counts"].sum() and (row["sums"][row["counts"] == 0] == 0).all()
+    for j in range(BINS):
+        if row["counts"][j] > 0:
+            mine = [stretch for stretch, _ in found if histograms.bin_of(stretch) == j]
+            assert min(mine) * 63 // 64 <= row["sums"][j] // row["counts"][j] <= max(mine)
+
+
 def test_what_batches_took_tells_the_applications_apart():
     """Two applications of 1 and 4 times the profile, always mixed: the histograms find who it is that takes long."""
     dice = random.Random(5)

@@ -153,6 +153,31 @@ def test_a_change_of_all_durations_does_not_make_a_program_dynamic():
         assert world.world.programs[0]["dynamic"] == 0
 
 
+def always_full(times, rounds):
+    """Four requests at a time, of both applications: how many executions had one request."""
+    world, alone = Dynamic(times), 0
+    for _ in range(rounds):
+        for app in (1, 2, 1, 2):
+            world.come(app)
+        while apps := world.serve():
+            alone += 1 if len(apps) == 1 else 0
+        world.now += 30 * MS
+        world.tick()
+    return world, alone
+
+
+def test_a_program_is_known_as_dynamic_though_its_batches_all_take_as_long():
+    world, _ = always_full({1: 1.0, 2: 8.0}, 150)
+    assert world.world.programs[0]["dynamic"] == 1
+
+
+def test_a_program_that_was_profiled_wrongly_runs_requests_alone_a_few_times_only():
+    world, alone = always_full({1: 3.0, 2: 3.0}, 600)
+    assert world.world.programs[0]["dynamic"] == 0 and 0 < alone < 200
+    _, alone = always_full({1: 1.0, 2: 1.0}, 20)
+    assert alone == 0
+
+
 def test_applications_that_differ_are_not_mixed_when_time_is_short():
     world = Dynamic({1: 1.0, 2: 8.0})
     world.teach()

@@ -13,7 +13,7 @@ latency of their applications, where Orloj scores requests (sets.py): for progra
 
 from __future__ import annotations
 
-from cwd.core import background, batches, floor, lanes, offers, ordered, price, ready, residency, sets, shortlist
+from cwd.core import background, batches, floor, histograms, lanes, offers, ordered, price, ready, residency, sets, shortlist
 from cwd.core.admission import pressed
 from cwd.core.estimate import exec_ns, exec_tail_ns, margin_ns
 from cwd.core.world import FOREVER_NS, LANE_EXEC, MARGIN_SEND, NONE, SHORTLIST_MAX
@@ -55,6 +55,8 @@ def _urgent(world, now_ns, gpu, copy):
         if b == NONE:
             # nothing of it can be in time here; it comes back with its next head or arrival
             residency.deactivate(world, copy)
+        elif histograms.asks(world, m):
+            return copy, first, 0, 1
         else:
             owed = floor.owed(world, m)
             ripe_ns = offers.ripe_ns(world, now_ns, gpu, m, first, rows, batch_ns, start_ns)

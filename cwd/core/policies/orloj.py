@@ -42,93 +42,84 @@ def score(odds, profiled_ns, slack_ns):
 
 
 @inner_kernel
-def _candidates(world, now_ns, gpu, m, b, start_ns):
-    """Score and pick the requests of a model that are candidates for a batch size, all of one class; how many."""
-    program, kind = world.models[m]["program"], world.gpus[gpu]["kind"]
-    r, found, size_class = world.models[m]["queue_head"], 0, NONE
-    # neighbours mostly share their application and their class: what follows from those is found once
-    tag, its_class, profiled_ns, least_ns = NONE, NONE, 0, 0
-    before_ns = start_ns + batches.end_margin_ns(world, now_ns, kind)
+def _gather(world, m, before_ns):
+    """Note the model's first requests in the scratch table, once for all batch sizes: `rows`, `slacks` if started by
+    `before_ns`, in `places` their histograms, in `listed` their size classes."""
+    scratch, count = world.sets[0], 0
+    r = world.models[m]["queue_head"]
     for _ in range(LOOK):
         if r == NONE:
             break
         request = world.requests[r]
         request["picked"] = 0
-        if request["tag"] != tag or request["size_class"] != its_class:
-            tag, its_class = request["tag"], request["size_class"]
+        scratch["rows"][count] = r
+        scratch["slacks"][count] = request["due_ns"] - before_ns
+        scratch["places"][count] = request["tag"]
+        scratch["listed"][count] = request["size_class"]
+        count += 1
+        r = ordered.successor(world.request_nodes, r)
+    scratch["count"] = count
+
+
+@inner_kernel
+def _candidates(world, program, kind, b, rows):
+    """Score those gathered that are candidates for a batch size, all of one class, and sort them into `best`, ties to the
+    more urgent; how many, or 0 if there are less than `rows`."""
+    scratch, found, size_class = world.sets[0], 0, NONE
+    # neighbours mostly share their application and their class: what follows from those is found once
+    tag, its_class, profiled_ns, least_ns = NONE, NONE, 0, 0
+    for i in range(scratch["count"]):
+        if found + scratch["count"] - i < rows:
+            return 0
+        if scratch["places"][i] != tag or scratch["listed"][i] != its_class:
+            tag, its_class = scratch["places"][i], scratch["listed"][i]
             profiled_ns = world.estimates[exec_row(world, program, kind, b, its_class)]["profiled_ns"]
             histograms.refresh(world, tag, program, b)
             stretch = world.odds[tag, b]["mean"] if b > 0 else world.odds[tag, b]["stretches"][0]
             least_ns = stretch * profiled_ns // histograms.STRETCH
-        if (size_class == NONE or its_class == size_class) and profiled_ns > 0:
-            slack_ns = request["due_ns"] - before_ns
-            if least_ns <= slack_ns:
-                size_class = its_class
-                request["score"] = score(world.odds[tag, b], profiled_ns, slack_ns)
-                request["picked"] = 1
-                found += 1
-        r = ordered.successor(world.request_nodes, r)
-    return found
+        slack_ns = scratch["slacks"][i]
+        if (size_class == NONE or its_class == size_class) and profiled_ns > 0 and least_ns <= slack_ns:
+            size_class = its_class
+            scratch["gains"][i] = score(world.odds[tag, b], profiled_ns, slack_ns)
+            _insert(scratch, found, i)
+            found += 1
+    return found if found >= rows else 0
 
 
 @inner_kernel
-def _insert(world, head, tail, r):
-    """Put request `r` into the chain (linked through `next`) by score, behind its equals; returns its ends."""
-    request = world.requests[r]
-    if head == NONE or request["score"] <= world.requests[tail]["score"]:
-        request["next"] = NONE
-        if head == NONE:
-            return r, r
-        world.requests[tail]["next"] = r
-        return head, r
-    before, at = NONE, head
-    while world.requests[at]["score"] >= request["score"]:
-        before, at = at, world.requests[at]["next"]
-    request["next"] = at
-    if before == NONE:
-        return r, tail
-    world.requests[before]["next"] = r
-    return head, tail
+def _insert(scratch, found, i):
+    """Put `i` into `best`, which has `found` by score, behind its equals: scores mostly fall along a queue."""
+    at = found
+    while at > 0 and scratch["gains"][scratch["best"][at - 1]] < scratch["gains"][i]:
+        scratch["best"][at] = scratch["best"][at - 1]
+        at -= 1
+    scratch["best"][at] = i
 
 
 @inner_kernel
-def _keep_best(world, m, found, rows):
-    """Leave the `rows` best scores picked, ties to the more urgent: the first of them, and their sum.
-
-    Sorted into a chain: scores mostly fall along a queue, and then each step is short.
-    """
-    head, tail = NONE, NONE
-    r = world.models[m]["queue_head"]
-    while found > 0:
-        request = world.requests[r]
-        if request["picked"] == 1:
-            request["picked"] = 0
-            head, tail = _insert(world, head, tail, r)
-            found -= 1
-        r = ordered.successor(world.request_nodes, r)
-    total = 0
-    for _ in range(rows):
-        world.requests[head]["picked"] = 1
-        total += world.requests[head]["score"]
-        head = world.requests[head]["next"]
-    first = world.models[m]["queue_head"]
-    while world.requests[first]["picked"] == 0:
-        first = ordered.successor(world.request_nodes, first)
-    return first, total
+def _pick(world, rows):
+    """Mark the `rows` best scores; the first of them in the queue, and their sum."""
+    scratch, first, total = world.sets[0], LOOK, 0
+    for c in range(rows):
+        i = scratch["best"][c]
+        world.requests[scratch["rows"][i]]["picked"] = 1
+        total += scratch["gains"][i]
+        first = i if i < first else first
+    return scratch["rows"][first], total
 
 
 @inner_kernel
 def _propose(world, now_ns, gpu, m, start_ns):
     """A model's batch, its requests picked: (first, batch index, rows, sum of scores); (-1, -1, 0, 0): none."""
-    program = world.programs[world.models[m]["program"]]
-    for i in range(program["n_batches"]):
-        b = program["n_batches"] - 1 - i
-        rows = program["batches"][b]
-        if rows <= LOOK and rows <= world.models[m]["queued"]:
-            found = _candidates(world, now_ns, gpu, m, b, start_ns)
-            if found >= rows:
-                first, total = _keep_best(world, m, found, rows)
-                return first, b, rows, total
+    program, kind = world.models[m]["program"], world.gpus[gpu]["kind"]
+    sizes = world.programs[program]
+    _gather(world, m, start_ns + batches.end_margin_ns(world, now_ns, kind))
+    for i in range(sizes["n_batches"]):
+        b = sizes["n_batches"] - 1 - i
+        rows = sizes["batches"][b]
+        if rows <= world.sets[0]["count"] and _candidates(world, program, kind, b, rows) > 0:
+            first, total = _pick(world, rows)
+            return first, b, rows, total
     return NONE, NONE, 0, 0
 
 
