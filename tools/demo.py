@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from cwd.controller.config import ControllerConfig
 from cwd.errors import CwdError
 from cwd.models import profile
 from cwd.models.importers import add_zoo
@@ -74,6 +75,7 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--capacity-seconds", type=float, default=6.0, help="how long the capacity is measured")
     parser.add_argument("--load", type=float, default=0.6, help="offered load as a share of the measured capacity")
     parser.add_argument("--slo", default="250ms")
+    parser.add_argument("--policy", default=ControllerConfig.policy)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", default=str(ROOT / "run" / "demo"), help="folder of the report, the log and the models")
     return parser.parse_args()
@@ -98,7 +100,7 @@ def demo(options: argparse.Namespace, steps: Steps) -> dict[str, Any]:
     slo_ns = parse_duration_ns(options.slo)
     steps.say(f"bringing up a controller and a worker with {pages} pages of {PAGE_BYTES >> 20} MiB for {len(names)} models")
     with LocalCluster(repository.root, pool=pages * PAGE_BYTES, page=PAGE_BYTES, progress=steps.say,
-                      controller={"state_dir": str(folder / "state")}) as cluster:
+                      policy=options.policy, controller={"state_dir": str(folder / "state")}) as cluster:
         cluster.wait_servable(*names)
         steps.say(f"serving; largest difference from torch: {check_outputs(cluster, repository, entries, texts):.1e}")
         mix = schedule(trace, len(names), Shaping(seed=options.seed))
