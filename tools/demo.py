@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from cwd.controller.config import ControllerConfig
+from cwd.config import POLICY
 from cwd.errors import CwdError
 from cwd.models import profile
 from cwd.models.importers import add_zoo
@@ -75,7 +75,7 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--capacity-seconds", type=float, default=6.0, help="how long the capacity is measured")
     parser.add_argument("--load", type=float, default=0.6, help="offered load as a share of the measured capacity")
     parser.add_argument("--slo", default="250ms")
-    parser.add_argument("--policy", default=ControllerConfig.policy)
+    parser.add_argument("--policy", default=POLICY)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", default=str(ROOT / "run" / "demo"), help="folder of the report, the log and the models")
     return parser.parse_args()

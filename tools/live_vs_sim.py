@@ -22,6 +22,7 @@ from typing import Any
 import demo
 import numpy as np
 
+from cwd.config import POLICY
 from cwd.controller.record import Kind
 from cwd.controller.replay import Replay
 from cwd.controller.telemetry import actions_frame, gaps, log_parts, read_header, read_log, requests_frame
@@ -62,7 +63,7 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--load", type=float, default=2.5,
                         help="offered load as a share of the measured capacity, which is measured with few in flight")
     parser.add_argument("--slo", default="250ms")
-    parser.add_argument("--policy", default="clockwork")
+    parser.add_argument("--policy", default=POLICY)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--log", default="", help="no live run: compare the last run of this log of an earlier one")
     parser.add_argument("--out", default=str(demo.ROOT / "run" / "live_vs_sim"), help="folder of the log and the report")

@@ -28,8 +28,9 @@ SAMPLES_MAX = 256
 FIRST = SAMPLE // 4
 #: how many requests of an application that ran alone count ALONE times: in a batch one only knows who it may have been
 ALONE_FIRST, ALONE = 32, 4
-#: what makes a program dynamic, how much a scattered execution adds to that, and the most that there can be: see `watch`
-SCATTERED, SCATTER, SCATTER_MAX = 4096, 256, 32768
+#: what makes a program dynamic, how much a scattered execution of one request adds to that, and the most that there can be;
+#: one of so many adds a part of it, one of more no less: see `watch`
+SCATTERED, SCATTER, SCATTER_MAX, SCATTER_ROWS = 4096, 256, 32768, 8
 #: odds are built anew after 2**REFRESH_BITS changes
 REFRESH_BITS = 4
 
@@ -60,6 +61,12 @@ def _start(row, like):
         row["sums"][j] = FIRST * STRETCH
 
 
+@lean_kernel
+def key(program, app):
+    """Where `app_map` has the histogram of an application with a program."""
+    return hashmap.mix(app) ^ (program << 32)
+
+
 @inner_kernel
 def tag(world, r):
     """Find a request's histogram: its application's with the program, or the program's if there are too many."""
@@ -68,8 +75,8 @@ def tag(world, r):
     average = world.histograms[program]
     if average["total"] == 0:
         _start(average, average)
-    key = hashmap.mix(request["app"]) ^ (program << 32)
-    row = hashmap.get(world.app_map, key)
+    at = key(program, request["app"])
+    row = hashmap.get(world.app_map, at)
     if row == NONE:
         counters = world.counters[0]
         row = len(world.programs) + counters["apps"]
@@ -77,7 +84,7 @@ def tag(world, r):
             row = program
         else:
             counters["apps"] += 1
-            hashmap.put(world.app_map, key, row)
+            hashmap.put(world.app_map, at, row)
             _start(world.histograms[row], average)
     request["tag"] = row
 
@@ -155,21 +162,23 @@ def _alone(row, j, stretch):
 def watch(world, a, took_ns):
     """Whether the action's program is dynamic: whether its executions scatter, each against the one before it.
 
-    Of executions of one request one in sixteen that is half as long again, or the other way round, keeps a program
-    dynamic, SCATTERED / SCATTER of them make it so; of larger batches, whose longest are more alike, fewer do. What is
-    slow for a while, or was profiled wrongly, is off when that begins and when it ends.
+    One in sixteen that is twice as long, or half as long, keeps a program dynamic, SCATTERED / SCATTER of them make it so.
+    Of larger batches, whose longest are more alike, each says less either way. What is slow for a while, or was profiled
+    wrongly, is off when that begins and when it ends. (On a CPU that others use one in ten is off by half, one in forty by
+    twice.)
     """
     action = world.actions[a]
     program = world.programs[action["program"]]
     row = world.estimates[exec_row(world, action["program"], world.gpus[action["gpu"]]["kind"], action["batch_index"],
                                    action["size_class"])]
     before_ns = row["samples"][(row["position"] - 1) & (WINDOW - 1)]
-    if 2 * took_ns > 3 * before_ns or 2 * before_ns > 3 * took_ns:
-        program["scatter"] = program["scatter"] + SCATTER if program["scatter"] < SCATTER_MAX else SCATTER_MAX
+    weight = SCATTER // min(action["rows"], SCATTER_ROWS)
+    if took_ns > 2 * before_ns or before_ns > 2 * took_ns:
+        program["scatter"] = min(program["scatter"] + weight, SCATTER_MAX)
         if program["scatter"] >= SCATTERED:
             program["dynamic"] = 1
     else:
-        program["scatter"] -= SCATTER // 16 // action["rows"] + 1
+        program["scatter"] -= weight // 16
         if program["scatter"] <= 0:
             program["scatter"] = program["dynamic"] = 0
     return program["dynamic"]
