@@ -28,9 +28,8 @@ SAMPLES_MAX = 256
 FIRST = SAMPLE // 4
 #: how many requests of an application that ran alone count ALONE times: in a batch one only knows who it may have been
 ALONE_FIRST, ALONE = 32, 4
-#: what makes a program dynamic, how much a scattered execution of one request adds to that, and the most that there can be;
-#: one of so many adds a part of it, one of more no less: see `watch`
-SCATTERED, SCATTER, SCATTER_MAX, SCATTER_ROWS = 4096, 256, 32768, 8
+#: what makes a program dynamic, how much a scattered execution adds to that, and the most that there can be: see `watch`
+SCATTERED, SCATTER, SCATTER_MAX = 4096, 256, 32768
 #: odds are built anew after 2**REFRESH_BITS changes
 REFRESH_BITS = 4
 
@@ -162,23 +161,21 @@ def _alone(row, j, stretch):
 def watch(world, a, took_ns):
     """Whether the action's program is dynamic: whether its executions scatter, each against the one before it.
 
-    One in sixteen that is twice as long, or half as long, keeps a program dynamic, SCATTERED / SCATTER of them make it so.
-    Of larger batches, whose longest are more alike, each says less either way. What is slow for a while, or was profiled
-    wrongly, is off when that begins and when it ends. (On a CPU that others use one in ten is off by half, one in forty by
-    twice.)
+    Of executions of one request one in sixteen that is twice as long, or half as long, keeps a program dynamic, SCATTERED /
+    SCATTER of them make it so; of batches, whose longest are more alike, one in 32. On a CPU that others use one in ten is off
+    by half, but one in fifty by twice. What is slow for a while, or was profiled wrongly, is off when that begins and ends.
     """
     action = world.actions[a]
     program = world.programs[action["program"]]
     row = world.estimates[exec_row(world, action["program"], world.gpus[action["gpu"]]["kind"], action["batch_index"],
                                    action["size_class"])]
     before_ns = row["samples"][(row["position"] - 1) & (WINDOW - 1)]
-    weight = SCATTER // min(action["rows"], SCATTER_ROWS)
     if took_ns > 2 * before_ns or before_ns > 2 * took_ns:
-        program["scatter"] = min(program["scatter"] + weight, SCATTER_MAX)
+        program["scatter"] = min(program["scatter"] + SCATTER, SCATTER_MAX)
         if program["scatter"] >= SCATTERED:
             program["dynamic"] = 1
     else:
-        program["scatter"] -= weight // 16
+        program["scatter"] -= SCATTER // (16 if action["rows"] == 1 else 32)
         if program["scatter"] <= 0:
             program["scatter"] = program["dynamic"] = 0
     return program["dynamic"]

@@ -65,8 +65,6 @@ class Preset:
     picks: int = 0
     #: under overload take in only who can wait for a batch to fill at the model's rate of arrivals
     gathers: int = 0
-    #: keep GPUs free of work that is not urgent, as many as urgent work needs (background.py)
-    reserves: int = 0
     #: give busy models further copies before they are needed (spread.py), and let the copies leave that are worth least
     #: (worth.py) instead of those used longest ago
     spreads: int = 0
@@ -94,7 +92,7 @@ _CLIPPER = {"admission": 0, "foresight": 0, "queue_order": BY_ARRIVAL, "copy_ord
 PRESETS = {
     "fifo": Preset(FIFO, queue_order=BY_ARRIVAL, copy_order=BY_ARRIVAL, load_order=BY_ARRIVAL, replicate=0, load_saves=0),
     "clockwork": Preset(CLOCKWORK),
-    "cwd": Preset(CWD, learns=1, gathers=1, reserves=1, spreads=1, prices=1, load_order=BY_SAVED),
+    "cwd": Preset(CWD, learns=1, gathers=1, spreads=1, prices=1, load_order=BY_SAVED),
     "edf": Preset(EDF, copy_order=BY_DUE),
     # 5 ms ahead, of which 1 ms is the network's; internal deadlines 5 ms early, but not before 5 ms ahead and 5 more;
     # a LOAD whenever a model that is not there has anything queued, since their test for a demand of 0 never fires

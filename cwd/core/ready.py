@@ -46,9 +46,8 @@ def best(world, now_ns, gpu, rule):
     best_copy, best_first, best_batch, best_rows = NONE, NONE, NONE, 0
     best_value, best_cost = 0, 1
     copy = most_urgent(world, now_ns, gpu)
-    apart = world.settings[0]["reserves"] == 1 and copy != NONE and urgent(world, now_ns, copy)
     for _ in range(COMPARED):
-        if copy == NONE or (apart and not urgent(world, now_ns, copy)):
+        if copy == NONE:
             break
         m = world.copies[copy]["model"]
         b = NONE

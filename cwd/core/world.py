@@ -160,7 +160,7 @@ COUNTERS = _table(
 SETTINGS = _table(
     "policy admission foresight queue_order copy_order load_order replicate load_saves evict_queued "
     "margins_fixed drop_passed estimates_recent begins_at_once polls costs_alone "
-    "learns picks gathers reserves spreads prices fair batch_delay_ns due_floor_ns "
+    "learns picks gathers spreads prices fair batch_delay_ns due_floor_ns "
     "schedule_ahead_ns load_ahead_ns send_ns result_ns end_ns client_ns latest_slack_ns exec_grace_ns "
     "load_grace_ns stuck_ns lane_depth attempts_max slo_max_ns margin_max_ns load_horizon_ns "
     "requests_max models_max programs_max gpus_max copies_max actions_max clients_max kinds_max classes_max "
