@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from cwd.core import hashmap
 from cwd.core.estimate import exec_row
-from cwd.core.world import BINS, NONE, WINDOW
+from cwd.core.world import BINS, NONE
 from cwd.jit import inner_kernel, lean_kernel
 
 #: one sample, in the units of `counts`
@@ -158,39 +158,42 @@ def _alone(row, j, stretch):
 
 
 @inner_kernel
-def watch(world, a, took_ns):
+def watch(world, a, own_ns):
     """Whether the action's program is dynamic: whether its executions scatter, each against the one before it.
 
     Of executions of one request one in sixteen that is twice as long, or half as long, keeps a program dynamic, SCATTERED /
-    SCATTER of them make it so; of batches, whose longest are more alike, one in 32. On a CPU that others use one in ten is off
-    by half, but one in fifty by twice. What is slow for a while, or was profiled wrongly, is off when that begins and ends.
+    SCATTER of them make it so; of larger batches, whose longest are more alike, fewer do. What is slow for a while, or was
+    profiled wrongly, is off when that begins and when it ends. `own_ns` is by the device's own clock: half of the executions
+    on a CPU that has three times the work it can do are off by twice on the wall's, one in a thousand on their thread's.
     """
     action = world.actions[a]
     program = world.programs[action["program"]]
     row = world.estimates[exec_row(world, action["program"], world.gpus[action["gpu"]]["kind"], action["batch_index"],
                                    action["size_class"])]
-    before_ns = row["samples"][(row["position"] - 1) & (WINDOW - 1)]
-    if took_ns > 2 * before_ns or before_ns > 2 * took_ns:
+    before_ns = row["own_ns"]
+    row["own_ns"] = own_ns
+    if before_ns > 0 and (own_ns > 2 * before_ns or before_ns > 2 * own_ns):
         program["scatter"] = min(program["scatter"] + SCATTER, SCATTER_MAX)
         if program["scatter"] >= SCATTERED:
             program["dynamic"] = 1
     else:
-        program["scatter"] -= SCATTER // (16 if action["rows"] == 1 else 32)
+        program["scatter"] -= SCATTER // 16 // action["rows"] + 1
         if program["scatter"] <= 0:
             program["scatter"] = program["dynamic"] = 0
     return program["dynamic"]
 
 
 @inner_kernel
-def learn(world, a, took_ns):
-    """Execution `a` took so long: share that out among its requests' applications, and their program's average."""
+def learn(world, a, took_ns, own_ns):
+    """Execution `a` took so long, by the device's own clock `own_ns`: share that out among its requests' applications, and
+    their program's average."""
     action = world.actions[a]
     kind = world.gpus[action["gpu"]]["kind"]
     profiled_ns = world.estimates[
         exec_row(world, action["program"], kind, action["batch_index"], action["size_class"])]["profiled_ns"]
     if profiled_ns <= 0:
         return
-    if watch(world, a, took_ns) == 0 and world.settings[0]["picks"] == 0:
+    if watch(world, a, own_ns) == 0 and world.settings[0]["picks"] == 0:
         return
     stretch = took_ns * STRETCH // profiled_ns
     stretch = stretch if stretch < 1024 * STRETCH else 1024 * STRETCH
