@@ -30,7 +30,8 @@ from cwd.units import format_duration, parse_duration_ns
 from cwd.workload.arrivals import Arrivals, Shaping, schedule
 from cwd.workload.capacity import measure_capacity
 from cwd.workload.command import read_actions
-from cwd.workload.lengths import data_folder, load_texts
+from cwd.workload.lengths import Texts, data_folder, load_texts
+from cwd.workload.outcome import Rows
 from cwd.workload.replay import progress_bar, replay
 from cwd.workload.report import write_report
 from cwd.workload.synthetic import synthetic_trace
@@ -112,12 +113,8 @@ def demo(options: argparse.Namespace, steps: Steps) -> dict[str, Any]:
         steps.say(f"replaying {len(arrivals)} requests in {options.seconds:g} s: {offered_rps:.0f} requests/s, "
                   f"{offered_rps / capacity.rps:.2f} of the capacity, SLO {format_duration(slo_ns)}, "
                   f"token lengths from {texts.source}")
-        progress, close = progress_bar(len(arrivals))
-        try:
-            rows, start_ns = replay(cluster.endpoint(), names, arrivals, [slo_ns] * len(names), texts, seed=options.seed,
-                                    vocabulary=VOCABULARY, progress=progress)
-        finally:
-            close()
+        rows, start_ns = shown_replay(cluster.endpoint(), names, arrivals, slo_ns, texts, seed=options.seed,
+                                      vocabulary=VOCABULARY)
         actions = read_actions(folder / "state", start_ns, rows)
     source = TRACE_FILE if data is not None else "synthetic workload"
     title = (f"cwd demo: {source}, minutes {MINUTES[0]} to {MINUTES[1]} in {options.seconds:g} s\n{len(names)} models of "
@@ -187,6 +184,16 @@ def scaled(trace: CountTrace, models: int, options: argparse.Namespace, capacity
     wanted = options.load * capacity_rps * options.seconds
     speed = (MINUTES[1] - MINUTES[0]) * 60 / options.seconds
     return schedule(trace, models, Shaping(scale=wanted / trace.counts.sum(), speed=speed, seed=options.seed))
+
+
+def shown_replay(endpoint: str, names: list[str], arrivals: Arrivals, slo_ns: int, texts: Texts,
+                 **options: Any) -> tuple[Rows, int]:
+    """`replay` with one SLO for all and a bar on stderr."""
+    progress, close = progress_bar(len(arrivals))
+    try:
+        return replay(endpoint, names, arrivals, [slo_ns] * len(names), texts, progress=progress, **options)
+    finally:
+        close()
 
 
 def check_outputs(cluster: Any, repository: Repository, entries: list[Entry], texts: Any) -> float:

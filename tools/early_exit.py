@@ -13,13 +13,11 @@ import argparse
 import json
 import shutil
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import demo
 import numpy as np
-from live_vs_sim import PAUSE_S
 
 from cwd.client.call import app_tag
 from cwd.controller import replay as log_replay
@@ -29,13 +27,12 @@ from cwd.errors import Code, CwdError
 from cwd.models import profile
 from cwd.models.importers import add_zoo
 from cwd.models.repository import Entry, Repository
-from cwd.units import NS_PER_S, format_duration
+from cwd.units import NS_PER_MS, NS_PER_S, format_duration
 from cwd.workload.arrivals import Arrivals, Shaping, schedule
 from cwd.workload.capacity import measure_capacity
 from cwd.workload.command import read_actions
 from cwd.workload.lengths import synthetic_texts
 from cwd.workload.outcome import Rows, summary
-from cwd.workload.replay import progress_bar, replay
 from cwd.workload.traces import CountTrace
 
 #: how much more than noise the tokens of a request have in common: what the encoder is sure of at once, and never
@@ -96,7 +93,7 @@ def compare(options: argparse.Namespace, steps: demo.Steps) -> dict[str, Any]:
     value = profile.measure_cpu(repository, entry, budget_ns=round(options.profile_seconds * NS_PER_S),
                                 page_bytes=PAGE_BYTES)
     full_ns = profile.exec_ns(value, entry.manifest.batch_sizes[-1], 0)
-    facts: dict[str, Any] = {"full_batch_ms": round(full_ns / 1e6, 3), "slo_ms": round(options.slo_scale * full_ns / 1e6, 1),
+    facts: dict[str, Any] = {"full_batch_ms": round(full_ns / NS_PER_MS, 3), "slo_ms": round(options.slo_scale * full_ns / NS_PER_MS, 1),
                              "slow_share": options.slow_share, "policies": {}}
     arrivals = None
     for policy in options.policies.split(","):
@@ -119,7 +116,7 @@ def serve(policy: str, repository: Repository, entry: Entry, arrivals: Arrivals 
 
     state = Path(options.out) / policy
     spec = entry.manifest.program
-    names, texts, slo_ns = [entry.manifest.key] * len(APPS), synthetic_texts(), round(slo_ms * 1e6)
+    names, texts, slo_ns = [entry.manifest.key] * len(APPS), synthetic_texts(), round(slo_ms * NS_PER_MS)
     makers = [Features(spec.inputs[0].shape, strength, options.seed + index)
               for index, strength in enumerate(STRENGTHS.values())]
     common: dict[str, Any] = {"apps": APPS, "makers": makers, "seed": options.seed}
@@ -132,13 +129,7 @@ def serve(policy: str, repository: Repository, entry: Entry, arrivals: Arrivals 
             arrivals = mixed(options, options.load * capacity.rps, options.seconds)
         steps.say(f"{policy}: capacity {capacity.rps:.0f} requests/s (closed loop); {len(arrivals)} requests in "
                   f"{options.seconds:g} s, SLO {format_duration(slo_ns)}")
-        time.sleep(PAUSE_S)
-        progress, close = progress_bar(len(arrivals))
-        try:
-            rows, start_ns = replay(cluster.endpoint(), names, arrivals, [slo_ns] * len(names), texts, progress=progress,
-                                    **common)
-        finally:
-            close()
+        rows, start_ns = demo.shown_replay(cluster.endpoint(), names, arrivals, slo_ns, texts, **common)
         read_actions(state, start_ns, rows)
     return capacity.rps, arrivals, rows, start_ns
 

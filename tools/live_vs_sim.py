@@ -36,7 +36,6 @@ from cwd.workload.capacity import measure_capacity
 from cwd.workload.command import read_actions
 from cwd.workload.lengths import data_folder, load_texts
 from cwd.workload.outcome import REFUSALS
-from cwd.workload.replay import progress_bar, replay
 
 #: between measuring the capacity and the run: what is under way ends, and what is only half known fades
 PAUSE_S = 2.0
@@ -100,12 +99,8 @@ def live(options: argparse.Namespace, steps: demo.Steps) -> int:
         steps.say(f"capacity {capacity.rps:.0f} requests/s; {len(arrivals)} requests in {options.seconds:g} s, "
                   f"SLO {format_duration(slo_ns)}")
         time.sleep(PAUSE_S)
-        progress, close = progress_bar(len(arrivals))
-        try:
-            rows, start_ns = replay(cluster.endpoint(), names, arrivals, [slo_ns] * len(names), texts, seed=options.seed,
-                                    vocabulary=demo.VOCABULARY, progress=progress)
-        finally:
-            close()
+        rows, start_ns = demo.shown_replay(cluster.endpoint(), names, arrivals, slo_ns, texts, seed=options.seed,
+                                           vocabulary=demo.VOCABULARY)
         read_actions(folder / "state", start_ns, rows)
     shutil.rmtree(repository.root)
     (folder / "start_ns").write_text(f"{start_ns}\n")

@@ -26,7 +26,7 @@ def tool(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 @pytest.mark.e2e
 def test_applications_are_learned_from_results_and_kept_apart(tool: ModuleType, tmp_path: Path,
                                                               capsys: pytest.CaptureFixture[str]) -> None:
-    tool.main(["--policies", "cwd", "--seconds", "3", "--profile-seconds", "0.5", "--capacity-seconds", "1", "--load", "1",
+    tool.main(["--policies", "cwd", "--seconds", "2", "--profile-seconds", "0.5", "--capacity-seconds", "1", "--load", "1",
                "--out", str(tmp_path / "run"), "--json"])
     (line,) = capsys.readouterr().out.splitlines()
     found = json.loads(line)["policies"]["cwd"]
