@@ -1,4 +1,4 @@
-"""Where a cwd on this machine is found, for every command and client alike: the run directory and its endpoints.
+"""Where a cwd on this machine is found, for every command and client alike, and what else all who start one agree on.
 
 Knows no daemon's own settings; those have modules of their own, and the same precedence: flags over CWD_* over TOML.
 """
@@ -13,6 +13,8 @@ from typing import Any
 from cwd.errors import Code, CwdError
 
 SOCKETS = ("clients", "workers", "admin")
+#: what a controller schedules by unless it is told otherwise
+POLICY = "cwd"
 
 
 def run_dir() -> Path:

@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from cwd.config import POLICY
 from cwd.errors import CwdError
 from cwd.models import profile
 from cwd.models.importers import add_zoo
@@ -29,7 +30,8 @@ from cwd.units import format_duration, parse_duration_ns
 from cwd.workload.arrivals import Arrivals, Shaping, schedule
 from cwd.workload.capacity import measure_capacity
 from cwd.workload.command import read_actions
-from cwd.workload.lengths import data_folder, load_texts
+from cwd.workload.lengths import Texts, data_folder, load_texts
+from cwd.workload.outcome import Rows
 from cwd.workload.replay import progress_bar, replay
 from cwd.workload.report import write_report
 from cwd.workload.synthetic import synthetic_trace
@@ -74,6 +76,7 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--capacity-seconds", type=float, default=6.0, help="how long the capacity is measured")
     parser.add_argument("--load", type=float, default=0.6, help="offered load as a share of the measured capacity")
     parser.add_argument("--slo", default="250ms")
+    parser.add_argument("--policy", default=POLICY)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", default=str(ROOT / "run" / "demo"), help="folder of the report, the log and the models")
     return parser.parse_args()
@@ -98,7 +101,7 @@ def demo(options: argparse.Namespace, steps: Steps) -> dict[str, Any]:
     slo_ns = parse_duration_ns(options.slo)
     steps.say(f"bringing up a controller and a worker with {pages} pages of {PAGE_BYTES >> 20} MiB for {len(names)} models")
     with LocalCluster(repository.root, pool=pages * PAGE_BYTES, page=PAGE_BYTES, progress=steps.say,
-                      controller={"state_dir": str(folder / "state")}) as cluster:
+                      policy=options.policy, controller={"state_dir": str(folder / "state")}) as cluster:
         cluster.wait_servable(*names)
         steps.say(f"serving; largest difference from torch: {check_outputs(cluster, repository, entries, texts):.1e}")
         mix = schedule(trace, len(names), Shaping(seed=options.seed))
@@ -110,12 +113,8 @@ def demo(options: argparse.Namespace, steps: Steps) -> dict[str, Any]:
         steps.say(f"replaying {len(arrivals)} requests in {options.seconds:g} s: {offered_rps:.0f} requests/s, "
                   f"{offered_rps / capacity.rps:.2f} of the capacity, SLO {format_duration(slo_ns)}, "
                   f"token lengths from {texts.source}")
-        progress, close = progress_bar(len(arrivals))
-        try:
-            rows, start_ns = replay(cluster.endpoint(), names, arrivals, [slo_ns] * len(names), texts, seed=options.seed,
-                                    vocabulary=VOCABULARY, progress=progress)
-        finally:
-            close()
+        rows, start_ns = shown_replay(cluster.endpoint(), names, arrivals, slo_ns, texts, seed=options.seed,
+                                      vocabulary=VOCABULARY)
         actions = read_actions(folder / "state", start_ns, rows)
     source = TRACE_FILE if data is not None else "synthetic workload"
     title = (f"cwd demo: {source}, minutes {MINUTES[0]} to {MINUTES[1]} in {options.seconds:g} s\n{len(names)} models of "
@@ -185,6 +184,16 @@ def scaled(trace: CountTrace, models: int, options: argparse.Namespace, capacity
     wanted = options.load * capacity_rps * options.seconds
     speed = (MINUTES[1] - MINUTES[0]) * 60 / options.seconds
     return schedule(trace, models, Shaping(scale=wanted / trace.counts.sum(), speed=speed, seed=options.seed))
+
+
+def shown_replay(endpoint: str, names: list[str], arrivals: Arrivals, slo_ns: int, texts: Texts,
+                 **options: Any) -> tuple[Rows, int]:
+    """`replay` with one SLO for all and a bar on stderr."""
+    progress, close = progress_bar(len(arrivals))
+    try:
+        return replay(endpoint, names, arrivals, [slo_ns] * len(names), texts, progress=progress, **options)
+    finally:
+        close()
 
 
 def check_outputs(cluster: Any, repository: Repository, entries: list[Entry], texts: Any) -> float:

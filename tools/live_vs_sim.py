@@ -22,6 +22,7 @@ from typing import Any
 import demo
 import numpy as np
 
+from cwd.config import POLICY
 from cwd.controller.record import Kind
 from cwd.controller.replay import Replay
 from cwd.controller.telemetry import actions_frame, gaps, log_parts, read_header, read_log, requests_frame
@@ -35,7 +36,6 @@ from cwd.workload.capacity import measure_capacity
 from cwd.workload.command import read_actions
 from cwd.workload.lengths import data_folder, load_texts
 from cwd.workload.outcome import REFUSALS
-from cwd.workload.replay import progress_bar, replay
 
 #: between measuring the capacity and the run: what is under way ends, and what is only half known fades
 PAUSE_S = 2.0
@@ -62,7 +62,7 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--load", type=float, default=2.5,
                         help="offered load as a share of the measured capacity, which is measured with few in flight")
     parser.add_argument("--slo", default="250ms")
-    parser.add_argument("--policy", default="clockwork")
+    parser.add_argument("--policy", default=POLICY)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--log", default="", help="no live run: compare the last run of this log of an earlier one")
     parser.add_argument("--out", default=str(demo.ROOT / "run" / "live_vs_sim"), help="folder of the log and the report")
@@ -99,12 +99,8 @@ def live(options: argparse.Namespace, steps: demo.Steps) -> int:
         steps.say(f"capacity {capacity.rps:.0f} requests/s; {len(arrivals)} requests in {options.seconds:g} s, "
                   f"SLO {format_duration(slo_ns)}")
         time.sleep(PAUSE_S)
-        progress, close = progress_bar(len(arrivals))
-        try:
-            rows, start_ns = replay(cluster.endpoint(), names, arrivals, [slo_ns] * len(names), texts, seed=options.seed,
-                                    vocabulary=demo.VOCABULARY, progress=progress)
-        finally:
-            close()
+        rows, start_ns = demo.shown_replay(cluster.endpoint(), names, arrivals, slo_ns, texts, seed=options.seed,
+                                           vocabulary=demo.VOCABULARY)
         read_actions(folder / "state", start_ns, rows)
     shutil.rmtree(repository.root)
     (folder / "start_ns").write_text(f"{start_ns}\n")

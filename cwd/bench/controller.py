@@ -23,6 +23,7 @@ from typing import Any
 from cwd.bench.cpu import process_cpu_ns
 from cwd.bench.loadgen import Load, LoadGenerator, Report
 from cwd.client.admin import Admin
+from cwd.config import POLICY
 from cwd.errors import CwdError
 from cwd.models import profile
 from cwd.models.repository import Repository
@@ -41,7 +42,7 @@ START_S = 300.0
 
 
 def run(models: Sequence[int] = (60, 4000), rate: float = 20_000.0, seconds: float = 4.0, gpus: int = 8,
-        policy: str = "clockwork") -> dict[str, Any]:
+        policy: str = POLICY) -> dict[str, Any]:
     """Rows {models, rps, cpu_us, bare_rps, bare_cpu_us, ratio_to_bare}, and what became of the requests."""
     rows = []
     with tempfile.TemporaryDirectory(prefix="cwd-bench-") as folder:

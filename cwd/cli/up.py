@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from cwd.cli.common import repository_option, say
-from cwd.config import run_dir
+from cwd.config import POLICY, run_dir
 
 
 @click.command()
@@ -21,7 +21,7 @@ from cwd.config import run_dir
               help="How many worker processes.")
 @click.option("--pool", envvar="CWD_POOL", default="1GiB", show_default=True, help="Memory for weights, per device.")
 @click.option("--page", envvar="CWD_PAGE", default="1MiB", show_default=True, help="Size of a page of it.")
-@click.option("--policy", envvar="CWD_POLICY", default="clockwork", show_default=True, help="The scheduler's policy.")
+@click.option("--policy", envvar="CWD_POLICY", default=POLICY, show_default=True, help="The scheduler's policy.")
 @click.option("--run-dir", envvar="CWD_RUN_DIR", type=click.Path(path_type=Path), default=run_dir, help="Folder of the "
               "sockets and logs.")
 def up(repository: str, device: str, workers: int, pool: str, page: str, policy: str, run_dir: Path) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 from cwd.client import AsyncClient, Client
 from cwd.client.admin import Admin
 from cwd.cluster.child import Child
-from cwd.config import endpoint
+from cwd.config import POLICY, endpoint
 from cwd.errors import Code, CwdError
 from cwd.units import parse_size_bytes
 
@@ -37,7 +37,7 @@ class LocalCluster:
     """
 
     def __init__(self, repository: str | os.PathLike[str] = "", *, workers: int = 1, device: str = "cpu",
-                 pool: str | int = "1GiB", page: str | int = "1MiB", policy: str = "clockwork",
+                 pool: str | int = "1GiB", page: str | int = "1MiB", policy: str = POLICY,
                  controller: Settings | None = None, worker: Settings | None = None,
                  cores: Mapping[str, Sequence[int]] | None = None, folder: str | os.PathLike[str] | None = None,
                  timeout: float = 180.0, progress: Callable[[str], None] | None = None) -> None:

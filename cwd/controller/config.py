@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from cwd.config import POLICY
 from cwd.config import run_dir as default_run_dir
 from cwd.errors import Code, CwdError
 from cwd.units import NS_PER_MS, NS_PER_S, parse_duration_ns, parse_size_bytes
@@ -42,7 +43,7 @@ class ControllerConfig:
     workers_bind: str = ""
     admin_bind: str = ""
 
-    policy: str = "clockwork"
+    policy: str = POLICY
     #: what the policy cwd is after: "fair" (every model gets half of the overall share in time at least) or "goodput"
     objective: str = "fair"
     models_max: int = 4096

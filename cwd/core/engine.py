@@ -214,9 +214,9 @@ def client_gone(world, now_ns, client):
 def action_done(world, now_ns, action, status, begin_ns, end_ns, device_ns, rows_done, pages_free, payload):
     """A worker's result. 0, or STALE if the action is not outstanding: then nothing has changed.
 
-    `begin_ns`, `end_ns`: in the clock of `now_ns`, 0 if it did not run. `device_ns` is for the host's log; the lane is
-    occupied from begin to end. `pages_free`: as told by a RESULT, -1 if not told. `payload`: the host's handle of the
-    outputs; it comes back as a release after the replies that point to it.
+    `begin_ns`, `end_ns`: in the clock of `now_ns`, 0 if it did not run; the lane is occupied in between. `device_ns`: the
+    same by the device's own clock, 0 where there is none. `pages_free`: as told by a RESULT, -1 if not told. `payload`: the
+    host's handle of the outputs; it comes back as a release after the replies that point to it.
     """
     a = action & SLOT_MASK
     if action < 0 or a >= len(world.actions):
@@ -229,7 +229,8 @@ def action_done(world, now_ns, action, status, begin_ns, end_ns, device_ns, rows
         status = DEVICE_ERROR
     gpu, lane = row["gpu"], row["lane"]
     if status == OK and row["state"] == ACTION_EXEC and 0 < begin_ns < end_ns:
-        policies.learn(world, now_ns, a, end_ns - begin_ns)
+        took_ns = end_ns - begin_ns
+        policies.learn(world, now_ns, a, took_ns, device_ns if device_ns > 0 else took_ns)
     actions.end(world, now_ns, a, status, begin_ns, end_ns, payload)
     outbox.release(world, NONE, payload)
     # only with nothing in flight do the worker's count and ours speak of the same moment

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from cwd.core import hashmap
 from cwd.core.estimate import exec_row
-from cwd.core.world import BINS, NONE, WINDOW
+from cwd.core.world import BINS, NONE
 from cwd.jit import inner_kernel, lean_kernel
 
 #: one sample, in the units of `counts`
@@ -70,6 +70,12 @@ def _start(row, like):
         row["sums"][j] = FIRST * STRETCH
 
 
+@lean_kernel
+def key(program, app):
+    """Where `app_map` has the histogram of an application with a program."""
+    return hashmap.mix(app) ^ (program << 32)
+
+
 @inner_kernel
 def tag(world, r):
     """Find a request's histogram: its application's with the program, or the program's if there are too many."""
@@ -78,8 +84,8 @@ def tag(world, r):
     average = world.histograms[program]
     if average["total"] == 0:
         _start(average, average)
-    key = hashmap.mix(request["app"]) ^ (program << 32)
-    row = hashmap.get(world.app_map, key)
+    at = key(program, request["app"])
+    row = hashmap.get(world.app_map, at)
     if row == NONE:
         counters = world.counters[0]
         row = len(world.programs) + counters["apps"]
@@ -87,7 +93,7 @@ def tag(world, r):
             row = program
         else:
             counters["apps"] += 1
-            hashmap.put(world.app_map, key, row)
+            hashmap.put(world.app_map, at, row)
             _start(world.histograms[row], average)
     request["tag"] = row
 
@@ -164,22 +170,24 @@ def _alone(row, j, stretch):
 
 
 @inner_kernel
-def watch(world, a, took_ns):
+def watch(world, a, own_ns):
     """Whether the action's program is dynamic: whether its executions scatter, each against the one before it.
 
-    Of executions of one request one in sixteen that is half as long again, or the other way round, keeps a program
-    dynamic, SCATTERED / SCATTER of them make it so; of larger batches, whose longest are more alike, fewer do. What is
-    slow for a while, or was profiled wrongly, is off when that begins and when it ends.
+    Of executions of one request one in sixteen that is twice as long, or half as long, keeps a program dynamic, SCATTERED /
+    SCATTER of them make it so; of larger batches, whose longest are more alike, fewer do. What is slow for a while, or was
+    profiled wrongly, is off when that begins and when it ends. `own_ns` is by the device's own clock: half of the executions
+    on a CPU that has three times the work it can do are off by twice on the wall's, one in a thousand on their thread's.
     """
     action = world.actions[a]
     program = world.programs[action["program"]]
     row = world.estimates[exec_row(world, action["program"], world.gpus[action["gpu"]]["kind"], action["batch_index"],
                                    action["size_class"])]
-    before_ns, profiled_ns = row["samples"][(row["position"] - 1) & (WINDOW - 1)], row["profiled_ns"]
-    if 2 * took_ns > 3 * profiled_ns or 2 * profiled_ns > 3 * took_ns or (program["off"] > 0 and action["rows"] == 1):
+    before_ns, profiled_ns = row["own_ns"], row["profiled_ns"]
+    row["own_ns"] = own_ns
+    if 2 * own_ns > 3 * profiled_ns or 2 * profiled_ns > 3 * own_ns or (program["off"] > 0 and action["rows"] == 1):
         program["off"] += 1
-    if 2 * took_ns > 3 * before_ns or 2 * before_ns > 3 * took_ns:
-        program["scatter"] = program["scatter"] + SCATTER if program["scatter"] < SCATTER_MAX else SCATTER_MAX
+    if before_ns > 0 and (own_ns > 2 * before_ns or before_ns > 2 * own_ns):
+        program["scatter"] = min(program["scatter"] + SCATTER, SCATTER_MAX)
         if program["scatter"] >= SCATTERED:
             program["dynamic"] = 1
     else:
@@ -201,15 +209,16 @@ def asks(world, m):
 
 
 @inner_kernel
-def learn(world, a, took_ns):
-    """Execution `a` took so long: share that out among its requests' applications, and their program's average."""
+def learn(world, a, took_ns, own_ns):
+    """Execution `a` took so long, by the device's own clock `own_ns`: share that out among its requests' applications, and
+    their program's average."""
     action = world.actions[a]
     kind = world.gpus[action["gpu"]]["kind"]
     profiled_ns = world.estimates[
         exec_row(world, action["program"], kind, action["batch_index"], action["size_class"])]["profiled_ns"]
     if profiled_ns <= 0:
         return
-    if watch(world, a, took_ns) == 0 and world.settings[0]["picks"] == 0:
+    if watch(world, a, own_ns) == 0 and world.settings[0]["picks"] == 0:
         return
     stretch = took_ns * STRETCH // profiled_ns
     stretch = stretch if stretch < 1024 * STRETCH else 1024 * STRETCH

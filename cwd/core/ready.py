@@ -36,14 +36,15 @@ def most_urgent(world, now_ns, gpu):
 
 
 @inner_kernel
-def best(world, now_ns, gpu, copy, rule):
-    """The best batch of the models from `copy` on, by one of the rules of `batches.pick`: (copy, first, batch index, rows).
+def best(world, now_ns, gpu, rule):
+    """The best batch of the most urgent models by one of the rules of `batches.pick`: (copy, first, batch index, rows).
 
     Of equals the more urgent. (-1, -1, -1, 0): nothing would be in time.
     """
     start_ns = lanes.available_ns(world, now_ns, gpu, LANE_EXEC)
     best_copy, best_first, best_batch, best_rows = NONE, NONE, NONE, 0
     best_value, best_cost = 0, 1
+    copy = most_urgent(world, now_ns, gpu)
     for _ in range(COMPARED):
         if copy == NONE:
             break

@@ -91,10 +91,10 @@ PROGRAM = np.dtype(
     + [("batches", np.int64, (BATCHES_MAX,))], align=True)
 #: tail_ns and typical_ns are what the window says, low_ns its least; both decay towards min(low, seed) unless sampled;
 #: doubted_ns is when the seed was last lowered because nobody could be served with it, 0 if it was not; profiled_ns is the
-#: seed that was given, which no doubt changes
+#: seed that was given, which no doubt changes; own_ns the last execution by the device's own clock
 ESTIMATE = np.dtype(
     [(name, np.int64) for name in ("seed_ns", "low_ns", "typical_ns", "tail_ns", "updated_ns", "doubted_ns", "since_ns",
-                                      "position", "count", "profiled_ns")]
+                                      "position", "count", "profiled_ns", "own_ns")]
     + [("samples", np.int64, (WINDOW,))], align=True)
 #: pressed_ns: when it last had to turn somebody away; look_ns: when the policy wants to look again, come what may;
 #: cycle_ns, planned_ns: the round in which a policy that plans rounds serves its models, and when it was planned

@@ -26,7 +26,7 @@ from cwd.models.spec import WEIGHT_BYTES, ProgramSpec
 #: factories that any repository may name, spelled out since a dotted path could reach anything that a module imports;
 #: others need a trusted repository, or to be listed in CWD_FACTORIES as `package.module:callable` or `package.module`
 SAFE_FACTORIES = tuple(f"cwd.models.zoo:{name}" for name in (
-    "transformers_model", "convnet5m", "mlp", "identity", "nothing"))
+    "transformers_model", "convnet5m", "mlp", "identity", "nothing", "early_exit"))
 
 DTYPES = {
     "BOOL": torch.bool, "U8": torch.uint8, "I8": torch.int8, "I16": torch.int16, "F16": torch.float16,

@@ -102,7 +102,7 @@ class Device:
             return Done(int(Code.NOT_RESIDENT), begin_ns, begin_ns)
         payloads, sizes, results, out_sizes = self._arrays[rows]
         dims = self.entries.dims[entry, :rows]
-        opened = False
+        opened, clock_ns = False, self.backend.clock_ns()
         try:
             self.backend.output_bytes(window.program, dims, out_sizes)
             opened = en.entry_open(self.entries, entry, rows)
@@ -112,7 +112,8 @@ class Device:
             self._complain(window.program, error)
             status = int(Code.DEVICE_ERROR)
         if status == OK:
-            return Done(OK, begin_ns, _now(), 0, rows)
+            device_ns = self.backend.clock_ns() - clock_ns
+            return Done(OK, begin_ns, _now(), device_ns, rows)
         if opened:
             en.entry_drop_outputs(self.entries, entry, rows)
         return Done(status, begin_ns, _now())

@@ -15,12 +15,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from cwd.client import Client
-from cwd.client.call import Call
+from cwd.client.call import Call, app_tag
 from cwd.client.connection import Gate
 from cwd.errors import Code, CwdError
 from cwd.units import NS_PER_MS, NS_PER_S
 from cwd.workload.arrivals import Arrivals
-from cwd.workload.inputs import InputMaker
+from cwd.workload.inputs import InputMaker, Maker
 from cwd.workload.lengths import Texts
 from cwd.workload.replay import connect
 
@@ -46,13 +46,18 @@ class Capacity(NamedTuple):
 
 def measure_capacity(endpoint: str, names: Sequence[str], arrivals: Arrivals, texts: Texts, *, in_flight: int = 32,
                      warm_s: float = 2.0, seconds: float = 6.0, slo_ns: int = 5 * NS_PER_S, seed: int = 0,
-                     vocabulary: int | None = None, progress: Callable[[float], None] | None = None) -> Capacity:
-    """Answers per second with `in_flight` requests always under way, in the mix and the order of `arrivals`."""
+                     vocabulary: int | None = None, apps: Sequence[str] = (), makers: Sequence[Maker] = (),
+                     progress: Callable[[float], None] | None = None) -> Capacity:
+    """Answers per second with `in_flight` requests always under way, in the mix and the order of `arrivals`.
+
+    `names`, `apps` and `makers` are as for a replay.
+    """
     rng = np.random.default_rng([seed, 2])
     with Client(endpoint, name="capacity-lookup") as client:
         models = [client.lookup(name) for name in names]
     pool: dict[Any, Any] = {}
-    makers = [InputMaker(model, texts, rng, pool, vocabulary=vocabulary) for model in models]
+    makers = makers or [InputMaker(model, texts, rng, pool, vocabulary=vocabulary) for model in models]
+    tags = [app_tag(app) for app in apps] or [0] * len(names)
     connection = connect(endpoint, "capacity")
     gate = Gate()
 
@@ -70,7 +75,7 @@ def measure_capacity(endpoint: str, names: Sequence[str], arrivals: Arrivals, te
             while flying < in_flight:
                 model, length = next(order)
                 payload, dims = models[model].prepare(makers[model].make(length)[0])
-                connection.start(infer, models[model], payload, dims, slo_ns)
+                connection.start(infer, models[model], payload, dims, slo_ns, tags[model])
                 flying += 1
             connection.wait(gate, min(end, now + TICK_NS))
             refused = False

@@ -7,7 +7,7 @@ costs microseconds. Knows nothing of time, rates or sockets.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +16,12 @@ from cwd.client import Model
 from cwd.workload.lengths import Texts
 
 POOL = 8
+
+
+class Maker(Protocol):
+    """Makes the inputs of a request, by name, and says how long its sequence is (-1: there is none)."""
+
+    def make(self, length: int = -1) -> tuple[dict[str, NDArray[Any]], int]: ...
 
 
 class InputMaker:

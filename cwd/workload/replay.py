@@ -15,14 +15,14 @@ from typing import Any
 import numpy as np
 
 from cwd.client import Client, Model
-from cwd.client.call import Call
+from cwd.client.call import Call, app_tag
 from cwd.client.connection import Connection, Gate
 from cwd.client.session import State
 from cwd.errors import Code, ControllerLost, CwdError
 from cwd.units import NS_PER_MS, NS_PER_S
 from cwd.wire.messages import Role
 from cwd.workload.arrivals import Arrivals
-from cwd.workload.inputs import InputMaker
+from cwd.workload.inputs import InputMaker, Maker
 from cwd.workload.lengths import Texts
 from cwd.workload.outcome import OUTCOME, PENDING, Rows
 
@@ -42,10 +42,10 @@ _now = time.monotonic_ns
 class Replay:
     """One replay on one connection. `rows` fills up as answers come; `start_ns` is the monotonic clock at time 0."""
 
-    def __init__(self, connection: Connection, models: Sequence[Model], makers: Sequence[InputMaker],
-                 arrivals: Arrivals, slo_ns: Sequence[int], *, refresh: Callable[[int], Model] | None = None,
-                 progress: Progress | None = None) -> None:
-        """`arrivals["model"]` indexes `models`, `makers` and `slo_ns`; `refresh(index)` looks a model up again."""
+    def __init__(self, connection: Connection, models: Sequence[Model], makers: Sequence[Maker],
+                 arrivals: Arrivals, slo_ns: Sequence[int], *, apps: Sequence[str] = (),
+                 refresh: Callable[[int], Model] | None = None, progress: Progress | None = None) -> None:
+        """`arrivals["model"]` indexes `models`, `makers`, `slo_ns` and `apps`; `refresh(index)` looks a model up again."""
         self.rows: Rows = np.zeros(len(arrivals), OUTCOME)
         for name in ("at_ns", "model", "function", "length"):
             self.rows[name] = arrivals[name]
@@ -55,6 +55,7 @@ class Replay:
         self._connection = connection
         self._models = list(models)
         self._makers = makers
+        self._tags = [app_tag(app) for app in apps] or [0] * len(models)
         self._refresh = refresh
         self._progress = progress
         self._gate = Gate()
@@ -113,7 +114,8 @@ class Replay:
             if left_ns <= 0:
                 self._end(index, Code.DEADLINE_MISSED, now)
                 return
-            self._flying[self._connection.start(self._infer, self._models[model], payload, dims, left_ns)] = index
+            call = self._connection.start(self._infer, self._models[model], payload, dims, left_ns, self._tags[model])
+            self._flying[call] = index
         except CwdError as error:
             row["sent_ns"] = _now() - self.start_ns
             self._end(index, error.code, _now())
@@ -174,17 +176,22 @@ def connect(endpoint: str, name: str = "replay", timeout_ns: int = 10 * NS_PER_S
 
 
 def replay(endpoint: str, names: Sequence[str], arrivals: Arrivals, slo_ns: Sequence[int], texts: Texts, *, seed: int = 0,
-           vocabulary: int | None = None, progress: Progress | None = None) -> tuple[Rows, int]:
-    """Replay `arrivals` against the models called `names`; returns (rows, monotonic clock at the replay's time 0)."""
+           vocabulary: int | None = None, apps: Sequence[str] = (), makers: Sequence[Maker] = (),
+           progress: Progress | None = None) -> tuple[Rows, int]:
+    """Replay `arrivals` against the models called `names`; returns (rows, monotonic clock at the replay's time 0).
+
+    A name may come more than once: `apps` says for each which application its requests are from, `makers` what makes
+    their inputs (by default texts, and arrays that fit).
+    """
     rng = np.random.default_rng([seed, 1])
     pool: dict[Any, Any] = {}
     with Client(endpoint, name="replay-lookup") as lookups:
         models = [lookups.lookup(name) for name in names]
-        makers = [InputMaker(model, texts, rng, pool, vocabulary=vocabulary) for model in models]
+        makers = makers or [InputMaker(model, texts, rng, pool, vocabulary=vocabulary) for model in models]
         connection = connect(endpoint)
         try:
-            run = Replay(connection, models, makers, arrivals, slo_ns, refresh=lambda index: lookups.lookup(names[index]),
-                         progress=progress)
+            run = Replay(connection, models, makers, arrivals, slo_ns, apps=apps,
+                         refresh=lambda index: lookups.lookup(names[index]), progress=progress)
             return run.run(), run.start_ns
         finally:
             connection.close()

@@ -101,6 +101,8 @@ class Dynamic(Script):
         # this host looks when an execution ends and not when it is asked to: late, but not so late that two are sent at once
         super().__init__(policy="cwd", requests_max=64, margin_max_ns=400 * US, **config)
         self.times, self.number = times, 0
+        #: what the device's own clock says of an execution, from its profile and what it took: none
+        self.own = lambda profiled_ns, took_ns: 0
         self.hold()
 
     def come(self, app, slo=200 * MS):
@@ -123,8 +125,9 @@ class Dynamic(Script):
         run = only(runs, verb=ACTION_EXEC)
         apps, begin = self.apps(run), self.now
         self.now += int({1: 3, 2: 4, 4: 6}[run["batch"]] * MS * max(self.times[app] for app in apps))
+        device_ns = self.own({1: 3, 2: 4, 4: 6}[run["batch"]] * MS, self.now - begin)
         assert engine.action_done(
-            self.world, self.now, run["action"], 0, begin, self.now, 0, run["rows"], -1, -1) == 0
+            self.world, self.now, run["action"], 0, begin, self.now, device_ns, run["rows"], -1, -1) == 0
         self.take()
         return apps
 
@@ -143,6 +146,15 @@ def test_what_does_not_scatter_is_never_dynamic():
     world = Dynamic({1: 1.0, 2: 1.2})
     world.teach()
     assert world.world.programs[0]["dynamic"] == 0 and world.world.histograms["total"].sum() == 0
+
+
+def test_the_devices_own_clock_decides_where_there_is_one():
+    """What others do to a device that they share scatters only what the wall's clock says."""
+    for own, dynamic in ((lambda profiled_ns, took_ns: profiled_ns, 0), (lambda profiled_ns, took_ns: took_ns, 1)):
+        world = Dynamic({1: 1.0, 2: 8.0})
+        world.own = own
+        world.teach()
+        assert world.world.programs[0]["dynamic"] == dynamic
 
 
 def test_a_change_of_all_durations_does_not_make_a_program_dynamic():

@@ -27,7 +27,7 @@ class FakeBackend:
 
     def __init__(self) -> None:
         self.prepared: list[bytes] = []
-        self.binds = 0
+        self.binds = self.ticks = 0
         #: while cleared, executions hang here
         self.gate = threading.Event()
         self.gate.set()
@@ -80,6 +80,11 @@ class FakeBackend:
         finally:
             self.running.clear()
             self.alone.release()
+
+    def clock_ns(self) -> int:
+        """Three ticks from one reading to the next."""
+        self.ticks += 3
+        return self.ticks
 
     def profile(self, program, bound, batch, size_class, repeats) -> list[int]:
         if batch > 8:

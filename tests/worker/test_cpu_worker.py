@@ -99,6 +99,7 @@ def test_instances_equal_torch_before_and_after_eviction(repository, tmp_path):
                 controller.execute(peer, handle, texts, batch=4)
                 fields, payload = controller.result(peer)
                 assert fields["status"] == 0 and len(payload) == 3
+                assert 0 < fields["device_ns"] <= fields["end_ns"] - fields["begin_ns"]
                 for text, got in zip(texts, payload, strict=True):
                     alone = np.frombuffer(wanted(repository, manifest.key, text), np.float32)
                     assert np.abs(np.frombuffer(got, np.float32) - alone).max() < 1e-5

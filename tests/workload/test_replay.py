@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from cwd.controller.record import LOG_MAGIC, RECORD
 from cwd.errors import Code, ControllerLost, CwdError
 from cwd.units import NS_PER_MS, NS_PER_S
 from cwd.workload.arrivals import ARRIVAL
+from cwd.workload.capacity import measure_capacity
 from cwd.workload.command import choose_models, main, minutes_of, read_actions, slos
 from cwd.workload.lengths import synthetic_texts
 from cwd.workload.outcome import OUTCOME, PENDING, summary
@@ -75,6 +77,32 @@ def test_lengths_come_from_the_trace_and_fit_the_model(tmp_path: Path) -> None:
         rows, _ = replay(server.endpoint, ["m"], lengths, [NS_PER_S], synthetic_texts(), vocabulary=500)
     assert rows["length"][:4].tolist() == [5, 16, 64, 64]
     assert [fields["dims"][0] for fields in server.seen] == rows["length"].tolist()
+
+
+class Fixed:
+    """Makes requests of one length."""
+
+    def __init__(self, length: int) -> None:
+        self.length = length
+
+    def make(self, length: int = -1) -> tuple[dict[str, np.ndarray], int]:
+        return {"input_ids": np.ones(self.length, np.int64)}, self.length
+
+
+def test_applications_have_their_tags_and_inputs(tmp_path: Path) -> None:
+    mixed = arrivals(30, 1)
+    mixed["model"] = np.arange(30) % 3 == 0
+    with ReplyServer(str(tmp_path / "s"), lambda index: (Code.OK, 0.0, False)) as server:
+        rows, _ = replay(server.endpoint, ["m", "m"], mixed, [NS_PER_S] * 2, synthetic_texts(), apps=("one", "two"),
+                         makers=[Fixed(5), Fixed(9)])
+        capacity = measure_capacity(server.endpoint, ["m", "m"], mixed, synthetic_texts(), in_flight=1, warm_s=0.0,
+                                    seconds=0.2, apps=("", "two"), makers=[Fixed(5), Fixed(9)])
+    tags = {name: zlib.crc32(name.encode()) for name in ("one", "two")}
+    wanted = [(tags["two"], 9) if index % 3 == 0 else (tags["one"], 5) for index in range(30)]
+    assert [(fields["app"], fields["dims"][0]) for fields in server.seen[:30]] == wanted
+    assert rows["length"].tolist() == [length for _, length in wanted]
+    # without a name there is no tag
+    assert capacity.answered and [fields["app"] for fields in server.seen[30:33]] == [tags["two"], 0, 0]
 
 
 def test_more_than_the_credits_is_refused_not_queued(tmp_path: Path) -> None:

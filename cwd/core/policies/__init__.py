@@ -77,14 +77,14 @@ def plan(world, gpu, now_ns):
 
 
 @inner_kernel
-def learn(world, now_ns, a, took_ns):
-    """Execution `a` went well and took so long: for policies that learn from it."""
+def learn(world, now_ns, a, took_ns, own_ns):
+    """Execution `a` went well and took so long, `own_ns` by the device's own clock: for policies that learn from it."""
     policy = world.settings[0]["policy"]
     if policy == CLIPPER:
         clipper.learn(world, a, took_ns)
     elif policy == CLIPPER_QUANTILE:
         clipper_quantile.learn(world, now_ns, a, took_ns)
     elif policy == ORLOJ or policy == CWD:
-        histograms.learn(world, a, took_ns)
+        histograms.learn(world, a, took_ns, own_ns)
     elif policy == CLOCKWORK_PAPER:
         memory.use(world, world.actions[a]["model"])

@@ -20,7 +20,7 @@ from cwd.jit import inner_kernel
 def next_batch(world, gpu, now_ns):
     """The densest batch of the most urgent model; of the most urgent models, if the GPU is pressed."""
     if pressed(world, now_ns, gpu):
-        copy, first, b, rows = ready.best(world, now_ns, gpu, ready.most_urgent(world, now_ns, gpu), batches.DENSEST)
+        copy, first, b, rows = ready.best(world, now_ns, gpu, batches.DENSEST)
         if copy != NONE:
             return copy, first, b, rows
     return ready.first_fit(world, now_ns, gpu, 1)

@@ -115,14 +115,24 @@ def _as_set(world, now_ns, gpu, copy, start_ns):
 
 @inner_kernel
 def _background(world, now_ns, gpu):
-    """The densest batch of what is not urgent, if there is and the GPU may run it; nothing urgent can run now."""
+    """The first-due model's densest batch of what is not urgent, if the GPU may run it; nothing urgent can run now.
+
+    By density, models that are called rarely would wait until they are urgent; and of clients who have only so many under
+    way those few requests would hold up the rest, which then makes small batches: 359 requests/s of the demo's instead of 519.
+    """
     copy = world.gpus[gpu]["ready_head"]
     for _ in range(SHORTLIST_MAX):
         if copy == NONE or not ready.urgent(world, now_ns, copy):
             break
         copy = ordered.successor(world.copy_nodes, copy)
-    copy, first, b, rows = ready.best(world, now_ns, gpu, copy, batches.DENSEST)
-    if copy == NONE or not _has_room(world, now_ns, gpu, world.copies[copy]["model"], first, b):
+    if copy == NONE or dynamic(world, copy) or ready.urgent(world, now_ns, copy):
+        return NONE, NONE, NONE, 0
+    start_ns = lanes.available_ns(world, now_ns, gpu, LANE_EXEC)
+    first, b, rows = ready.fit(world, now_ns, gpu, copy, start_ns, 1)
+    if b == NONE:
+        residency.deactivate(world, copy)
+        lanes.look_again(world, gpu, now_ns + 1)
+    if b == NONE or not _has_room(world, now_ns, gpu, world.copies[copy]["model"], first, b):
         return NONE, NONE, NONE, 0
     return copy, first, b, rows
 

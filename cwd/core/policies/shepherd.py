@@ -18,4 +18,4 @@ from cwd.jit import inner_kernel
 @inner_kernel
 def next_batch(world, gpu, now_ns):
     """The largest of the models' batches."""
-    return ready.best(world, now_ns, gpu, ready.most_urgent(world, now_ns, gpu), batches.LARGEST)
+    return ready.best(world, now_ns, gpu, batches.LARGEST)

@@ -1,8 +1,8 @@
 """What a device must be able to do, for the lanes of a worker: the interface between actions and hardware.
 
 A backend knows programs, weights at an address, and how to run them. It must not know windows of time, messages,
-handles or pages: lanes.py has checked all that. `prepare`, `execute` and `profile` are called by the exec thread alone,
-`bind` by the load thread, each call by one thread at a time.
+handles or pages: lanes.py has checked all that. The exec thread alone prepares, executes, reads the clock and profiles;
+`bind` is called by the load thread, each call by one thread at a time.
 """
 
 from __future__ import annotations
@@ -43,6 +43,9 @@ class Backend(Protocol):
         """Run n requests as one batch: payloads i8[n] addresses, sizes i8[n] bytes, dims u4[n, 4], results i8[n]
         addresses of `output_bytes` each. 0 or a code (BAD_BATCH, UNKNOWN_SIZE, BAD_PAYLOAD_SIZE); what else goes
         wrong is an exception."""
+
+    def clock_ns(self) -> int:
+        """The device's own clock, which stands still while it works for others; always 0 where there is none."""
 
     def profile(self, program: bytes, bound: Any, batch: int, size_class: int, repeats: int) -> list[int]:
         """Time that many executions, in ns each. `RepositoryError` BAD_BATCH for what the program does not have."""

@@ -80,6 +80,9 @@ class CpuBackend:
             return int(Code.BAD_BATCH)
         return built.execute(bound, batch, size_class, payloads, sizes, dims, len(payloads), results)
 
+    def clock_ns(self) -> int:
+        return time.thread_time_ns()
+
     def profile(self, program: bytes, bound: Binding, batch: int, size_class: int, repeats: int) -> list[int]:
         built = self._programs[program]
         if batch not in built.spec.batch_sizes or size_class >= len(built.spec.size_classes):
