@@ -28,7 +28,8 @@ NAMES = {
     FREE_LISTS: "free lists", QUEUES: "queues", BACKLOG: "backlog", CLIENTS: "clients' lists",
     REQUEST_MAP: "request map", ACTIONS: "actions and their rows", LANES: "lanes", COPIES: "copies, rings and counts",
     PAGES: "pages", READY_SETS: "sets of active copies", WANTED: "set of wanted models", TIMERS: "timers",
-    HISTOGRAMS: "histograms", BACKGROUND: "background and the care taken of it", PRICES: "price, overall share and what models are owed",
+    HISTOGRAMS: "histograms", BACKGROUND: "background and the care taken of it",
+    PRICES: "price, overall share and what models are owed",
 }
 
 
@@ -189,7 +190,8 @@ def _lanes(world) -> bool:
     while gpu != NONE and len(listed) <= len(world.gpus):
         listed.append(gpu)
         gpu = int(world.gpus[gpu]["dirty_next"])
-    if sorted(listed) != np.flatnonzero(world.gpus["dirty"]).tolist() or world.counters[0]["dirty_last"] != (listed or [NONE])[-1]:
+    dirty = np.flatnonzero(world.gpus["dirty"]).tolist()
+    if sorted(listed) != dirty or world.counters[0]["dirty_last"] != (listed or [NONE])[-1]:
         return False
     inside: set[int] = set()
     for i in range(len(world.lanes)):

@@ -99,13 +99,25 @@ class NaiveHistogram:
         """`share` that a member was as long as bin j, and the rest among what is below, in proportion; all, if nothing is."""
         below = sum(self.counts[:j])
         for i in range(j) if below else ():
-            self.sums[i] += self.sums[i] * (1024 - share) // below
-            self.counts[i] += self.counts[i] * (1024 - share) // below
+            self._scale(i, self.counts[i] + self.counts[i] * (1024 - share) // below)
         self.counts[j] += share if below else 1024
         self.sums[j] += (share if below else 1024) * stretch
-        if sum(self.counts) > 256 * 1024:
-            self.counts = [count // 2 for count in self.counts]
-            self.sums = [total // 2 for total in self.sums]
+        if sum(self.counts) > 1024 * 1024:
+            for i, count in enumerate(self.counts):
+                self._scale(i, count // 2)
+
+    def _scale(self, i, count):
+        """Give bin i another count, of the same mean but for what is rounded off."""
+        if self.counts[i]:
+            more = self.sums[i] * abs(count - self.counts[i]) // self.counts[i]
+            self.sums[i] = self.sums[i] * count // self.counts[i] if count < self.counts[i] else self.sums[i] + more
+        self.counts[i] = count
+
+    def part(self, total):
+        """A histogram like this one, of so many samples."""
+        counts = [count * total // sum(self.counts) for count in self.counts]
+        return NaiveHistogram(counts, [sums * count // max(own, 1) for sums, count, own in
+                                       zip(self.sums, counts, self.counts, strict=True)])
 
     def least(self):
         """The mean stretch of the bin that the 64th part of the samples reaches into."""
@@ -122,9 +134,7 @@ class NaiveApplications:
 
     def came(self, app):
         if app not in self.apps:
-            total = sum(self.average.counts)
-            self.apps[app] = NaiveHistogram([count * 256 // total for count in self.average.counts],
-                                            [part * 256 // total for part in self.average.sums])
+            self.apps[app] = self.average.part(256)
             self.alone[app] = 0
 
     def chance(self, app, j):
@@ -149,14 +159,14 @@ class NaiveApplications:
 
 
 class NaiveScatter:
-    """How far a program's executions scatter, each against the one before: 256 more if it is half as long again or the
+    """How far a program's executions scatter, each against the one before: 256 more if it is more than twice as long or the
     other way round, up to 32768, else 17 less for one request alone; dynamic from 4096 on until it is 0."""
 
-    def __init__(self, before):
-        self.before, self.scatter, self.dynamic = before, 0, False
+    def __init__(self):
+        self.before, self.scatter, self.dynamic = None, 0, False
 
     def ran(self, took):
-        if max(took, self.before) * 2 > min(took, self.before) * 3:
+        if self.before is not None and max(took, self.before) > 2 * min(took, self.before):
             self.scatter += 256 if self.scatter < 32768 else 0
             self.dynamic = self.dynamic or self.scatter >= 4096
         else:

@@ -198,7 +198,7 @@ def test_a_program_is_dynamic_while_its_executions_scatter_as_the_twin_says(took
     """Requests one after another that took so many ms, from so much scatter on, in steps of 128."""
     script = Script(policy="cwd", pages=50, **COARSE)
     script.hold()
-    twin, program = naive.NaiveScatter(3 * MS), script.world.programs[0]
+    twin, program = naive.NaiveScatter(), script.world.programs[0]
     program["scatter"] = twin.scatter = 128 * before
     program["dynamic"] = twin.dynamic = int(twin.scatter >= 4096)
     for number, took in enumerate(took_ms):
