@@ -27,6 +27,8 @@ HALVINGS = (1048576, 1004120, 961548, 920782, 881744, 844361, 808563, 774282,
 PROBES, PROBE_EVERY = 8, 1024
 #: two applications are alike if their means differ by less than an eighth
 ALIKE_NUMERATOR, ALIKE_DENOMINATOR = 9, 8
+#: neighbours gain nearly as much as others if they gain all but one part in 2**NEARLY_BITS
+NEARLY_BITS = 5
 #: most requests that one look at a model gives up
 GIVE_UP_MAX = 8
 
@@ -229,16 +231,23 @@ def weigh(scratch, listed, profiled, mean):
 
 @lean_kernel
 def window(scratch, listed, rows):
-    """Of `rows` neighbours among the listed those that gain most, the first ones of equals: (first, their gain)."""
-    total = 0
+    """Of `rows` neighbours among the listed the first that gain as much as any, or nearly: (first, their gain).
+
+    The others can wait longer.
+    """
+    first_total = 0
     for c in range(rows):
-        total += scratch["gains"][c]
-    best, most = 0, total
+        first_total += scratch["gains"][c]
+    most = total = first_total
     for c in range(rows, listed):
         total += scratch["gains"][c] - scratch["gains"][c - rows]
-        if total > most:
-            best, most = c - rows + 1, total
-    return best, most
+        most = total if total > most else most
+    enough = most - (most >> NEARLY_BITS)
+    first, total = 0, first_total
+    while total < enough:
+        total += scratch["gains"][first + rows] - scratch["gains"][first]
+        first += 1
+    return first, total
 
 
 @lean_kernel
