@@ -1,18 +1,22 @@
 """`cwd compile`: compile every kernel of the daemons once, before they start, so that they load in about a second.
 
 Each package of kernels offers `warm()`, which calls its entry points on worlds of a few rows; this module calls them
-all, one process at a time on a host (whoever comes second waits, and then finds everything in the cache). It knows
-their names and nothing else of them.
+all, for one caller at a time on a host (whoever comes second waits, and then finds everything in the cache). Those that
+do not need each other are called by processes of their own, as many at once as there are cores. It knows their names and
+nothing else of them.
 """
 
 from __future__ import annotations
 
 import fcntl
 import importlib
+import multiprocessing
+import os
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
@@ -20,21 +24,19 @@ from typing import Any, TextIO
 from cwd.errors import CwdError
 from cwd.jit import JIT, cache_dir
 
-#: Who has kernels: `module:function`, callees first, so that each line's seconds are its own.
+#: Who has kernels: `module:function`, in stages, callees first; of a stage, what takes longest first.
 WARM = (
-    "cwd.wire.kernel:warm",
-    "cwd.net.warm:warm",
-    "cwd.models.fit:warm",
-    "cwd.core.warm:warm",
-    "cwd.controller.warm:warm",
-    "cwd.worker.warm:warm",
-    "cwd.sim.warm:warm",
+    ("cwd.wire.kernel:warm",),
+    ("cwd.net.warm:warm",),
+    ("cwd.models.fit:warm",),
+    ("cwd.core.warm:warm",),
+    ("cwd.sim.warm:warm", "cwd.controller.warm:warm", "cwd.worker.warm:warm"),
 )
 
 _STALE_S = 30 * 24 * 3600
 
 
-def compile_all(report: Callable[[str], None] | None = None, warm: tuple[str, ...] = WARM) -> dict[str, Any]:
+def compile_all(report: Callable[[str], None] | None = None, warm: Sequence[Sequence[str]] = WARM) -> dict[str, Any]:
     """Call every warm-up under the host-wide lock; raises `CwdError` where the cache cannot be written.
 
     Returns {"seconds", "cache_dir", "kernels": {name: seconds}}. `report` gets a line before each step and at the end;
@@ -44,16 +46,31 @@ def compile_all(report: Callable[[str], None] | None = None, warm: tuple[str, ..
     seconds: dict[str, float] = {}
     begin = time.monotonic()
     with _lock(say):
-        for name in warm if JIT else ():
-            say(f"compiling {name.split(':')[0]}")
-            step = time.monotonic()
-            module, function = name.split(":")
-            getattr(importlib.import_module(module), function)()
-            seconds[name] = round(time.monotonic() - step, 3)
+        for stage in warm if JIT else ():
+            for name in stage:
+                say(f"compiling {name.split(':')[0]}")
+            seconds.update(_stage(stage))
         _prune(time.time() - _STALE_S)
     total = round(time.monotonic() - begin, 3)
     say(f"compiled in {total:.1f} s")
     return {"seconds": total, "cache_dir": str(cache_dir()), "kernels": seconds}
+
+
+def _stage(names: Sequence[str]) -> dict[str, float]:
+    """Call some warm-ups, each in a process of its own if there are several and cores for them: {name: seconds}."""
+    cores = os.cpu_count() or 1
+    if len(names) == 1 or cores == 1:
+        return {name: _call(name) for name in names}
+    with ProcessPoolExecutor(min(len(names), cores), mp_context=multiprocessing.get_context("spawn")) as executor:
+        return dict(zip(names, executor.map(_call, names), strict=True))
+
+
+def _call(name: str) -> float:
+    """Call `module:function`; the seconds that it took."""
+    begin = time.monotonic()
+    module, function = name.split(":")
+    getattr(importlib.import_module(module), function)()
+    return round(time.monotonic() - begin, 3)
 
 
 @contextmanager

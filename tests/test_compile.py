@@ -22,10 +22,20 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_reports_each_step(folder: Path) -> None:
     lines: list[str] = []
-    facts = compiling.compile_all(lines.append, ("cwd.wire.kernel:warm",))
+    facts = compiling.compile_all(lines.append, (("cwd.wire.kernel:warm",),))
     assert list(facts["kernels"]) == (["cwd.wire.kernel:warm"] if JIT else [])
     assert facts["cache_dir"] == str(folder) and facts["seconds"] >= 0
     assert lines[-1].startswith("compiled in")
+
+
+@pytest.mark.skipif(not JIT, reason="nothing is compiled without the JIT")
+def test_a_stage_of_several_is_called_in_processes(folder: Path) -> None:
+    """And what goes wrong in one of them is told."""
+    names = ("cwd.wire.kernel:warm", "os:getpid")
+    facts = compiling.compile_all(lambda line: None, (names,))
+    assert tuple(facts["kernels"]) == names
+    with pytest.raises(AttributeError, match="nosuch"):
+        compiling.compile_all(lambda line: None, (("os:getpid", "os:nosuch"),))
 
 
 def test_waits_for_another_process(folder: Path) -> None:
