@@ -55,6 +55,25 @@ def test_background_leaves_a_gpu_to_urgent_work_once_that_was_refused_too_often(
     assert (answer["gpu"], script.ids(answer)) == (first["gpu"], [30])
 
 
+def test_of_background_who_is_due_first_goes_first():
+    """Though four of another model together would take less time each, and there are always four more."""
+    script = Script(pages=50, policy="cwd")
+    popular = script.add()
+    for model in (script.model, popular):
+        script.hold(model)
+    assert script.ask(1, slo=LATER) == 0
+    (running,) = execs(script.tick())
+    assert script.ask(2, slo=LATER) == 0
+    for number in range(12):
+        assert script.ask(10 + number, slo=LATER + (1 + number) * MS, model=popular) == 0
+    order = []
+    for _ in range(4):
+        script.done(running)
+        (running,) = execs(script.tick())
+        order.append(script.ids(running))
+    assert order == [[2], [10, 11, 12, 13], [14, 15, 16, 17], [18, 19, 20, 21]]
+
+
 def test_what_failed_is_tried_again_later_and_whoever_has_no_urgent_work_any_more_gets_all():
     script, _ = crowded_world()
     counters = script.world.counters[0]
