@@ -42,8 +42,8 @@ PAUSE_S = 2.0
 COLOURS = {"live": "#0072B2", "simulated": "#D55E00"}
 
 
-def main() -> None:
-    options = parse_options()
+def main(arguments: list[str] | None = None) -> None:
+    options = parse_options(arguments)
     try:
         steps = demo.Steps()
         start_ns = 0 if options.log else live(options, steps)
@@ -53,7 +53,7 @@ def main() -> None:
     sys.stdout.write(json.dumps(facts) + "\n")
 
 
-def parse_options() -> argparse.Namespace:
+def parse_options(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="The same run live and in the simulator.")
     parser.add_argument("--copies", type=int, default=8, help="instances of each of the three programs")
     parser.add_argument("--seconds", type=float, default=40.0, help="length of the run")
@@ -66,7 +66,7 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--log", default="", help="no live run: compare the last run of this log of an earlier one")
     parser.add_argument("--out", default=str(demo.ROOT / "run" / "live_vs_sim"), help="folder of the log and the report")
-    return parser.parse_args()
+    return parser.parse_args(arguments)
 
 
 # -- live --------------------------------------------------------------------------------------------------------------

@@ -80,6 +80,25 @@ def test_urgent_requests_go_first():
     assert script.ids(out) == [2]
 
 
+def test_of_background_who_is_due_first_goes_first():
+    """Though four of another model together would take less time each, and there are always four more."""
+    script = Script(pages=50, policy="cwd")
+    popular = script.add()
+    for model in (script.model, popular):
+        script.hold(model)
+    assert script.ask(1, slo=LATER) == 0
+    (running,) = execs(script.tick())
+    assert script.ask(2, slo=LATER) == 0
+    for number in range(12):
+        assert script.ask(10 + number, slo=LATER + (1 + number) * MS, model=popular) == 0
+    order = []
+    for _ in range(4):
+        script.done(running)
+        (running,) = execs(script.tick())
+        order.append(script.ids(running))
+    assert order == [[2], [10, 11, 12, 13], [14, 15, 16, 17], [18, 19, 20, 21]]
+
+
 def test_losses_while_background_runs_are_its_fault_and_others_are_not():
     script = Shared(gpus=1)
     counters = script.world.counters[0]
