@@ -150,7 +150,7 @@ def _send_reply(host, out, now_ns):
     row = host.rows[0]["reply"]
     row["request"], row["status"], row["cold"] = out["request_id"], status, out["cold"]
     row["queued_ns"], row["load_ns"], row["exec_ns"] = out["queued_ns"], out["load_ns"], out["exec_ns"]
-    row["total_ns"], row["earliest_ns"], row["batch"] = out["total_ns"], out["earliest_ns"], out["batch"]
+    row["total_ns"], row["earliest_ns"], row["batch"] = out["total_ns"], out["served_ns"], out["batch"]
     row["worker"] = max(out["gpu"], 0)
     payload = status == OK and out["result"] >= 0 and out["row"] >= 0
     size = encode_reply(address_of(host.buffer), len(host.buffer), row)

@@ -130,6 +130,7 @@ class Replay:
             call = ready.popleft()
             index = self._flying.pop(call)
             if call.error is not None:
+                self.rows[index]["earliest_ns"] = getattr(call.error, "earliest_ns", 0)
                 self._end(index, call.error.code, call.done_ns)
                 continue
             row, reply = self.rows[index], call.answer

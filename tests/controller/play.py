@@ -38,15 +38,17 @@ DYNAMIC = ProgramSpec(
     batch_sizes=(1, 2), factory="tests.none:make", axes=("length",), size_classes=((16,), (64,)), padding="free")
 
 
-def make_repository(root: Path, models: int = 4, dynamic: int = 1, exec_ns: int = 2 * MS) -> Repository:
-    """`fixed-0`.. and `dynamic-0`.., profiled for the kind `played`."""
+def make_repository(root: Path, models: int = 4, dynamic: int = 1, exec_ns: int = 2 * MS, load_ns_per_page: int = MS,
+                    page_bytes: int = PAGE_BYTES) -> Repository:
+    """`fixed-0`.. and `dynamic-0`.., profiled for the kind `played` with pages of `page_bytes`."""
     repository = Repository(root, create=True)
     for name, spec, count in (("fixed", FIXED, models), ("dynamic", DYNAMIC, dynamic)):
         if not count:
             continue
         program = repository.add_program(spec)
         table = {pair: exec_ns * pair[0] for pair in profile.pairs(spec)}
-        profile.write_table(repository, program, "played", table, load_ns_per_page=MS)
+        profile.write_table(repository, program, "played", table, load_ns_per_page=load_ns_per_page,
+                            page_bytes=page_bytes)
         for number in range(count):
             repository.add(f"{name}-{number}", 1, program, {}, seed=number)
     return repository
