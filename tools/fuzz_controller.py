@@ -281,7 +281,8 @@ def make_repository(root: Path) -> Path:
     repository = Repository(root, create=True)
     entry = add_zoo(repository, "same", "identity", copies=2)[0]
     times = {pair: 1_000_000 for pair in profile.pairs(entry.manifest.program)}
-    profile.write_table(repository, entry.manifest.program_hash, "emulated", times, load_ns_per_page=1_000_000)
+    profile.write_table(repository, entry.manifest.program_hash, "emulated", times, load_ns_per_page=1_000_000,
+                        page_bytes=PAGE_BYTES)
     return root
 
 

@@ -156,7 +156,7 @@ class _Answerer:
         })
 
     def _read_profiles(self, program_hash: bytes) -> dict[str, Any]:
-        """`{kind: {"exec": [[batch, size class, ns], ...], "load_ns_per_page"}}` of the profiles that can be used."""
+        """`{kind: {"exec": [[batch, size class, ns], ...], "load_ns_per_page", "page_bytes"}}` of the usable profiles."""
         from cwd.models import profile
 
         found = {}
@@ -168,7 +168,7 @@ class _Answerer:
                 LOG.warning("%s", error.text)
                 continue
             found[kind] = {"exec": [[row["batch"], row["size_class"], row["median_ns"]] for row in value["exec"]],
-                           "load_ns_per_page": value["load_ns_per_page"]}
+                           "load_ns_per_page": value["load_ns_per_page"], "page_bytes": value["page_bytes"]}
         return found
 
 

@@ -248,6 +248,7 @@ class Registry:
 
     def _seed_load(self, program: ProgramInfo, kind: str) -> None:
         if program.pages:
-            load_ns = program.pages * program.profiles[kind]["load_ns_per_page"]
+            profile = program.profiles[kind]  # its pages may have another size than ours
+            load_ns = -(-program.pages * self.page_bytes * profile["load_ns_per_page"] // profile["page_bytes"])
             feed.feed_load_seed(
                 self._host, self._world, monotonic_ns(), program.index, self.kinds[kind], max(load_ns, 1))

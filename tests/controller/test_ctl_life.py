@@ -148,6 +148,17 @@ def test_after_kill_9_a_new_epoch_takes_residency_from_the_workers(started):
 
 
 def test_draining_refuses_what_is_new_and_answers_what_is_queued(started):
+@pytest.mark.parametrize("page_bytes", [16 * PAGE_BYTES, PAGE_BYTES, PAGE_BYTES // 4])
+def test_load_times_are_scaled_from_the_profiles_pages_to_ours(tmp_path, page_bytes):
+    """A profile may have been measured with pages of any size: a LOAD is expected to take as long as its bytes do."""
+    make_repository(tmp_path / "repo", 1, 0, load_ns_per_page=80 * MS * page_bytes // PAGE_BYTES, page_bytes=page_bytes)
+    with Controller(tmp_path, repository=str(tmp_path / "repo")) as controller:
+        worker, client = _ready(controller), controller.client()
+        client.infer(client.lookup("fixed-0"), slo_ns=SECOND)
+        kind, load, _ = worker.next_action()
+    assert (kind, load["pages"], load["expected_ns"]) == (Type.LOAD, 1, 80 * MS)
+
+
     controller = started()
     worker, client, admin = _ready(controller), controller.client(), controller.admin()
     model = client.lookup("fixed-0")

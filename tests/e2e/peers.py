@@ -113,5 +113,5 @@ def make_repository(root: Path, copies: int = 4, exec_ns: int = EXEC_NS) -> Any:
     for entry in entries:
         program = entry.manifest.program_hash
         times = {pair: exec_ns + exec_ns * (pair[0] - 1) // 4 for pair in profile.pairs(entry.manifest.program)}
-        profile.write_table(repository, program, "emulated", times, load_ns_per_page=1_000_000)
+        profile.write_table(repository, program, "emulated", times, load_ns_per_page=1_000_000, page_bytes=PAGE_BYTES)
     return repository
