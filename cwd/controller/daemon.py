@@ -30,8 +30,8 @@ from cwd.controller.reader import RepositoryReader
 from cwd.controller.registry import Registry
 from cwd.controller.workers import Workers
 from cwd.controller.writer import LogWriter, check_state_dir, new_epoch
-from cwd.core.world import Config, make_world
-from cwd.errors import CwdError, InvariantError
+from cwd.core.world import REQUEST_QUEUED, Config, make_world
+from cwd.errors import Code, CwdError, InvariantError
 from cwd.net import wake
 from cwd.net.clock import monotonic_ns
 from cwd.net.notify import notify
@@ -217,6 +217,8 @@ class Controller:
             LOG.warning("skipped: %s", error.text)
         if "end" in told or "error" in told:
             self._scanned = True
+        if "gone" in told:  # whoever starts us must know: there is no repository, or reading it ends the reader
+            raise CwdError(told["error"], code=Code(told["code"]))
 
     def _watch(self, now_ns: int) -> None:
         """READY once the repository has been read; the watchdog and the status line now and then."""

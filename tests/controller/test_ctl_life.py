@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from play import DYNAMIC, FIXED, MS, PAGE_BYTES, SECOND, Controller, make_repository, serve
@@ -85,6 +86,48 @@ def test_models_come_and_go_while_others_are_served(started, tmp_path):
 
 
 def test_a_program_profiled_and_added_later_is_prepared_and_served(started, tmp_path):
+def _reader_of(controller: Controller) -> int:
+    """The process that reads the repository for it."""
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+            if parent == controller.process.pid and b"cwd.controller.reader" in (folder / "cmdline").read_bytes():
+                return int(folder.name)
+        except OSError:
+            continue
+    raise AssertionError("no reader")
+
+
+@pytest.mark.parametrize("asked", [True, False])
+def test_a_reader_that_is_killed_fails_what_was_asked_and_is_started_again(started, tmp_path, asked):
+    controller = started(models=2)
+    worker, client, admin = _ready(controller), controller.client(), controller.admin()
+    repository = Repository(tmp_path / "repo")
+    program = repository.get("fixed-0").manifest.program_hash
+    repository.add("late", 1, program, {}, seed=7)
+    reader = _reader_of(controller)
+    os.kill(reader, signal.SIGSTOP)  # so that a question is open when it dies
+    if asked:
+        for number in (1, 2):
+            admin.send(Type.ADMIN, request=1000 + number, verb="model.add", args={"name": "late"})
+        time.sleep(0.1)
+    os.kill(reader, signal.SIGKILL)
+    for number in (1, 2) if asked else ():
+        answer, _ = admin.until(Type.ADMIN_REPLY, request=1000 + number)
+        assert answer["code"] == Code.BAD_MODEL and "reader ended" in answer["result"]["error"]
+    assert serve(worker, client, {client.infer(client.lookup("fixed-0"))})
+    while Path(f"/proc/{reader}/cmdline").exists() and Path(f"/proc/{reader}/cmdline").read_bytes():
+        time.sleep(0.01)
+    assert admin.ask("model.add", name="late")[0] == 0 and _reader_of(controller) != reader
+    assert serve(worker, client, {client.infer(client.lookup("late"))})
+    assert controller.stop() == 0
+
+
+def test_a_repository_that_is_not_there_ends_the_start(tmp_path):
+    with pytest.raises(AssertionError, match="did not become ready: 1"):
+        Controller(tmp_path, repository=str(tmp_path / "nowhere")).start()
+
+
     controller = started(models=1)
     worker, client, admin = _ready(controller), controller.client(), controller.admin()
     make_repository(tmp_path / "repo", 0, 1)
