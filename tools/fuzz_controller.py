@@ -221,7 +221,7 @@ class Forge:
 
     def _caps(self) -> dict[str, Any]:
         return {"kind": self.random.choice(("emulated", "fuzz")), "device": "none", "gpus": 1, "page_bytes": PAGE_BYTES,
-                "pages_total": 64, "lanes": ["exec", "load"], "agenda_max": 16, "programs": b"", "images": True,
+                "pages_total": 64, "lanes": ["exec", "load"], "agenda_max": 64, "programs": b"", "images": True,
                 "resident": b"", "prepares": False}
 
     def _odd_hello(self, which: str) -> dict[str, Any]:

@@ -88,7 +88,7 @@ class Controller:
                               self.log.ring)
         outgoing = self._outgoing = Outgoing(self.host, self._sockets)
         self.registry = Registry(self.host, self.world, core, config.page_bytes)
-        self.workers = Workers(self.host, self.world, self.registry, outgoing, config.prepare_ns)
+        self.workers = Workers(self.host, self.world, self.registry, outgoing, config.prepare_ns, core.lane_depth)
         self._reader = RepositoryReader(config.repository) if config.repository else None
         #: exported: how long Python kept the loop waiting, and how often
         self.python: dict[str, int] = {"slices": 0, "chunks": 0, "python_max_ns": 0, "python_cpu_max_ns": 0,

@@ -165,7 +165,7 @@ def _send_reply(host, out, now_ns):
 def adopt(host, world, now_ns, slot, models, action):
     """LOADs of models (i8[n] of handles) that the worker said are on its device: it finds them there and is done.
 
-    The core has not asked for them, so they carry action ids that it never gives out, from `action` on.
+    The core has not asked for them, so they carry action ids that it never gives out, from `action` on. How many were sent.
     """
     row = host.rows[0]["load"]
     row["epoch"] = host.state[0]["epoch"]
@@ -181,4 +181,5 @@ def adopt(host, world, now_ns, slot, models, action):
             image[k] = theirs[k]
         size = encode_load(address_of(host.buffer), len(host.buffer), row)
         if _post_action(host, slot, size, ZERO) != 0:
-            return
+            return i
+    return len(models)

@@ -27,6 +27,9 @@ Table = NDArray[Any]
 CLIENTS, WORKERS, ADMINS = 0, 1, 2
 SOCKETS = 3
 
+#: ids from here on are of the LOADs by which residents are adopted: the core never gives them out
+ADOPTIONS = 1 << 62
+
 #: for calls between kernels: a literal argument has the callee compiled again
 NONE, ZERO, ONE = -1, 0, 1
 

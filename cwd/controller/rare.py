@@ -76,9 +76,9 @@ class Rare:
         return None
 
     def news(self, row: Any) -> Task | None:
-        """A peer that is gone, or the result of a PREPARE."""
+        """A peer that is gone, or the result of what Python sent."""
         if row["kind"] == RARE_RESULT:
-            return self._workers.prepared(row)
+            return self._workers.result(row)
         if row["kind"] == RARE_GONE:
             slot = int(row["peer"])
             name = self.names.pop(slot, "?")

@@ -207,9 +207,9 @@ class Worker(Peer):
     """Answers PREPARE at once; everything else when the test says so."""
 
     def join(self, name: str, *, pages: int = 8, kind: str = "played", resident: bytes = b"", programs: bytes = b"",
-             prepares: bool = False, images: Any = True) -> None:
+             prepares: bool = False, images: Any = True, agenda_max: int = 64) -> None:
         self.hello(Role.WORKER, name, kind=kind, device="played", gpus=1, page_bytes=PAGE_BYTES, pages_total=pages,
-                   lanes=["exec", "load"], agenda_max=64, programs=programs, images=images, resident=resident,
+                   lanes=["exec", "load"], agenda_max=agenda_max, programs=programs, images=images, resident=resident,
                    prepares=prepares)
         self.pages_free = pages
         self.prepared: list[dict[str, Any]] = []

@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import play
 import pytest
 from play import DYNAMIC, FIXED, MS, PAGE_BYTES, SECOND, Controller, make_repository, serve
 
@@ -190,16 +191,32 @@ def test_after_kill_9_a_new_epoch_takes_residency_from_the_workers(started):
     assert load is None or load["epoch"] == epoch
 
 
-def test_draining_refuses_what_is_new_and_answers_what_is_queued(started):
-@pytest.mark.parametrize("page_bytes", [16 * PAGE_BYTES, PAGE_BYTES, PAGE_BYTES // 4])
-def test_load_times_are_scaled_from_the_profiles_pages_to_ours(tmp_path, page_bytes):
-    """A profile may have been measured with pages of any size: a LOAD is expected to take as long as its bytes do."""
-    make_repository(tmp_path / "repo", 1, 0, load_ns_per_page=80 * MS * page_bytes // PAGE_BYTES, page_bytes=page_bytes)
-    with Controller(tmp_path, repository=str(tmp_path / "repo")) as controller:
-        worker, client = _ready(controller), controller.client()
-        client.infer(client.lookup("fixed-0"), slo_ns=SECOND)
-        kind, load, _ = worker.next_action()
-    assert (kind, load["pages"], load["expected_ns"]) == (Type.LOAD, 1, 80 * MS)
+def test_adoption_keeps_to_the_workers_agenda(started):
+    """Many residents are adopted a few at a time: the core's own actions and these must fit the agenda together."""
+    controller = started(models=40)
+    repository = Repository(controller.settings["repository"])
+    images = [entry.manifest.image_hash for entry in repository.entries()]
+    program = repository.entries()[0].manifest.program_hash
+    worker = controller.worker(pages=64, resident=b"".join(image + program for image in images), programs=program,
+                               agenda_max=32 + 5)
+    worker.settle(1)
+    client, admin = controller.client(), controller.admin()
+    waiting: list[dict] = []
+    seen = set()
+    while len(seen) < 40:
+        while (came := worker.poll(100)) is not None:
+            assert came[0] == Type.LOAD
+            waiting.append(came[1])
+            seen.add(came[1]["image"])
+        assert 1 <= len(waiting) <= 5, "outstanding at once"
+        worker.done(waiting.pop(0))
+    assert seen == set(images)
+    for action in waiting:
+        worker.done(action)
+    model = client.lookup("fixed-39")
+    request = client.infer(model)
+    assert worker.next_action()[0] == Type.EXEC
+    assert admin.ask("status")[1]["counters"]["results_stale"] == 0 and request
 
 
     controller = started()
@@ -213,6 +230,20 @@ def test_load_times_are_scaled_from_the_profiles_pages_to_ours(tmp_path, page_by
     assert client.reply(refused)[0]["status"] == Code.DRAINING
     assert admin.ask("drain", on=False)[0] == 0
     controller.process.send_signal(signal.SIGTERM)
+def test_a_worker_with_too_small_an_agenda_is_turned_away_with_a_clear_line(started):
+    controller = started(models=1)
+    worker = play.Worker(controller.context, f"ipc://{controller.run_dir}/workers.sock")
+    caps = {"kind": "played", "device": "x", "gpus": 1, "page_bytes": PAGE_BYTES, "pages_total": 8, "lanes": ["exec", "load"],
+            "programs": b"", "images": True, "resident": b"", "prepares": False}
+    hello = {"minor": 0, "role": 1, "name": "x", "boot": bytes(16), "host": bytes(16), "now_ns": 1}
+    worker.send(Type.HELLO, **hello, caps={**caps, "agenda_max": 32})
+    fields, _ = worker.until(Type.ERROR)
+    assert fields["code"] == Code.MALFORMED and "agenda of 32 actions" in fields["text"]
+    worker.send(Type.HELLO, **hello, caps={**caps, "agenda_max": 33})
+    worker.until(Type.WELCOME)
+
+
+def test_draining_refuses_what_is_new_and_answers_what_is_queued(started):
     worker.done(action)
     assert serve(worker, client, {request})[request]["status"] == 0
     if not any(kind == Type.GOODBYE for kind, _, _ in client.seen):

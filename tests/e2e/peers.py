@@ -89,7 +89,7 @@ class RawPeer:
 
 def worker_caps(**changes: Any) -> dict[str, Any]:
     return {"kind": "fake", "device": "none", "gpus": 1, "page_bytes": PAGE_BYTES, "pages_total": 64,
-            "lanes": ["exec", "load"], "agenda_max": 16, "programs": b"", "images": True, "resident": b"",
+            "lanes": ["exec", "load"], "agenda_max": 64, "programs": b"", "images": True, "resident": b"",
             "prepares": False, **changes}
 
 
