@@ -30,7 +30,7 @@ import zmq
 import cwd
 from cwd.client.admin import Admin
 from cwd.errors import RemoteProtocolError
-from cwd.net.clock import boot_id
+from cwd.net.host_id import host_id
 from cwd.wire.codec import decode, encode
 from cwd.wire.messages import BY_TYPE, Type
 
@@ -53,7 +53,7 @@ PACED = 1024
 #: what the controller's memory may grow by after the first tenth: the larger of a share and what allocators keep
 GROWTH, GROWTH_BYTES = 0.10, 8 << 20
 ANSWERED_MIN = 0.99
-HOST = boot_id()
+HOST = host_id()
 
 
 class Peer:

@@ -22,9 +22,9 @@ from typing import Any
 import zmq
 
 from cwd.client.call import Call
-from cwd.client.clock import host_id
 from cwd.client.session import FOREVER_NS, Session, State
 from cwd.errors import ControllerLost
+from cwd.net.host_id import host_id
 from cwd.net.sockets import connect_dealer
 from cwd.units import NS_PER_MS, NS_PER_S
 from cwd.wire.messages import Role

@@ -17,7 +17,7 @@ import zmq
 from cwd.models import profile
 from cwd.models.repository import Repository
 from cwd.models.spec import ProgramSpec, TensorSpec
-from cwd.net.clock import boot_id
+from cwd.net.host_id import host_id
 from cwd.net.notify import NotifyListener
 from cwd.wire.codec import decode, encode
 from cwd.wire.messages import Role, Type
@@ -154,7 +154,7 @@ class Peer:
             self.seen.append((found, fields, payload))
 
     def hello(self, role: Role, name: str, **caps: Any) -> dict[str, Any]:
-        self.send(Type.HELLO, minor=0, role=int(role), name=name, boot=os.urandom(16), host=boot_id(),
+        self.send(Type.HELLO, minor=0, role=int(role), name=name, boot=os.urandom(16), host=host_id(),
                   now_ns=time.monotonic_ns(), caps=caps)
         fields, _ = self.until(Type.WELCOME)
         self.epoch = fields["epoch"]

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import zmq
 
-from cwd.net.clock import boot_id
+from cwd.net.host_id import host_id
 from cwd.wire.codec import decode, encode
 from cwd.wire.messages import MAGIC, Role, Type
 
@@ -38,7 +38,7 @@ class RawPeer:
     def hello(self) -> dict[str, Any]:
         """The fields of a sound HELLO."""
         caps = worker_caps() if self.which == "workers" else {}
-        return {"minor": 0, "role": ROLES[self.which], "name": "raw", "boot": secrets.token_bytes(16), "host": boot_id(),
+        return {"minor": 0, "role": ROLES[self.which], "name": "raw", "boot": secrets.token_bytes(16), "host": host_id(),
                 "now_ns": time.monotonic_ns(), "caps": caps}
 
     def send(self, *frames: bytes) -> None:
