@@ -121,7 +121,7 @@ class Replay:
     def _infer(self, now_ns: int, *args: Any) -> Call:
         """`Session.infer`, with our gate in place before anyone can settle the call."""
         call = self._connection.session.infer(now_ns, *args)
-        call.on_done = self._gate
+        call.on_done.append(self._gate)
         return call
 
     def _collect(self) -> None:
