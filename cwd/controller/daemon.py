@@ -23,7 +23,7 @@ import numpy as np
 from cwd.controller import loop
 from cwd.controller.admin import Admin
 from cwd.controller.config import ControllerConfig, default_run_dir, default_state_dir
-from cwd.controller.host import ADMINS, CLIENTS, RARE_AT, RARE_MESSAGE, SOCKETS, WORKERS, make_host
+from cwd.controller.host import ADMINS, CLIENTS, RARE_AT, RARE_MESSAGE, ROLE_CLIENT, SOCKETS, WORKERS, make_host
 from cwd.controller.outgoing import Outgoing
 from cwd.controller.rare import Rare
 from cwd.controller.reader import RepositoryReader
@@ -48,6 +48,8 @@ IDLE_SLICE_NS = 100 * NS_PER_MS
 STATUS_NS = 5 * NS_PER_S
 #: a payload that is too large is answered with TOO_LARGE; libzmq hangs up on one that is so many times too large
 HANG_UP = 2
+_NO_FIGURES = dict.fromkeys(
+    ("queued_ns", "load_ns", "exec_ns", "total_ns", "earliest_ns", "batch", "worker", "cold"), 0)
 
 
 def core_config(config: ControllerConfig) -> Config:
@@ -215,10 +217,10 @@ class Controller:
                 LOG.error("%s", told["error"])
         except CwdError as error:
             LOG.warning("skipped: %s", error.text)
-        if "end" in told or "error" in told:
-            self._scanned = True
         if "gone" in told:  # whoever starts us must know: there is no repository, or reading it ends the reader
             raise CwdError(told["error"], code=Code(told["code"]))
+        if "end" in told or "error" in told:
+            self._scanned = True
 
     def _watch(self, now_ns: int) -> None:
         """READY once the repository has been read; the watchdog and the status line now and then."""
@@ -248,7 +250,12 @@ class Controller:
         return bool(self._stops > 1 or state["in_flight"] == 0 or monotonic_ns() > self._drain_until_ns)
 
     def _close(self) -> None:
-        """Say goodbye to everyone and give everything back."""
+        """Refuse what is still queued, say goodbye to everyone and give everything back."""
+        queued = self.world.requests[self.world.requests["state"] == REQUEST_QUEUED]
+        for client, request in zip(queued["client"].tolist(), queued["request_id"].tolist(), strict=True):
+            if 0 <= client < len(self.host.peers) and self.host.peers[client]["role"] == ROLE_CLIENT:
+                self._outgoing.send(int(self.host.peers[client]["key"]), Type.REPLY, request=request % (1 << 64),
+                                    status=int(Code.DRAINING), **_NO_FIGURES)
         for slot in np.flatnonzero(self.host.peers["role"]):
             self._outgoing.send(int(self.host.peers[slot]["key"]), Type.GOODBYE, code=0, text="the controller stops")
         messages_close(self.host.messages)

@@ -86,7 +86,6 @@ def test_models_come_and_go_while_others_are_served(started, tmp_path):
     assert serve(worker, client, {client.infer(first)})
 
 
-def test_a_program_profiled_and_added_later_is_prepared_and_served(started, tmp_path):
 def _reader_of(controller: Controller) -> int:
     """The process that reads the repository for it."""
     for folder in Path("/proc").glob("[0-9]*"):
@@ -129,6 +128,7 @@ def test_a_repository_that_is_not_there_ends_the_start(tmp_path):
         Controller(tmp_path, repository=str(tmp_path / "nowhere")).start()
 
 
+def test_a_program_profiled_and_added_later_is_prepared_and_served(started, tmp_path):
     controller = started(models=1)
     worker, client, admin = _ready(controller), controller.client(), controller.admin()
     make_repository(tmp_path / "repo", 0, 1)
@@ -146,6 +146,17 @@ def test_a_full_registry_and_a_model_too_large_are_refused_and_the_rest_is_serve
     assert admin.ask("model.add", name="more")[0] == Code.REGISTRY_FULL
     worker = _ready(controller, pages=1)
     assert serve(worker, client, {client.infer(client.lookup("fixed-1"))})
+
+
+@pytest.mark.parametrize("page_bytes", [16 * PAGE_BYTES, PAGE_BYTES, PAGE_BYTES // 4])
+def test_load_times_are_scaled_from_the_profiles_pages_to_ours(tmp_path, page_bytes):
+    """A profile may have been measured with pages of any size: a LOAD is expected to take as long as its bytes do."""
+    make_repository(tmp_path / "repo", 1, 0, load_ns_per_page=80 * MS * page_bytes // PAGE_BYTES, page_bytes=page_bytes)
+    with Controller(tmp_path, repository=str(tmp_path / "repo")) as controller:
+        worker, client = _ready(controller), controller.client()
+        client.infer(client.lookup("fixed-0"), slo_ns=SECOND)
+        kind, load, _ = worker.next_action()
+    assert (kind, load["pages"], load["expected_ns"]) == (Type.LOAD, 1, 80 * MS)
 
 
 def test_corrupt_entries_are_skipped_and_the_others_served(started, tmp_path):
@@ -219,17 +230,6 @@ def test_adoption_keeps_to_the_workers_agenda(started):
     assert admin.ask("status")[1]["counters"]["results_stale"] == 0 and request
 
 
-    controller = started()
-    worker, client, admin = _ready(controller), controller.client(), controller.admin()
-    model = client.lookup("fixed-0")
-    request = client.infer(model, slo_ns=8 * SECOND)
-    worker_kind, action, _ = worker.next_action()
-    assert worker_kind == Type.LOAD
-    assert admin.ask("drain", on=True) == (0, {"queued": 1})
-    refused = client.infer(model)
-    assert client.reply(refused)[0]["status"] == Code.DRAINING
-    assert admin.ask("drain", on=False)[0] == 0
-    controller.process.send_signal(signal.SIGTERM)
 def test_a_worker_with_too_small_an_agenda_is_turned_away_with_a_clear_line(started):
     controller = started(models=1)
     worker = play.Worker(controller.context, f"ipc://{controller.run_dir}/workers.sock")
@@ -244,6 +244,17 @@ def test_a_worker_with_too_small_an_agenda_is_turned_away_with_a_clear_line(star
 
 
 def test_draining_refuses_what_is_new_and_answers_what_is_queued(started):
+    controller = started()
+    worker, client, admin = _ready(controller), controller.client(), controller.admin()
+    model = client.lookup("fixed-0")
+    request = client.infer(model, slo_ns=8 * SECOND)
+    worker_kind, action, _ = worker.next_action()
+    assert worker_kind == Type.LOAD
+    assert admin.ask("drain", on=True) == (0, {"queued": 1})
+    refused = client.infer(model)
+    assert client.reply(refused)[0]["status"] == Code.DRAINING
+    assert admin.ask("drain", on=False)[0] == 0
+    controller.process.send_signal(signal.SIGTERM)
     worker.done(action)
     assert serve(worker, client, {request})[request]["status"] == 0
     if not any(kind == Type.GOODBYE for kind, _, _ in client.seen):
@@ -259,15 +270,19 @@ def test_a_signal_in_mid_slice_is_acted_on_at_once(started):
     assert time.monotonic() - begin < 3.0
 
 
-def test_a_second_signal_ends_it_though_requests_are_queued(started):
+def test_a_second_signal_refuses_what_is_queued_and_ends(started):
     controller = started()
     worker, client = _ready(controller), controller.client()
-    client.infer(client.lookup("fixed-0"), slo_ns=15 * SECOND)
+    queued = {client.infer(client.lookup("fixed-0"), slo_ns=15 * SECOND) for _ in range(3)}
     worker.next_action()
     controller.process.send_signal(signal.SIGTERM)
     time.sleep(0.3)
     assert controller.process.poll() is None
     assert controller.stop() == 0
+    told = {}
+    while (came := client.receive())[0] == Type.REPLY:
+        told[came[1]["request"]] = came[1]["status"]
+    assert told == dict.fromkeys(queued, Code.DRAINING) and came[0] == Type.GOODBYE
 
 
 def test_a_socket_in_use_is_one_clear_error(started, tmp_path):
