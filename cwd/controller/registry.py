@@ -23,7 +23,7 @@ from cwd.net.clock import monotonic_ns
 
 @dataclasses.dataclass
 class ProgramInfo:
-    """A program of the core. `profiles` is by kind; `samples` names one model of it, for PREPARE."""
+    """A program of the core. `profiles` is by kind; any of `models` names it, for PREPARE."""
 
     index: int
     hash: bytes
@@ -73,8 +73,6 @@ class Registry:
         self.connected: dict[str, int] = {}
         #: largest pool that a worker has offered; 0 before the first
         self.pages_max = 0
-        #: models that were too large for every pool so far, to be said once
-        self.news: list[str] = []
 
     def find(self, name: str, version: int = 0) -> ModelInfo | None:
         """The model, its newest version for 0."""
