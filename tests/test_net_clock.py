@@ -1,13 +1,20 @@
-"""The clock, the boot id, and the offset filter against its naive twin and against the truth."""
+"""The clock, the host's id, and the offset filter against its naive twin and against the truth."""
 
+import subprocess
+import sys
 import time
+from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from cwd.net import clock
+from cwd.client import connection
+from cwd.controller import rare
+from cwd.net import clock, host_id
+from cwd.worker import session
 
 
 def test_monotonic_is_pythons() -> None:
@@ -16,9 +23,51 @@ def test_monotonic_is_pythons() -> None:
     assert before <= now <= time.monotonic_ns()
 
 
-def test_boot_id_is_16_constant_bytes() -> None:
-    assert len(clock.boot_id()) == 16
-    assert clock.boot_id() == clock.boot_id() != bytes(16)
+@pytest.fixture
+def fresh_id() -> Iterator[None]:
+    """The host's id is read anew in the test, and after it."""
+    host_id.host_id.cache_clear()
+    yield
+    host_id.host_id.cache_clear()
+
+
+def test_the_host_id_is_the_same_in_every_process() -> None:
+    other = subprocess.run([sys.executable, "-c", "import sys\nfrom cwd.net.host_id import host_id\n"
+                            "assert 'numba' not in sys.modules\nprint(host_id().hex())"],
+                           capture_output=True, text=True, check=True)
+    assert len(host_id.host_id()) == 16 and other.stdout.strip() == host_id.host_id().hex()
+
+
+@pytest.mark.parametrize("content", [None, "", "not hexadecimal\n", "abcd\n"])
+def test_without_a_boot_id_nobody_is_taken_for_a_neighbour(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fresh_id: None,
+                                                          content: str | None) -> None:
+    path = tmp_path / "boot_id"
+    if content is not None:
+        path.write_text(content)
+    monkeypatch.setattr(host_id, "_BOOT_ID", path)
+    ours = host_id.host_id()
+    assert len(ours) == 16 and ours != bytes(16) and ours == host_id.host_id()
+    host_id.host_id.cache_clear()  # as in another process
+    assert host_id.host_id() != ours
+
+
+def test_a_shifted_time_namespace_is_another_host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fresh_id: None) -> None:
+    path, offsets = tmp_path / "boot_id", tmp_path / "offsets"
+    path.write_text("00000000-0000-0000-0000-0000000000ff\n")
+    monkeypatch.setattr(host_id, "_BOOT_ID", path)
+    monkeypatch.setattr(host_id, "_OFFSETS", offsets)
+    found = set()
+    for seconds in (0, 86_400, -1):
+        offsets.write_text(f"monotonic  {seconds}  0\nboottime   0   0\n")
+        host_id.host_id.cache_clear()
+        found.add(host_id.host_id())
+    assert len(found) == 3 and bytes(15) + b"\xff" in found
+
+
+def test_client_and_controller_tell_the_same_host() -> None:
+    """Both ends of a connection must have the id from one place."""
+    for module in (connection, rare, session):
+        assert module.host_id is host_id.host_id
 
 
 class Naive:

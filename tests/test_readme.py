@@ -51,6 +51,8 @@ def test_the_tutorial_runs(tmp_path: Path) -> None:
             script.append(text)
         elif language == "python":
             script.append(f"python - <<'END_OF_PYTHON'\n{text}END_OF_PYTHON\n")
+    # what "activate" does, which the section's text asks for before its first block
+    assert ". .venv/bin/activate" in README.split("\n## Serve your own model\n")[1].split("```")[0]
     bin_folder = Path(sys.executable).parent
     # a shell without job control numbers its jobs all the same, so that `kill %1` works
     environment = {**os.environ, "PATH": f"{bin_folder}:{os.environ['PATH']}", "CWD_RUN_DIR": str(tmp_path / "run"),

@@ -30,7 +30,7 @@ import zmq
 import cwd
 from cwd.client.admin import Admin
 from cwd.errors import RemoteProtocolError
-from cwd.net.clock import boot_id
+from cwd.net.host_id import host_id
 from cwd.wire.codec import decode, encode
 from cwd.wire.messages import BY_TYPE, Type
 
@@ -53,7 +53,7 @@ PACED = 1024
 #: what the controller's memory may grow by after the first tenth: the larger of a share and what allocators keep
 GROWTH, GROWTH_BYTES = 0.10, 8 << 20
 ANSWERED_MIN = 0.99
-HOST = boot_id()
+HOST = host_id()
 
 
 class Peer:
@@ -221,7 +221,7 @@ class Forge:
 
     def _caps(self) -> dict[str, Any]:
         return {"kind": self.random.choice(("emulated", "fuzz")), "device": "none", "gpus": 1, "page_bytes": PAGE_BYTES,
-                "pages_total": 64, "lanes": ["exec", "load"], "agenda_max": 16, "programs": b"", "images": True,
+                "pages_total": 64, "lanes": ["exec", "load"], "agenda_max": 64, "programs": b"", "images": True,
                 "resident": b"", "prepares": False}
 
     def _odd_hello(self, which: str) -> dict[str, Any]:
@@ -281,7 +281,8 @@ def make_repository(root: Path) -> Path:
     repository = Repository(root, create=True)
     entry = add_zoo(repository, "same", "identity", copies=2)[0]
     times = {pair: 1_000_000 for pair in profile.pairs(entry.manifest.program)}
-    profile.write_table(repository, entry.manifest.program_hash, "emulated", times, load_ns_per_page=1_000_000)
+    profile.write_table(repository, entry.manifest.program_hash, "emulated", times, load_ns_per_page=1_000_000,
+                        page_bytes=PAGE_BYTES)
     return root
 
 

@@ -153,7 +153,7 @@ def compare(log_path: Path, start_ns: int, folder: Path, steps: demo.Steps) -> d
 def arrivals_of(requests: np.ndarray) -> np.ndarray:
     rows = np.zeros(len(requests), ARRIVAL)
     rows["at_ns"] = requests["arrival_ns"]
-    for name in ("model", "size_class", "deadline_ns", "slo_ns"):
+    for name in ("model", "size_class", "deadline_ns", "slo_ns", "app"):
         rows[name] = requests[name]
     return rows
 

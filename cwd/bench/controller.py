@@ -128,7 +128,7 @@ def _make_repository(root: Path, count: int) -> None:
     repository = Repository(root, create=True)
     program = repository.add_program(NOTHING)
     table = {(batch, size_class): EXEC_NS + (batch - 1) * EXEC_NS // 8 for batch, size_class in profile.pairs(NOTHING)}
-    profile.write_table(repository, program, "emulated", table, load_ns_per_page=LOAD_NS)
+    profile.write_table(repository, program, "emulated", table, load_ns_per_page=LOAD_NS, page_bytes=PAGE_BYTES)
     for number in range(count):
         repository.add(f"model-{number:05d}", 1, program, {}, seed=number)
 

@@ -21,7 +21,8 @@ import zmq
 from cwd.bench.generate import CODES, FRAMES, HEADER_BYTES, STATE, generate
 from cwd.bench.histogram import BUCKETS, summary_ms
 from cwd.errors import SENTENCES, Code, CwdError, RemoteProtocolError
-from cwd.net.clock import boot_id, monotonic_ns
+from cwd.net.clock import monotonic_ns
+from cwd.net.host_id import host_id
 from cwd.net.sockets import SEND_QUEUE, connect_dealer, make_context
 from cwd.net.wake import make_timerfd
 from cwd.net.zmq import EAGAIN, EINTR, message, message_fill, message_table, messages_close, poll_items
@@ -90,7 +91,7 @@ class LoadGenerator:
 
     def _introduce(self, endpoint: str, timeout_s: float) -> None:
         hello = encode(Type.HELLO, minor=VERSION_MINOR, role=int(Role.CLIENT), name="loadgen", boot=os.urandom(16),
-                       host=boot_id(), now_ns=monotonic_ns(), caps={})
+                       host=host_id(), now_ns=monotonic_ns(), caps={})
         if not self.socket.poll(int(timeout_s * 1000), zmq.POLLOUT):
             raise CwdError(f"nobody listens on {endpoint}")
         self.socket.send(hello)

@@ -156,11 +156,11 @@ def rm(name: str, prune: bool, repository: str, live: bool, admin_endpoint: str,
 @click.argument("names", nargs=-1)
 @click.option("--device", default="cpu", show_default=True, type=click.Choice(["cpu"]))
 @click.option("--repeats", type=click.IntRange(1), help="Executions timed for each batch and size class.")
-@click.option("--page", "page_bytes", type=SIZE, default="1MiB", show_default=True, help="Page size for the load time.")
+@click.option("--page", "page_bytes", type=SIZE, show_default="1MiB", help="Page size for the load time.")
 @click.option("--again", is_flag=True, help="Measure programs that have a profile, too.")
 @repository_option
 @json_option
-def profile(names: tuple[str, ...], device: str, repeats: int | None, page_bytes: int, again: bool, repository: str,
+def profile(names: tuple[str, ...], device: str, repeats: int | None, page_bytes: int | None, again: bool, repository: str,
             as_json: bool) -> None:
     """Measure every batch size and size class of the programs of NAMES (all models without any)."""
     from cwd.models.repository import Repository

@@ -11,6 +11,7 @@ import click
 
 from cwd.cli.common import repository_option, say
 from cwd.config import POLICY, run_dir
+from cwd.units import format_size
 
 
 @click.command()
@@ -30,10 +31,14 @@ def up(repository: str, device: str, workers: int, pool: str, page: str, policy:
     Further settings of the daemons come from CWD_* variables.
     """
     from cwd.cluster import LocalCluster
+    from cwd.controller.config import default_state_dir, load_config
+
+    settings = load_config()
 
     cluster = LocalCluster(repository if Path(repository).is_dir() else "", workers=workers, device=device, pool=pool,
                            page=page, policy=policy, folder=run_dir, controller={"state_dir": ""}, timeout=600,
                            progress=say)
+    say("starting: kernels that were never compiled here take minutes, once (`cwd compile` does it ahead)")
     if not Path(repository).is_dir():
         say(f"no folder {repository}: serving without models")
 
@@ -43,6 +48,9 @@ def up(repository: str, device: str, workers: int, pool: str, page: str, policy:
     signal.signal(signal.SIGTERM, end)
     try:
         with cluster:
+            if settings.log:
+                kept = f"at most {format_size(settings.log_keep_bytes)}" if settings.log_keep_bytes else "without a bound"
+                say(f"every event is logged in {default_state_dir()}, {kept} (CWD_LOG_KEEP, CWD_LOG=no)")
             say(f"ready: clients connect to {cluster.endpoint()} (Ctrl-C stops)")
             while True:
                 cluster.check()

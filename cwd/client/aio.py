@@ -14,12 +14,12 @@ from typing import Any
 import zmq
 
 from cwd.client.call import Call, app_tag, slo_to_ns
-from cwd.client.clock import host_id
 from cwd.client.model import Inputs, Model, split_name
 from cwd.client.result import Result
 from cwd.client.session import Session, State
 from cwd.config import client_endpoint
 from cwd.errors import BadRequest, Code, ControllerLost, RequestError, UnknownModel
+from cwd.net.host_id import host_id
 from cwd.net.sockets import connect_dealer
 from cwd.units import NS_PER_MS, NS_PER_S
 from cwd.wire.messages import Role
@@ -168,7 +168,7 @@ class AsyncClient:
     async def _settled(self, call: Call) -> Call:
         """Send what was asked, and wait until it is settled; raises its error."""
         future: asyncio.Future[None] = self._loop.create_future()  # type: ignore[union-attr]
-        call.on_done = lambda _call: future.done() or future.set_result(None)
+        call.on_done.append(lambda _call: future.done() or future.set_result(None))
         self._turn()
         try:
             await future

@@ -40,7 +40,8 @@ class Call:
         self.payload: Any = None
         self.error: CwdError | None = None
         self.done_ns = 0
-        self.on_done: Callable[[Call], None] | None = None
+        #: called once each when the call is settled: several threads may wait for it
+        self.on_done: list[Callable[[Call], Any]] = []
 
     def __lt__(self, other: Call) -> bool:
         return self.id < other.id

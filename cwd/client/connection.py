@@ -22,9 +22,9 @@ from typing import Any
 import zmq
 
 from cwd.client.call import Call
-from cwd.client.clock import host_id
 from cwd.client.session import FOREVER_NS, Session, State
 from cwd.errors import ControllerLost
+from cwd.net.host_id import host_id
 from cwd.net.sockets import connect_dealer
 from cwd.units import NS_PER_MS, NS_PER_S
 from cwd.wire.messages import Role
@@ -43,7 +43,7 @@ _now = time.monotonic_ns
 
 
 class Gate:
-    """Collects calls as they are settled; install it as their `on_done`. Done while there is one to take."""
+    """Collects calls as they are settled; add it to their `on_done`. Done while there is one to take."""
 
     def __init__(self) -> None:
         self.ready: deque[Call] = deque()
@@ -133,7 +133,7 @@ class Connection:
                 if call.done:
                     gate(call)
                 else:
-                    call.on_done = gate
+                    call.on_done.append(gate)
         return gate
 
     def wait(self, target: Call | Gate | None, until_ns: int = FOREVER_NS) -> None:
@@ -173,10 +173,14 @@ class Connection:
     def _follow(self, target: Call | Gate | None, patience_ns: int) -> None:
         """Sleep until `target` is done, the leader leaves, or the connection's state changes."""
         event = threading.Event()
+
+        def tell(_call: Call) -> None:
+            event.set()
+
         if isinstance(target, Gate):
             target.event = event
         elif target is not None:
-            target.on_done = lambda _call: event.set()
+            target.on_done.append(tell)
         self._followers.append(event)
         self._lock.release()
         try:
@@ -184,6 +188,8 @@ class Connection:
         finally:
             self._lock.acquire()
             self._followers.remove(event)
+            if isinstance(target, Call):
+                target.on_done.remove(tell)
 
     def _lead(self, until_ns: int) -> None:
         """One turn: send, wait for messages, take them all, let time pass."""

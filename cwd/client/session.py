@@ -383,8 +383,8 @@ class Session:
         call.error = error
         call.done_ns = now_ns
         call.done = True
-        if call.on_done is not None:
-            call.on_done(call)
+        for tell in call.on_done:
+            tell(call)
 
     def _settle_all(self, now_ns: int, reason: Callable[[], CwdError]) -> None:
         for call in list(self.calls.values()):

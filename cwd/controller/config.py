@@ -77,7 +77,10 @@ class ControllerConfig:
     drain_ns: int = 30 * NS_PER_S
     #: log every event and outbox record (False: nothing is written, and nothing can be replayed)
     log: bool = True
+    #: size of one file of the log
     log_rotate_bytes: int = 1 << 30
+    #: the oldest files go when all logs of the state folder are larger than this; 0 keeps everything
+    log_keep_bytes: int = 8 << 30
     #: slots of the shared-memory ring between the loop and the log writer
     log_ring: int = 1 << 16
     #: CPU that the loop's thread is pinned to; -1 leaves it to the kernel

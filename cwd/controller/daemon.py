@@ -23,15 +23,15 @@ import numpy as np
 from cwd.controller import loop
 from cwd.controller.admin import Admin
 from cwd.controller.config import ControllerConfig, default_run_dir, default_state_dir
-from cwd.controller.host import ADMINS, CLIENTS, RARE_AT, RARE_MESSAGE, SOCKETS, WORKERS, make_host
+from cwd.controller.host import ADMINS, CLIENTS, RARE_AT, RARE_MESSAGE, ROLE_CLIENT, SOCKETS, WORKERS, make_host
 from cwd.controller.outgoing import Outgoing
 from cwd.controller.rare import Rare
 from cwd.controller.reader import RepositoryReader
 from cwd.controller.registry import Registry
 from cwd.controller.workers import Workers
 from cwd.controller.writer import LogWriter, check_state_dir, new_epoch
-from cwd.core.world import Config, make_world
-from cwd.errors import CwdError, InvariantError
+from cwd.core.world import REQUEST_QUEUED, Config, make_world
+from cwd.errors import Code, CwdError, InvariantError
 from cwd.net import wake
 from cwd.net.clock import monotonic_ns
 from cwd.net.notify import notify
@@ -48,6 +48,8 @@ IDLE_SLICE_NS = 100 * NS_PER_MS
 STATUS_NS = 5 * NS_PER_S
 #: a payload that is too large is answered with TOO_LARGE; libzmq hangs up on one that is so many times too large
 HANG_UP = 2
+_NO_FIGURES = dict.fromkeys(
+    ("queued_ns", "load_ns", "exec_ns", "total_ns", "earliest_ns", "batch", "worker", "cold"), 0)
 
 
 def core_config(config: ControllerConfig) -> Config:
@@ -88,7 +90,7 @@ class Controller:
                               self.log.ring)
         outgoing = self._outgoing = Outgoing(self.host, self._sockets)
         self.registry = Registry(self.host, self.world, core, config.page_bytes)
-        self.workers = Workers(self.host, self.world, self.registry, outgoing, config.prepare_ns)
+        self.workers = Workers(self.host, self.world, self.registry, outgoing, config.prepare_ns, core.lane_depth)
         self._reader = RepositoryReader(config.repository) if config.repository else None
         #: exported: how long Python kept the loop waiting, and how often
         self.python: dict[str, int] = {"slices": 0, "chunks": 0, "python_max_ns": 0, "python_cpu_max_ns": 0,
@@ -215,6 +217,8 @@ class Controller:
                 LOG.error("%s", told["error"])
         except CwdError as error:
             LOG.warning("skipped: %s", error.text)
+        if "gone" in told:  # whoever starts us must know: there is no repository, or reading it ends the reader
+            raise CwdError(told["error"], code=Code(told["code"]))
         if "end" in told or "error" in told:
             self._scanned = True
 
@@ -246,7 +250,12 @@ class Controller:
         return bool(self._stops > 1 or state["in_flight"] == 0 or monotonic_ns() > self._drain_until_ns)
 
     def _close(self) -> None:
-        """Say goodbye to everyone and give everything back."""
+        """Refuse what is still queued, say goodbye to everyone and give everything back."""
+        queued = self.world.requests[self.world.requests["state"] == REQUEST_QUEUED]
+        for client, request in zip(queued["client"].tolist(), queued["request_id"].tolist(), strict=True):
+            if 0 <= client < len(self.host.peers) and self.host.peers[client]["role"] == ROLE_CLIENT:
+                self._outgoing.send(int(self.host.peers[client]["key"]), Type.REPLY, request=request % (1 << 64),
+                                    status=int(Code.DRAINING), **_NO_FIGURES)
         for slot in np.flatnonzero(self.host.peers["role"]):
             self._outgoing.send(int(self.host.peers[slot]["key"]), Type.GOODBYE, code=0, text="the controller stops")
         messages_close(self.host.messages)

@@ -150,7 +150,7 @@ def _send_reply(host, out, now_ns):
     row = host.rows[0]["reply"]
     row["request"], row["status"], row["cold"] = out["request_id"], status, out["cold"]
     row["queued_ns"], row["load_ns"], row["exec_ns"] = out["queued_ns"], out["load_ns"], out["exec_ns"]
-    row["total_ns"], row["earliest_ns"], row["batch"] = out["total_ns"], out["earliest_ns"], out["batch"]
+    row["total_ns"], row["earliest_ns"], row["batch"] = out["total_ns"], out["served_ns"], out["batch"]
     row["worker"] = max(out["gpu"], 0)
     payload = status == OK and out["result"] >= 0 and out["row"] >= 0
     size = encode_reply(address_of(host.buffer), len(host.buffer), row)
@@ -165,7 +165,7 @@ def _send_reply(host, out, now_ns):
 def adopt(host, world, now_ns, slot, models, action):
     """LOADs of models (i8[n] of handles) that the worker said are on its device: it finds them there and is done.
 
-    The core has not asked for them, so they carry action ids that it never gives out, from `action` on.
+    The core has not asked for them, so they carry action ids that it never gives out, from `action` on. How many were sent.
     """
     row = host.rows[0]["load"]
     row["epoch"] = host.state[0]["epoch"]
@@ -181,4 +181,5 @@ def adopt(host, world, now_ns, slot, models, action):
             image[k] = theirs[k]
         size = encode_load(address_of(host.buffer), len(host.buffer), row)
         if _post_action(host, slot, size, ZERO) != 0:
-            return
+            return i
+    return len(models)

@@ -2,8 +2,8 @@
 
 `Host` is a bundle of structured arrays that the compiled loop and the Python part share; both run in one thread, so
 nothing here is locked. A *key* names a connection: the routing id's u32, a mark, and the socket's index above them. A
-client is known to the core by `client_id`, its peer slot and that slot's generation, so that a late reply can never
-reach who took the slot over. This module must not know messages.
+client is known to the core by its peer slot; what it has in flight is taken from the core when it leaves, so that a late
+reply never reaches who took the slot over. This module must not know messages.
 """
 
 from __future__ import annotations
@@ -26,6 +26,9 @@ Table = NDArray[Any]
 
 CLIENTS, WORKERS, ADMINS = 0, 1, 2
 SOCKETS = 3
+
+#: ids from here on are of the LOADs by which residents are adopted: the core never gives them out
+ADOPTIONS = 1 << 62
 
 #: for calls between kernels: a literal argument has the callee compiled again
 NONE, ZERO, ONE = -1, 0, 1

@@ -30,7 +30,8 @@ from cwd.controller.times import start_clock
 from cwd.controller.workers import Workers
 from cwd.controller.writer import LogWriter
 from cwd.errors import Code, CwdError, RemoteProtocolError
-from cwd.net.clock import boot_id, monotonic_ns
+from cwd.net.clock import monotonic_ns
+from cwd.net.host_id import host_id
 from cwd.units import NS_PER_MS, format_size
 from cwd.wire.codec import decode
 from cwd.wire.messages import VERSION_MINOR, Type
@@ -51,7 +52,7 @@ class Rare:
                  outgoing: Outgoing, log: LogWriter) -> None:
         self._config, self._host, self._registry = config, host, registry
         self._workers, self._admin, self._outgoing, self._log = workers, admin, outgoing, log
-        self._boot_id = boot_id()
+        self._host_id = host_id()
         self.names: dict[int, str] = {}
 
     def message(self, row: Any, frame: bytes) -> Task | None:
@@ -76,9 +77,9 @@ class Rare:
         return None
 
     def news(self, row: Any) -> Task | None:
-        """A peer that is gone, or the result of a PREPARE."""
+        """A peer that is gone, or the result of what Python sent."""
         if row["kind"] == RARE_RESULT:
-            return self._workers.prepared(row)
+            return self._workers.result(row)
         if row["kind"] == RARE_GONE:
             slot = int(row["peer"])
             name = self.names.pop(slot, "?")
@@ -102,7 +103,7 @@ class Rare:
                 yield from self._hello_worker(key, name, fields)
                 return
             now_ns = monotonic_ns()
-            slot = int(add_peer(self._host, key, role, -1, int(fields["host"] == self._boot_id), now_ns))
+            slot = int(add_peer(self._host, key, role, -1, int(fields["host"] == self._host_id), now_ns))
             if slot < 0:
                 raise CwdError("the table of connections is full", code=Code.PEERS_FULL)
             start_clock(self._host, slot, fields["now_ns"], now_ns)
@@ -118,7 +119,7 @@ class Rare:
         yield
         if find_peer(self._host, key) >= 0:
             raise CwdError("HELLO came twice", code=Code.UNEXPECTED_TYPE)
-        self._workers.join(worker, key, fields["host"] == self._boot_id, monotonic_ns(), fields["now_ns"])
+        self._workers.join(worker, key, fields["host"] == self._host_id, monotonic_ns(), fields["now_ns"])
         self._welcome(worker.slot, key, fields, name, 0)
         yield
         self._log.name("gpu", worker.gpu, name)
@@ -131,7 +132,7 @@ class Rare:
         self.names[slot] = name
         self._outgoing.send(
             key, Type.WELCOME, minor=min(VERSION_MINOR, fields["minor"]), epoch=int(self._host.state[0]["epoch"]),
-            host=self._boot_id, now_ns=monotonic_ns(), heartbeat_ms=self._config.heartbeat_ns // NS_PER_MS,
+            host=self._host_id, now_ns=monotonic_ns(), heartbeat_ms=self._config.heartbeat_ns // NS_PER_MS,
             lost_ms=self._config.lost_ns // NS_PER_MS, credits=credits,
             payload_bytes_max=self._config.payload_max_bytes)
 

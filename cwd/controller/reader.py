@@ -36,29 +36,46 @@ AXES = 4
 
 
 class RepositoryReader:
-    """The daemon's end: `ask` never waits, `answers` gives what has come."""
+    """The daemon's end: `ask` never waits, `answers` gives what has come.
+
+    A process that ended takes the questions under way with it: they are answered with an error that is marked `"gone"`,
+    and the next question starts another process.
+    """
 
     def __init__(self, repository: str) -> None:
+        self._repository = repository
+        self._questions = 0
+        self._open: set[int] = set()
+        self._start()
+
+    def _start(self) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "cwd.controller.reader", repository],
+            [sys.executable, "-m", "cwd.controller.reader", self._repository],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True)
         assert self._process.stdin is not None and self._process.stdout is not None
         self._asked, self._said = self._process.stdin.fileno(), self._process.stdout.fileno()
         os.set_blocking(self._said, False)
         os.set_blocking(self._asked, False)
         self._unpacker = msgpack.Unpacker(raw=False)
-        self._questions = 0
-        self.pending = 0
+        self._ended = False
+
+    @property
+    def pending(self) -> int:
+        """Questions that have no last answer yet."""
+        return len(self._open)
 
     def ask(self, op: str, name: str = "", version: int = 0) -> int:
-        """Send a question; its id. Raises `CwdError` if the process is gone or does not keep up."""
+        """Send a question; its id. Raises `CwdError` if the process does not keep up."""
+        if not self._open and (self._ended or self._process.poll() is not None):
+            self.close()
+            self._start()
         self._questions += 1
         try:
             os.write(self._asked, msgpack.packb(
                 {"id": self._questions, "op": op, "name": name, "version": version}))
         except OSError as error:
             raise CwdError(f"the repository's reader does not answer: {error.strerror}", code=Code.BAD_MODEL) from None
-        self.pending += 1
+        self._open.add(self._questions)
         return self._questions
 
     def answers(self) -> Iterator[Answer]:
@@ -70,9 +87,10 @@ class RepositoryReader:
         except BlockingIOError:
             return
         if not data:
-            if self.pending:
-                self.pending = 0
-                raise CwdError("the repository's reader ended", code=Code.BAD_MODEL)
+            self._ended = True
+            for identifier in sorted(self._open):
+                yield self._counted({"id": identifier, "error": "the repository's reader ended before it could answer",
+                                     "code": int(Code.BAD_MODEL), "gone": True})
             return
         self._unpacker.feed(data)
         for answer in self._unpacker:
@@ -80,7 +98,7 @@ class RepositoryReader:
 
     def _counted(self, answer: Answer) -> Answer:
         if "end" in answer or "error" in answer:
-            self.pending -= 1
+            self._open.discard(answer["id"])
         return answer
 
     def close(self) -> None:
@@ -156,7 +174,7 @@ class _Answerer:
         })
 
     def _read_profiles(self, program_hash: bytes) -> dict[str, Any]:
-        """`{kind: {"exec": [[batch, size class, ns], ...], "load_ns_per_page"}}` of the profiles that can be used."""
+        """`{kind: {"exec": [[batch, size class, ns], ...], "load_ns_per_page", "page_bytes"}}` of the usable profiles."""
         from cwd.models import profile
 
         found = {}
@@ -168,7 +186,7 @@ class _Answerer:
                 LOG.warning("%s", error.text)
                 continue
             found[kind] = {"exec": [[row["batch"], row["size_class"], row["median_ns"]] for row in value["exec"]],
-                           "load_ns_per_page": value["load_ns_per_page"]}
+                           "load_ns_per_page": value["load_ns_per_page"], "page_bytes": value["page_bytes"]}
         return found
 
 

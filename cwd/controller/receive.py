@@ -13,6 +13,7 @@ from cwd.controller.feed import feed_arrived, feed_cancelled, feed_done, log_ref
 from cwd.controller.held import hold
 from cwd.controller.host import (
     ADMINS,
+    ADOPTIONS,
     CLIENTS,
     FRAMES,
     FRAMES_AT,
@@ -264,7 +265,7 @@ def cancel(host, world, key, slot, header, now_ns):
 
 @inline
 def result(host, world, key, slot, header, now_ns):
-    """RESULT of LOAD, UNLOAD, and of what Python sent (PREPARE, PROFILE), which is handed up."""
+    """RESULT of LOAD, UNLOAD, and of what Python sent (PREPARE, PROFILE, LOADs that adopt), which is handed up."""
     state, peer, row = host.state[0], host.peers[slot], host.rows[0]["result"]
     code = decode_result(message_data(header), message_size(header), row)
     if code != OK:
@@ -277,7 +278,7 @@ def result(host, world, key, slot, header, now_ns):
     gpu, action = peer["index"], row["action"]
     begin_ns = to_controller(host, slot, row["begin_ns"])
     end_ns = to_controller(host, slot, row["end_ns"])
-    if host.gpus[gpu]["special"] == action:
+    if host.gpus[gpu]["special"] == action or action >= ADOPTIONS:
         at = push_rare(host, RARE_RESULT, now_ns)
         if at >= 0:
             news = host.rare[at]

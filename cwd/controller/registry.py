@@ -23,7 +23,7 @@ from cwd.net.clock import monotonic_ns
 
 @dataclasses.dataclass
 class ProgramInfo:
-    """A program of the core. `profiles` is by kind; `samples` names one model of it, for PREPARE."""
+    """A program of the core. `profiles` is by kind; any of `models` names it, for PREPARE."""
 
     index: int
     hash: bytes
@@ -73,8 +73,6 @@ class Registry:
         self.connected: dict[str, int] = {}
         #: largest pool that a worker has offered; 0 before the first
         self.pages_max = 0
-        #: models that were too large for every pool so far, to be said once
-        self.news: list[str] = []
 
     def find(self, name: str, version: int = 0) -> ModelInfo | None:
         """The model, its newest version for 0."""
@@ -248,6 +246,7 @@ class Registry:
 
     def _seed_load(self, program: ProgramInfo, kind: str) -> None:
         if program.pages:
-            load_ns = program.pages * program.profiles[kind]["load_ns_per_page"]
+            profile = program.profiles[kind]  # its pages may have another size than ours
+            load_ns = -(-program.pages * self.page_bytes * profile["load_ns_per_page"] // profile["page_bytes"])
             feed.feed_load_seed(
                 self._host, self._world, monotonic_ns(), program.index, self.kinds[kind], max(load_ns, 1))

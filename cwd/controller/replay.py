@@ -19,7 +19,7 @@ from cwd.controller.record import Kind
 from cwd.controller.telemetry import Records, log_parts, read_header, read_log
 from cwd.core import engine
 from cwd.core.world import OUT_ACTION, OUT_REPLY, Config, World, make_world
-from cwd.errors import CwdError
+from cwd.errors import Code, CwdError
 
 _DIFFERENCES_MAX = 20
 
@@ -126,6 +126,8 @@ class Replay:
 def replay(path: str, limit: int | None = None) -> Replay:
     """Replay the log at `path` (a file or a folder), or its first `limit` records."""
     header, _ = read_header(log_parts(path)[0])
+    if header.get("part", 0) != 0:
+        raise CwdError(f"{path}: the log's beginning was deleted (log_keep), so it cannot be lived again", code=Code.BAD_ARGUMENT)
     run = Replay(Config(**header["core"]))
     log: Records = read_log(path)[:limit]
     for number, row in enumerate(log):

@@ -182,16 +182,3 @@ def _predict(rows: Records, actions: Records) -> None:
     found[found] = actions["action"][order[at[found]]] == rows["action"][found]
     chosen = actions[order[at[found]]]
     rows["predicted_ns"][found] = chosen["earliest_ns"] + chosen["predicted_ns"] - rows["arrival_ns"][found]
-
-
-def prediction_errors(log: Records, action_kind: int) -> dict[str, float | int]:
-    """Quantiles in ms of how far finished actions of one kind ran over and under what was predicted."""
-    rows = actions_frame(log)
-    rows = rows[(rows["action_kind"] == action_kind) & (rows["actual_ns"] >= 0)]
-    error = rows["actual_ns"] - rows["predicted_ns"]
-    over, under = np.maximum(error, 0), np.maximum(-error, 0)
-    result: dict[str, float | int] = {"count": len(rows)}
-    for name, side in (("over", over), ("under", under)):
-        for label, quantile in (("p50", 50), ("p99", 99), ("max", 100)):
-            result[f"{label}_{name}"] = round(float(np.percentile(side, quantile)) / 1e6, 4) if len(rows) else 0.0
-    return result

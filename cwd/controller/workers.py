@@ -3,8 +3,9 @@
 A worker may serve a program once PREPARE has given it the program's number, even if it has built it long ago. PREPAREs
 keep the exec lane, so there is one at a time per worker, issued through the core. Weights that a worker says are on its
 device are adopted right after their program: LOADs that the core is not asked about, whose outcome it takes for
-granted (it is told that they are resident, and learns by a failed EXEC if one is not). This module sends, but knows
-nothing of clients.
+granted (it is told that they are resident, and learns by a failed EXEC if one is not). They share the load lane with the
+core's, so only as many are outstanding as the worker's agenda holds besides those. This module sends, but knows nothing
+of clients.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import numpy as np
 
 from cwd.controller import feed
 from cwd.controller.flush import adopt
-from cwd.controller.host import ROLE_WORKER, Host
+from cwd.controller.host import ADOPTIONS, ROLE_WORKER, Host
 from cwd.controller.outgoing import Outgoing
 from cwd.controller.peers import add_peer
 from cwd.controller.registry import ModelInfo, ProgramInfo, Registry
@@ -33,8 +34,10 @@ from cwd.wire.messages import Type
 LOG = logging.getLogger("cwd.controller")
 
 _NO_IMAGE = bytes(16)
-#: residents adopted in one step, and names looked up between two looks at the clock
+#: residents looked up in one step, and models between two looks at the clock
 _CHUNK = 64
+#: LOADs that adopt, outstanding at a worker
+_ADOPTIONS = 16
 #: a PREPARE may wait this long behind what runs on the exec lane
 _PREPARE_LATEST_NS = 600 * NS_PER_S
 #: how long PREPARE takes where the program is built already
@@ -75,8 +78,13 @@ class WorkerInfo:
     numbered: set[bytes] = dataclasses.field(default_factory=set)
     jobs: deque[Job] = dataclasses.field(default_factory=deque)
     job: Job | None = None
-    #: programs whose residents were taken over; `resident` has those of models not registered yet
+    #: programs whose residents were looked up; `resident` has those of models not registered yet
     adopted: set[bytes] = dataclasses.field(default_factory=set)
+    #: handles of models to adopt, in order; a program behind its own, which is served once they are on their way
+    to_adopt: deque[int | ProgramInfo] = dataclasses.field(default_factory=deque)
+    #: adoptions outstanding, and how many may be
+    adopting: int = 0
+    adopting_max: int = 1
     #: models whose images it could not stage
     failed: list[ModelInfo] = dataclasses.field(default_factory=list)
 
@@ -84,12 +92,13 @@ class WorkerInfo:
 class Workers:
     """All connected workers, by peer slot."""
 
-    def __init__(self, host: Host, world: World, registry: Registry, outgoing: Outgoing, prepare_ns: int) -> None:
+    def __init__(self, host: Host, world: World, registry: Registry, outgoing: Outgoing, prepare_ns: int,
+                 lane_depth: int) -> None:
         self._host, self._world, self._registry, self._outgoing = host, world, registry, outgoing
-        self._prepare_ns = prepare_ns
+        self._prepare_ns, self._lane_depth = prepare_ns, lane_depth
         self.by_slot: dict[int, WorkerInfo] = {}
         self._gpus_free = list(range(len(host.gpus) - 1, -1, -1))
-        self._adopted = 1 << 62
+        self._adopted = ADOPTIONS
 
     def parse(self, name: str, caps: dict[str, Any]) -> WorkerInfo:
         """What HELLO says; raises `CwdError` (MALFORMED) in one line for what section 6 of the protocol forbids."""
@@ -106,12 +115,17 @@ class Workers:
         for key in ("pages_total", "agenda_max"):  # u32: what RESULT can say of pages, and all that the core may be told
             if not 1 <= caps[key] < 1 << 32:
                 raise CwdError(f"caps: {key} is {caps[key]}, not from 1 to {(1 << 32) - 1}", code=Code.MALFORMED)
+        room = caps["agenda_max"] - self._lane_depth
+        if room < 1:
+            raise CwdError(f"an agenda of {caps['agenda_max']} actions; this controller sends up to "
+                           f"{self._lane_depth + 1}", code=Code.MALFORMED)
         by_program: dict[bytes, list[bytes]] = {}
         for at in range(0, len(resident) - 31, 32):
             by_program.setdefault(resident[at + 16:at + 32], []).append(resident[at:at + 16])
         return WorkerInfo(
             -1, 0, 0, -1, name, caps["kind"], caps["device"], caps["pages_total"], caps["prepares"],
-            set(_hashes(caps["programs"])), None if images is True else set(_hashes(images)), by_program)
+            set(_hashes(caps["programs"])), None if images is True else set(_hashes(images)), by_program,
+            adopting_max=min(room, _ADOPTIONS))
 
     def join(self, worker: WorkerInfo, key: int, same_host: bool, now_ns: int, hello_ns: int) -> None:
         """Give the worker a GPU of the core. Raises `CwdError` (PEERS_FULL)."""
@@ -178,7 +192,8 @@ class Workers:
             self.want_image(worker, model, keeps=True)
             if model.program.hash in worker.adopted and model.image in worker.resident[model.program.hash]:
                 worker.resident[model.program.hash].remove(model.image)  # it was said before the model was read
-                self._adopt_now(worker, [model.handle])
+                worker.to_adopt.append(model.handle)
+                self._adopt_next(worker)
             self._next(worker)
 
     def want_program(self, worker: WorkerInfo, program: ProgramInfo) -> None:
@@ -219,10 +234,20 @@ class Workers:
                 expected_ns=expected_ns, name=model.name, version=model.version, program=job.program.hash,
                 image=model.image if job.model else _NO_IMAGE, program_index=job.program.index)
 
-    def prepared(self, news: Any) -> Iterator[None]:
-        """The RESULT of a PREPARE (a row of the rare table). A task: what is on the device is adopted in small steps."""
+    def result(self, news: Any) -> Iterator[None] | None:
+        """The RESULT of an action that was sent from here (a row of the rare table)."""
         worker = self.by_slot.get(news["peer"])
-        if worker is None or worker.generation != news["generation"] or worker.job is None:
+        if worker is None or worker.generation != news["generation"]:
+            return None
+        if news["action"] >= ADOPTIONS:
+            worker.adopting = max(worker.adopting - 1, 0)
+            self._adopt_next(worker)
+            return None
+        return self._prepared(worker, news) if worker.job is not None else None
+
+    def _prepared(self, worker: WorkerInfo, news: Any) -> Iterator[None]:
+        """A PREPARE is over. A task: what is on the device is looked up in small steps."""
+        if worker.job is None:
             return
         job, worker.job = worker.job, None
         status, gpu = news["status"], worker.gpu
@@ -241,35 +266,46 @@ class Workers:
             self._registry.set_staging(job.model, -int(job.keeps))
         elif status == Code.OK:
             worker.programs.add(job.program.hash)
-            for _ in self._adopt(worker, job.program):
+            for _ in self._look_up(worker, job.program):
                 yield
                 if self.by_slot.get(worker.slot) is not worker:
                     return
-            feed.feed_prepared(self._host, self._world, monotonic_ns(), gpu, job.program.index, 1)
+            worker.to_adopt.append(job.program)
+            self._adopt_next(worker)
         self._next(worker)
 
-    def _adopt(self, worker: WorkerInfo, program: ProgramInfo) -> Iterator[None]:
-        """Take over what is on the device; images of models that are not registered yet wait for `model_added`."""
+    def _look_up(self, worker: WorkerInfo, program: ProgramInfo) -> Iterator[None]:
+        """Queue what is on the device for adoption; images of models that are not registered yet wait for `model_added`."""
         images = worker.resident.pop(program.hash, [])
         left = worker.resident[program.hash] = []
         worker.adopted.add(program.hash)
         for at in range(0, len(images), _CHUNK):
-            models = []
             for image in images[at:at + _CHUNK]:
                 model = self._registry.by_image.get(image)
                 if model is None:
                     left.append(image)
                 else:
-                    models.append(model.handle)
-            self._adopt_now(worker, models)
+                    worker.to_adopt.append(model.handle)
             yield
 
-    def _adopt_now(self, worker: WorkerInfo, models: list[int]) -> None:
-        if models:
-            handles, now_ns = np.array(models, np.int64), monotonic_ns()
-            adopt(self._host, self._world, now_ns, worker.slot, handles, self._adopted)
-            self._adopted += len(handles)
-            feed.feed_resident(self._host, self._world, now_ns, worker.gpu, handles)
+    def _adopt_next(self, worker: WorkerInfo) -> None:
+        """Send as many adoptions as may be outstanding, and let a program be served behind its last."""
+        waiting = worker.to_adopt
+        while waiting and (worker.adopting < worker.adopting_max or not isinstance(waiting[0], int)):
+            models = []
+            while waiting and isinstance(waiting[0], int) and worker.adopting + len(models) < worker.adopting_max:
+                handle = waiting.popleft()
+                if handle in self._registry.by_handle:  # else it was removed meanwhile
+                    models.append(handle)
+            if models:
+                handles, now_ns = np.array(models, np.int64), monotonic_ns()
+                sent = adopt(self._host, self._world, now_ns, worker.slot, handles, self._adopted)
+                self._adopted += len(handles)
+                worker.adopting += int(sent)
+                feed.feed_resident(self._host, self._world, now_ns, worker.gpu, handles)
+            if waiting and not isinstance(waiting[0], int):
+                program = waiting.popleft()
+                feed.feed_prepared(self._host, self._world, monotonic_ns(), worker.gpu, program.index, 1)
 
 
 def _hashes(data: bytes) -> Iterator[bytes]:

@@ -1,8 +1,8 @@
 """The log writer: a process beside the controller that carries records from a shared-memory ring to files.
 
 `LogWriter` is the daemon's end: it makes the ring, starts the process, and names models and clients for people. The
-process only takes, writes and rotates; it ends when its stdin does, after the ring is empty. If it cannot keep up the
-loop counts what it had to drop (`log_lost`) and says so in the log (GAP).
+process only takes, writes, rotates and deletes the oldest files; it ends when its stdin does, after the ring is empty. If
+it cannot keep up the loop counts what it had to drop (`log_lost`) and says so in the log (GAP).
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class LogWriter:
         }
         self._process = subprocess.Popen(
             [sys.executable, "-m", "cwd.controller.writer", str(fd), str(config.log_ring), str(state_dir),
-             str(config.log_rotate_bytes), json.dumps(header)],
+             str(config.log_rotate_bytes), str(config.log_keep_bytes), json.dumps(header)],
             stdin=subprocess.PIPE, pass_fds=(fd,), start_new_session=True)
         os.close(fd)
         assert self._process.stdin is not None
@@ -89,11 +89,35 @@ def take(ring, rows):
     return count
 
 
-class _Files:
-    """The log's files: the part being written, and what comes after it."""
+def delete_oldest(folder: Path, present: str, keep_bytes: int) -> None:
+    """Delete the oldest files of the logs in `folder`, of any epoch, until the others fit `keep_bytes`; never `present`.
 
-    def __init__(self, folder: Path, header: dict[str, Any], rotate_bytes: int) -> None:
-        self._folder, self._header, self._rotate_bytes = folder, header, rotate_bytes
+    The names of an epoch go with the last of its files.
+    """
+    found = []
+    for path in folder.glob("log-*.cwdlog"):
+        stem, *part = path.name.removesuffix(".cwdlog").split(".")
+        if path.name != present:
+            found.append((stem, int(part[0]) if part else 0, path))
+    found.sort()
+    sizes = [path.stat().st_size for _, _, path in found]
+    excess = sum(sizes) - max(keep_bytes, 0)
+    for (stem, part, path), size in zip(found, sizes, strict=True):
+        if excess <= 0:
+            return
+        path.unlink(missing_ok=True)
+        excess -= size
+        LOG.info("deleted %s: the logs were larger than they may be", path.name)
+        if not any(folder.glob(f"{stem}*.cwdlog")):
+            (folder / f"{stem}.names").unlink(missing_ok=True)
+
+
+class _Files:
+    """The log's files: the part being written, what comes after it, and which old ones may stay."""
+
+    def __init__(self, folder: Path, header: dict[str, Any], rotate_bytes: int, keep_bytes: int) -> None:
+        self._folder, self._header = folder, header
+        self._rotate_bytes, self._keep_bytes = rotate_bytes, keep_bytes
         self._stem = f"log-{header['epoch']:016x}"
         self._part = 0
         self._file = self._open()
@@ -105,6 +129,8 @@ class _Files:
         text = json.dumps({**self._header, "part": self._part}).encode()
         os.write(file, LOG_MAGIC + len(text).to_bytes(4, "little") + text)
         self._bytes = 0
+        if self._keep_bytes:
+            delete_oldest(self._folder, name, self._keep_bytes - self._rotate_bytes)
         return file
 
     def write(self, rows: np.ndarray) -> None:
@@ -124,11 +150,11 @@ class _Files:
 def main() -> int:
     set_nice(0)  # the controller's own is not for what can wait
     logging.basicConfig(format="cwd controller log: %(message)s", level=logging.INFO)
-    fd, capacity, folder, rotate_bytes, header = sys.argv[1:6]
+    fd, capacity, folder, rotate_bytes, keep_bytes, header = sys.argv[1:7]
     size_bytes = ring_bytes(RECORD, int(capacity))
     ring = attach_ring(RECORD, int(capacity), shared_block(size_bytes, int(fd))[0])
     try:
-        files = _Files(Path(folder), json.loads(header), int(rotate_bytes))
+        files = _Files(Path(folder), json.loads(header), int(rotate_bytes), int(keep_bytes))
         rows = np.zeros(_BATCH, RECORD)
         open_input = True
         while True:

@@ -24,7 +24,8 @@ Progress = Callable[[int, int, str], None]
 REPEATS = 30
 REPEATS_MIN = 5
 WARM_UPS = 3
-PAGE_BYTES = 16 << 20
+#: as `cwd up` has it; any other will do, since the controller scales load times by bytes
+PAGE_BYTES = 1 << 20
 
 _STATISTICS = ("median_ns", "p99_ns", "max_ns")
 
@@ -38,8 +39,9 @@ def read(repository: Repository, program_hash: bytes, kind: str) -> dict[str, An
         raise RepositoryError(f"program {program_hash.hex()} has no profile for {kind}: run cwd model profile",
                               code=Code.NOT_PROFILED)
     rows = value.get("exec") if isinstance(value, dict) else None
-    if not isinstance(rows, list) or not isinstance(value.get("load_ns_per_page"), int):
-        raise RepositoryError(f"{path}: wanted the fields 'exec' and 'load_ns_per_page'")
+    loads = [value.get(key) if isinstance(value, dict) else None for key in ("load_ns_per_page", "page_bytes")]
+    if not isinstance(rows, list) or not all(isinstance(one, int) and one > 0 for one in loads):
+        raise RepositoryError(f"{path}: wanted the fields 'exec', and 'load_ns_per_page' and 'page_bytes' over 0")
     found = set()
     for row in rows:
         if not (isinstance(row, dict) and all(isinstance(row.get(key), int) and row[key] > 0 for key in _STATISTICS)):
@@ -75,7 +77,7 @@ def measure_cpu(repository: Repository, entry: Entry, *, repeats: int = REPEATS,
     try:
         program = Program.load(repository, entry.manifest.program_hash)
         image = np.zeros(max(1, entry.manifest.image_bytes), np.uint8)
-        load_ns = _measure_load(repository, entry, image, page_bytes)
+        page_ns = _measure_load(repository, entry, image, page_bytes)
         binding = program.bind(torch.from_numpy(image))
         wanted = pairs(program.spec)
         samples = _measure(program, binding, wanted, repeats, time.monotonic_ns() + budget_ns, lambda index, pair: (
@@ -87,7 +89,7 @@ def measure_cpu(repository: Repository, entry: Entry, *, repeats: int = REPEATS,
     finally:
         torch.set_num_threads(threads)
     value = {"kind": "cpu", "device": cpu_name(), "torch": torch.__version__, "page_bytes": page_bytes,
-             "load_ns_per_page": load_ns, "exec": rows}
+             "load_ns_per_page": page_ns, "exec": rows}
     repository.write_profile(entry.manifest.program_hash, "cpu", value)
     return value
 

@@ -119,6 +119,13 @@ class ProgramSpec:
         """The same as a formula for compiled code: payload bytes = sum of c * prod(dims[i] ** e[i]) over (c, e)."""
         return [_term(tensor, self.axes) for tensor in self.client_inputs()]
 
+    def output_terms(self) -> list[tuple[int, tuple[int, int, int, int]]]:
+        """`output_bytes` as such a formula, with one term for each combination of exponents."""
+        merged: dict[tuple[int, int, int, int], int] = {}
+        for coefficient, exponents in (_term(tensor, self.axes) for tensor in self.outputs):
+            merged[exponents] = merged.get(exponents, 0) + coefficient
+        return [(coefficient, exponents) for exponents, coefficient in merged.items()]
+
     def size_class_of(self, dims: tuple[int, ...]) -> int:
         """Index of the first size class that holds `dims`, or -1. Entries of `dims` past the axes must be 0."""
         sizes, rest = dims[:len(self.axes)], dims[len(self.axes):]

@@ -220,7 +220,7 @@ def _image_options(architecture: str, config: dict[str, Any], labels: int) -> di
     }
 
 
-#: short names for `cwd model add zoo:<name>`
+#: short names for `cwd model add --zoo`
 OPTIONS = {
     "resnet": resnet_options, "mobilenet": mobilenet_options, "bert": bert_options, "convnet5m": convnet5m_options,
     "identity": identity_options, "nothing": nothing_options, "mlp": mlp_options, "early-exit": early_exit_options,

@@ -1,6 +1,6 @@
-"""The monotonic clock in nopython code, the host's boot id, and what another host's clock says now.
+"""The monotonic clock in nopython code, and what another host's clock says now.
 
-It must not know who the peers are: a row of OFFSET per peer is the caller's. Two processes with the same boot id read
+It must not know who the peers are: a row of OFFSET per peer is the caller's. Two processes with the same host id read
 the same clock, and their offset is 0 by definition. Otherwise each heartbeat and its echo give four times, and the
 offset lies within half of the round trip of their middle: the filter keeps the sample with the shortest round trip,
 ages its error by the drift that two crystals may have, and takes a newer one when that is the better bound.
@@ -9,7 +9,6 @@ ages its error by the drift that two crystals may have, and takes a newer one wh
 from __future__ import annotations
 
 import time
-from pathlib import Path
 
 import numpy as np
 
@@ -44,30 +43,6 @@ else:
     monotonic_ns = time.monotonic_ns
 
 
-def boot_id() -> bytes:
-    """16 bytes that are the same for all processes of this host until it boots again; zeros where it has none.
-
-    Containers of one host share it, and share CLOCK_MONOTONIC too, unless they run in a time namespace with an offset
-    of its own: the namespace is therefore mixed in.
-    """
-    try:
-        raw = bytes.fromhex(Path("/proc/sys/kernel/random/boot_id").read_text().strip().replace("-", ""))
-    except (OSError, ValueError):
-        return bytes(16)
-    shift = _time_namespace_shift()
-    return bytes(a ^ b for a, b in zip(raw, shift.to_bytes(16, "little"), strict=True))
-
-
-def _time_namespace_shift() -> int:
-    """Nanoseconds by which this time namespace shifts the monotonic clock, as an unsigned 128-bit integer."""
-    try:
-        lines = Path("/proc/self/timens_offsets").read_text().splitlines()
-        shift = next((line.split()[1:] for line in lines if line.split()[0] in ("monotonic", "1")), ["0", "0"])
-        return (int(shift[0]) * _NS_PER_S + int(shift[1])) % (1 << 128)
-    except (OSError, ValueError, IndexError):
-        return 0
-
-
 @lean_kernel
 def offset_reset(row):
     """Forget everything about the peer's clock."""
@@ -80,7 +55,7 @@ def offset_reset(row):
 
 @lean_kernel
 def offset_fix(row, now_ns):
-    """The peer has our boot id: the offset is 0, exactly and for ever (an RTT of 0 beats every sample)."""
+    """The peer has our host id: the offset is 0, exactly and for ever (an RTT of 0 beats every sample)."""
     offset_reset(row)
     row["measured_ns"] = now_ns
     row["samples"] = -1

@@ -32,7 +32,7 @@ from cwd.worker import agenda as ag
 from cwd.worker import residency as rs
 
 #: a request of the run, in the order in which they came
-ARRIVAL = np.dtype([(name, np.int64) for name in ("at_ns", "model", "size_class", "deadline_ns", "slo_ns")])
+ARRIVAL = np.dtype([(name, np.int64) for name in ("at_ns", "model", "size_class", "deadline_ns", "slo_ns", "app")])
 #: an action that ran live, in the order in which they began; batch and class are 0 for a LOAD
 TAKEN = np.dtype([(name, np.int64) for name in ("verb", "program", "batch", "size_class", "took_ns")])
 #: an action of the simulation, as it was issued
@@ -137,7 +137,7 @@ class RecordedRun:
         calls["next"] = -1
         mine = calls[:count]
         mine["live"], mine["source"], mine["model"] = 2, source, models
-        mine["stretch"] = 1 << STRETCH_BITS
+        mine["app"], mine["stretch"] = self._arrivals["app"], 1 << STRETCH_BITS
         mine["sent_ns"] = mine["first_ns"] = self._arrivals["at_ns"]
         mine["deadline_ns"] = self._arrivals["deadline_ns"]
         return calls

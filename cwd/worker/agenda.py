@@ -185,12 +185,6 @@ def agenda_done(agenda, lane):
 
 
 @lean_kernel
-def agenda_waiting(agenda, lane):
-    """How many actions wait in `lane`, the running one not counted."""
-    return agenda.lanes[lane]["count"]
-
-
-@lean_kernel
 def agenda_uses(agenda, lane, model):
     """True while `lane` runs an action of `model`: its pages must stay."""
     state = agenda.lanes[lane]

@@ -48,11 +48,10 @@ class EmulatedWorker:
             self.epoll.register(fd, select.EPOLLIN)
         #: the descriptor by which each device's socket says that something is there, -1 none
         self._fds = [-1] * n
-        self.state = em.make_emulated(n, options.pages, options.agenda_max)
+        self.state = em.make_emulated(n, options.pages, options.agenda_max, options.rows_max)
         counts = self.state.counts
         counts["noise_ppm"], counts["load_bytes_per_s"] = options.noise_ppm, options.load_bytes_per_s
         counts["page_bytes"], counts["out_bytes"] = options.page_bytes, options.out_bytes
-        counts["rows_max"] = options.rows_max
         counts["random"] = (options.seed * 2 + 1) * 0x2545F4914F6CDD1D % 2**62 + 1
         self._reserve_output(options.out_bytes)
         self.repository = Repository(options.repo) if options.repo else None
@@ -162,9 +161,13 @@ class EmulatedWorker:
     def _read_profile(self, number: int, program: bytes) -> None:
         spec, kind = self.repository.program(program), self.options.profile_kind
         for size_class in range(min(len(spec.size_classes), em.CLASSES_MAX)):
-            out_bytes = spec.output_bytes(spec.class_dims(size_class))
-            self.state.out_bytes[number, size_class] = out_bytes
-            self._reserve_output(out_bytes)
+            self._reserve_output(spec.output_bytes(spec.class_dims(size_class)))
+        terms = spec.output_terms()
+        if len(terms) <= em.TERMS_MAX:
+            for at, (coefficient, exponents) in enumerate(terms):
+                self.state.coefficients[number, at] = coefficient
+                self.state.exponents[number, at] = exponents
+            self.state.n_terms[number] = len(terms)
         profile = profiles.read(self.repository, program, kind)
         for row, batch in enumerate(spec.batch_sizes[:em.BATCHES_MAX]):
             self.state.batches[number, row] = batch

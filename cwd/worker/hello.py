@@ -50,8 +50,3 @@ def images_resident(residency: rs.Residency, device: int) -> list[tuple[bytes, i
 def image_bytes(low: int, high: int) -> bytes:
     """The 16 bytes of a hash whose halves an ACTION or RESIDENT holds."""
     return int(low).to_bytes(8, "little", signed=True) + int(high).to_bytes(8, "little", signed=True)
-
-
-def image_halves(image: bytes) -> tuple[int, int]:
-    """The reverse of `image_bytes`."""
-    return int.from_bytes(image[:8], "little", signed=True), int.from_bytes(image[8:], "little", signed=True)

@@ -15,7 +15,8 @@ import numpy as np
 import zmq
 
 from cwd.errors import SENTENCES, Code, CwdError, RemoteProtocolError
-from cwd.net.clock import boot_id, monotonic_ns
+from cwd.net.clock import monotonic_ns
+from cwd.net.host_id import host_id
 from cwd.net.sockets import connect_dealer
 from cwd.units import NS_PER_MS
 from cwd.wire import codec
@@ -71,7 +72,7 @@ class Session:
     def say_hello(self) -> None:
         """Send HELLO if the socket is connected, else try again later, from 50 ms growing to 500 ms."""
         hello = codec.encode(
-            Type.HELLO, minor=VERSION_MINOR, role=int(Role.WORKER), name=self.name, boot=BOOT, host=boot_id(),
+            Type.HELLO, minor=VERSION_MINOR, role=int(Role.WORKER), name=self.name, boot=BOOT, host=host_id(),
             now_ns=monotonic_ns(), caps=self.caps())
         try:
             self.socket.send(hello, zmq.DONTWAIT)

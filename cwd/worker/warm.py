@@ -93,7 +93,7 @@ def warm_emulated() -> None:
     wake, timer = make_eventfd(), make_timerfd()
     epoll = select.epoll()
     epoll.register(wake, select.EPOLLIN)
-    state = em.make_emulated(1, 2, 2)
+    state = em.make_emulated(1, 2, 2, 2)
     state.links["greet_ns"] = state.next_ns[:] = 2**62
     eventfd_signal(wake)
     em.emulated_run(state, epoll.fileno(), wake, timer)

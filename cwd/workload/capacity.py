@@ -63,7 +63,7 @@ def measure_capacity(endpoint: str, names: Sequence[str], arrivals: Arrivals, te
 
     def infer(now_ns: int, *args: Any) -> Call:
         call = connection.session.infer(now_ns, *args)
-        call.on_done = gate
+        call.on_done.append(gate)
         return call
 
     order = itertools.cycle(zip(arrivals["model"].tolist(), arrivals["length"].tolist(), strict=True))

@@ -123,7 +123,7 @@ class Replay:
     def _infer(self, now_ns: int, *args: Any) -> Call:
         """`Session.infer`, with our gate in place before anyone can settle the call."""
         call = self._connection.session.infer(now_ns, *args)
-        call.on_done = self._gate
+        call.on_done.append(self._gate)
         return call
 
     def _collect(self) -> None:
@@ -132,6 +132,7 @@ class Replay:
             call = ready.popleft()
             index = self._flying.pop(call)
             if call.error is not None:
+                self.rows[index]["earliest_ns"] = getattr(call.error, "earliest_ns", 0)
                 self._end(index, call.error.code, call.done_ns)
                 continue
             row, reply = self.rows[index], call.answer

@@ -8,8 +8,8 @@ import time
 import numpy as np
 import zmq
 
-from cwd.client.clock import host_id
 from cwd.errors import Code
+from cwd.net.host_id import host_id
 from cwd.wire.codec import decode, encode
 from cwd.wire.messages import Type
 

@@ -53,6 +53,27 @@ def test_threads_share_a_client(client):
         assert list(pool.map(one, range(8))) == [[2.0 * i] * 40 for i in range(8)]
 
 
+def test_result_in_another_thread_leaves_as_completed_its_call(client, controller):
+    go = threading.Event()
+    controller.on_infer = lambda fields, payload: {} if go.wait(20) else None
+    pendings = [client.submit("double", X * i, "30s") for i in range(3)]
+    seen, results = [], []
+    walker = threading.Thread(target=lambda: seen.extend(cwd.as_completed(pendings, timeout=20)))
+    walker.start()
+    while not client._connection._leading:
+        time.sleep(0.001)
+    others = [threading.Thread(target=lambda p=p: results.append(p.result(20))) for p in pendings for _ in range(2)]
+    for other in others:
+        other.start()
+    while len(client._connection._followers) < len(others):
+        time.sleep(0.001)
+    go.set()
+    for thread in (walker, *others):
+        thread.join(25)
+    assert set(seen) == set(pendings) and len(results) == len(others)
+    assert all(call._call.on_done == [] or len(call._call.on_done) == 1 for call in pendings), "followers clean up"
+
+
 def test_a_waiting_thread_does_not_hold_up_another(client, controller):
     controller.on_infer = lambda fields, payload: None if np.frombuffer(payload, "f4")[1] == 99 else {}
     client.lookup("double")

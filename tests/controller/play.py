@@ -17,7 +17,7 @@ import zmq
 from cwd.models import profile
 from cwd.models.repository import Repository
 from cwd.models.spec import ProgramSpec, TensorSpec
-from cwd.net.clock import boot_id
+from cwd.net.host_id import host_id
 from cwd.net.notify import NotifyListener
 from cwd.wire.codec import decode, encode
 from cwd.wire.messages import Role, Type
@@ -38,15 +38,17 @@ DYNAMIC = ProgramSpec(
     batch_sizes=(1, 2), factory="tests.none:make", axes=("length",), size_classes=((16,), (64,)), padding="free")
 
 
-def make_repository(root: Path, models: int = 4, dynamic: int = 1, exec_ns: int = 2 * MS) -> Repository:
-    """`fixed-0`.. and `dynamic-0`.., profiled for the kind `played`."""
+def make_repository(root: Path, models: int = 4, dynamic: int = 1, exec_ns: int = 2 * MS, load_ns_per_page: int = MS,
+                    page_bytes: int = PAGE_BYTES) -> Repository:
+    """`fixed-0`.. and `dynamic-0`.., profiled for the kind `played` with pages of `page_bytes`."""
     repository = Repository(root, create=True)
     for name, spec, count in (("fixed", FIXED, models), ("dynamic", DYNAMIC, dynamic)):
         if not count:
             continue
         program = repository.add_program(spec)
         table = {pair: exec_ns * pair[0] for pair in profile.pairs(spec)}
-        profile.write_table(repository, program, "played", table, load_ns_per_page=MS)
+        profile.write_table(repository, program, "played", table, load_ns_per_page=load_ns_per_page,
+                            page_bytes=page_bytes)
         for number in range(count):
             repository.add(f"{name}-{number}", 1, program, {}, seed=number)
     return repository
@@ -152,7 +154,7 @@ class Peer:
             self.seen.append((found, fields, payload))
 
     def hello(self, role: Role, name: str, **caps: Any) -> dict[str, Any]:
-        self.send(Type.HELLO, minor=0, role=int(role), name=name, boot=os.urandom(16), host=boot_id(),
+        self.send(Type.HELLO, minor=0, role=int(role), name=name, boot=os.urandom(16), host=host_id(),
                   now_ns=time.monotonic_ns(), caps=caps)
         fields, _ = self.until(Type.WELCOME)
         self.epoch = fields["epoch"]
@@ -205,9 +207,9 @@ class Worker(Peer):
     """Answers PREPARE at once; everything else when the test says so."""
 
     def join(self, name: str, *, pages: int = 8, kind: str = "played", resident: bytes = b"", programs: bytes = b"",
-             prepares: bool = False, images: Any = True) -> None:
+             prepares: bool = False, images: Any = True, agenda_max: int = 64) -> None:
         self.hello(Role.WORKER, name, kind=kind, device="played", gpus=1, page_bytes=PAGE_BYTES, pages_total=pages,
-                   lanes=["exec", "load"], agenda_max=64, programs=programs, images=images, resident=resident,
+                   lanes=["exec", "load"], agenda_max=agenda_max, programs=programs, images=images, resident=resident,
                    prepares=prepares)
         self.pages_free = pages
         self.prepared: list[dict[str, Any]] = []

@@ -8,7 +8,9 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
+import play
 import pytest
 from play import DYNAMIC, FIXED, MS, PAGE_BYTES, SECOND, Controller, make_repository, serve
 
@@ -84,6 +86,48 @@ def test_models_come_and_go_while_others_are_served(started, tmp_path):
     assert serve(worker, client, {client.infer(first)})
 
 
+def _reader_of(controller: Controller) -> int:
+    """The process that reads the repository for it."""
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+            if parent == controller.process.pid and b"cwd.controller.reader" in (folder / "cmdline").read_bytes():
+                return int(folder.name)
+        except OSError:
+            continue
+    raise AssertionError("no reader")
+
+
+@pytest.mark.parametrize("asked", [True, False])
+def test_a_reader_that_is_killed_fails_what_was_asked_and_is_started_again(started, tmp_path, asked):
+    controller = started(models=2)
+    worker, client, admin = _ready(controller), controller.client(), controller.admin()
+    repository = Repository(tmp_path / "repo")
+    program = repository.get("fixed-0").manifest.program_hash
+    repository.add("late", 1, program, {}, seed=7)
+    reader = _reader_of(controller)
+    os.kill(reader, signal.SIGSTOP)  # so that a question is open when it dies
+    if asked:
+        for number in (1, 2):
+            admin.send(Type.ADMIN, request=1000 + number, verb="model.add", args={"name": "late"})
+        time.sleep(0.1)
+    os.kill(reader, signal.SIGKILL)
+    for number in (1, 2) if asked else ():
+        answer, _ = admin.until(Type.ADMIN_REPLY, request=1000 + number)
+        assert answer["code"] == Code.BAD_MODEL and "reader ended" in answer["result"]["error"]
+    assert serve(worker, client, {client.infer(client.lookup("fixed-0"))})
+    while Path(f"/proc/{reader}/cmdline").exists() and Path(f"/proc/{reader}/cmdline").read_bytes():
+        time.sleep(0.01)
+    assert admin.ask("model.add", name="late")[0] == 0 and _reader_of(controller) != reader
+    assert serve(worker, client, {client.infer(client.lookup("late"))})
+    assert controller.stop() == 0
+
+
+def test_a_repository_that_is_not_there_ends_the_start(tmp_path):
+    with pytest.raises(AssertionError, match="did not become ready: 1"):
+        Controller(tmp_path, repository=str(tmp_path / "nowhere")).start()
+
+
 def test_a_program_profiled_and_added_later_is_prepared_and_served(started, tmp_path):
     controller = started(models=1)
     worker, client, admin = _ready(controller), controller.client(), controller.admin()
@@ -102,6 +146,17 @@ def test_a_full_registry_and_a_model_too_large_are_refused_and_the_rest_is_serve
     assert admin.ask("model.add", name="more")[0] == Code.REGISTRY_FULL
     worker = _ready(controller, pages=1)
     assert serve(worker, client, {client.infer(client.lookup("fixed-1"))})
+
+
+@pytest.mark.parametrize("page_bytes", [16 * PAGE_BYTES, PAGE_BYTES, PAGE_BYTES // 4])
+def test_load_times_are_scaled_from_the_profiles_pages_to_ours(tmp_path, page_bytes):
+    """A profile may have been measured with pages of any size: a LOAD is expected to take as long as its bytes do."""
+    make_repository(tmp_path / "repo", 1, 0, load_ns_per_page=80 * MS * page_bytes // PAGE_BYTES, page_bytes=page_bytes)
+    with Controller(tmp_path, repository=str(tmp_path / "repo")) as controller:
+        worker, client = _ready(controller), controller.client()
+        client.infer(client.lookup("fixed-0"), slo_ns=SECOND)
+        kind, load, _ = worker.next_action()
+    assert (kind, load["pages"], load["expected_ns"]) == (Type.LOAD, 1, 80 * MS)
 
 
 def test_corrupt_entries_are_skipped_and_the_others_served(started, tmp_path):
@@ -147,6 +202,47 @@ def test_after_kill_9_a_new_epoch_takes_residency_from_the_workers(started):
     assert load is None or load["epoch"] == epoch
 
 
+def test_adoption_keeps_to_the_workers_agenda(started):
+    """Many residents are adopted a few at a time: the core's own actions and these must fit the agenda together."""
+    controller = started(models=40)
+    repository = Repository(controller.settings["repository"])
+    images = [entry.manifest.image_hash for entry in repository.entries()]
+    program = repository.entries()[0].manifest.program_hash
+    worker = controller.worker(pages=64, resident=b"".join(image + program for image in images), programs=program,
+                               agenda_max=32 + 5)
+    worker.settle(1)
+    client, admin = controller.client(), controller.admin()
+    waiting: list[dict] = []
+    seen = set()
+    while len(seen) < 40:
+        while (came := worker.poll(100)) is not None:
+            assert came[0] == Type.LOAD
+            waiting.append(came[1])
+            seen.add(came[1]["image"])
+        assert 1 <= len(waiting) <= 5, "outstanding at once"
+        worker.done(waiting.pop(0))
+    assert seen == set(images)
+    for action in waiting:
+        worker.done(action)
+    model = client.lookup("fixed-39")
+    request = client.infer(model)
+    assert worker.next_action()[0] == Type.EXEC
+    assert admin.ask("status")[1]["counters"]["results_stale"] == 0 and request
+
+
+def test_a_worker_with_too_small_an_agenda_is_turned_away_with_a_clear_line(started):
+    controller = started(models=1)
+    worker = play.Worker(controller.context, f"ipc://{controller.run_dir}/workers.sock")
+    caps = {"kind": "played", "device": "x", "gpus": 1, "page_bytes": PAGE_BYTES, "pages_total": 8, "lanes": ["exec", "load"],
+            "programs": b"", "images": True, "resident": b"", "prepares": False}
+    hello = {"minor": 0, "role": 1, "name": "x", "boot": bytes(16), "host": bytes(16), "now_ns": 1}
+    worker.send(Type.HELLO, **hello, caps={**caps, "agenda_max": 32})
+    fields, _ = worker.until(Type.ERROR)
+    assert fields["code"] == Code.MALFORMED and "agenda of 32 actions" in fields["text"]
+    worker.send(Type.HELLO, **hello, caps={**caps, "agenda_max": 33})
+    worker.until(Type.WELCOME)
+
+
 def test_draining_refuses_what_is_new_and_answers_what_is_queued(started):
     controller = started()
     worker, client, admin = _ready(controller), controller.client(), controller.admin()
@@ -174,15 +270,19 @@ def test_a_signal_in_mid_slice_is_acted_on_at_once(started):
     assert time.monotonic() - begin < 3.0
 
 
-def test_a_second_signal_ends_it_though_requests_are_queued(started):
+def test_a_second_signal_refuses_what_is_queued_and_ends(started):
     controller = started()
     worker, client = _ready(controller), controller.client()
-    client.infer(client.lookup("fixed-0"), slo_ns=15 * SECOND)
+    queued = {client.infer(client.lookup("fixed-0"), slo_ns=15 * SECOND) for _ in range(3)}
     worker.next_action()
     controller.process.send_signal(signal.SIGTERM)
     time.sleep(0.3)
     assert controller.process.poll() is None
     assert controller.stop() == 0
+    told = {}
+    while (came := client.receive())[0] == Type.REPLY:
+        told[came[1]["request"]] = came[1]["status"]
+    assert told == dict.fromkeys(queued, Code.DRAINING) and came[0] == Type.GOODBYE
 
 
 def test_a_socket_in_use_is_one_clear_error(started, tmp_path):

@@ -8,6 +8,7 @@ import play
 import pytest
 from play import MS, SECOND, Controller, serve
 
+from cwd.controller import telemetry
 from cwd.errors import Code
 from cwd.wire.messages import Role, Type
 
@@ -100,6 +101,23 @@ def test_a_request_at_fault_is_refused_with_its_code(worker, client, change, cod
     request = client.infer(**{"model": model, **change})
     fields, output = client.reply(request)
     assert (Code(fields["status"]), output) == (code, [])
+
+
+def test_a_refusal_says_when_it_could_have_been_answered_and_the_log_says_the_same(tmp_path):
+    play.make_repository(tmp_path / "repo", 1, 0, load_ns_per_page=500 * MS)
+    with Controller(tmp_path, repository=str(tmp_path / "repo")) as controller:
+        worker, client = controller.worker(), controller.client()
+        worker.settle(1)
+        model = client.lookup("fixed-0")
+        request = client.infer(model, slo_ns=100 * MS)
+        told, _ = client.reply(request)
+        assert told["status"] == Code.DEADLINE_UNREACHABLE and told["earliest_ns"] > 500 * MS
+        again = client.infer(model, slo_ns=2 * told["earliest_ns"])
+        assert serve(worker, client, {again})[again]["status"] == 0
+        assert controller.stop() == 0
+        rows = telemetry.requests_frame(telemetry.read_log(controller.state_dir))
+    assert rows["earliest_ns"][rows["request"] == request].tolist() == [told["earliest_ns"]]
+    assert rows["earliest_ns"][rows["request"] == again].tolist() == [0]
 
 
 def test_sizes_outside_every_class_are_unknown(worker, client):

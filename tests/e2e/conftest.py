@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from cwd import LocalCluster
@@ -21,8 +22,8 @@ PAGE_BYTES = 64 << 10
 
 
 @pytest.fixture(scope="session")
-def strained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, int]]:
-    """(log, the client's counts) of an emulated GPU at twice its capacity, with a table and SLOs that are too small."""
+def strained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, int], np.ndarray]:
+    """(log, the client's counts, its rows) of an emulated GPU at twice its capacity, with a table and SLOs that are too small."""
     folder = tmp_path_factory.mktemp("strained")
     repository = Repository(folder / "models", create=True)
     entries = add_zoo(repository, "m", "mlp", seed=1, copies=12)
@@ -40,4 +41,4 @@ def strained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, 
         rows, _ = replay(cluster.endpoint(), names, arrivals, slo_ns, synthetic_texts())
     facts = summary(rows)
     assert facts["offered"] == sum(facts[name] for name in ("answered_in_time", "late", "refused", "failed"))
-    return folder / "state", facts["refused_by"]
+    return folder / "state", facts["refused_by"], rows

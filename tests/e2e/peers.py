@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import zmq
 
-from cwd.net.clock import boot_id
+from cwd.net.host_id import host_id
 from cwd.wire.codec import decode, encode
 from cwd.wire.messages import MAGIC, Role, Type
 
@@ -38,7 +38,7 @@ class RawPeer:
     def hello(self) -> dict[str, Any]:
         """The fields of a sound HELLO."""
         caps = worker_caps() if self.which == "workers" else {}
-        return {"minor": 0, "role": ROLES[self.which], "name": "raw", "boot": secrets.token_bytes(16), "host": boot_id(),
+        return {"minor": 0, "role": ROLES[self.which], "name": "raw", "boot": secrets.token_bytes(16), "host": host_id(),
                 "now_ns": time.monotonic_ns(), "caps": caps}
 
     def send(self, *frames: bytes) -> None:
@@ -89,7 +89,7 @@ class RawPeer:
 
 def worker_caps(**changes: Any) -> dict[str, Any]:
     return {"kind": "fake", "device": "none", "gpus": 1, "page_bytes": PAGE_BYTES, "pages_total": 64,
-            "lanes": ["exec", "load"], "agenda_max": 16, "programs": b"", "images": True, "resident": b"",
+            "lanes": ["exec", "load"], "agenda_max": 64, "programs": b"", "images": True, "resident": b"",
             "prepares": False, **changes}
 
 
@@ -113,5 +113,5 @@ def make_repository(root: Path, copies: int = 4, exec_ns: int = EXEC_NS) -> Any:
     for entry in entries:
         program = entry.manifest.program_hash
         times = {pair: exec_ns + exec_ns * (pair[0] - 1) // 4 for pair in profile.pairs(entry.manifest.program)}
-        profile.write_table(repository, program, "emulated", times, load_ns_per_page=1_000_000)
+        profile.write_table(repository, program, "emulated", times, load_ns_per_page=1_000_000, page_bytes=PAGE_BYTES)
     return repository

@@ -331,7 +331,7 @@ def test_a_full_registry_and_a_model_that_is_too_large(cluster, repository):
     large = mlp_options((16, 60_000, 4))
     entry = add_factory(repository, "large", large.pop("factory"), large.pop("args"), large, seed=1)[0]
     profile.write_table(repository, entry.manifest.program_hash, "emulated", {
-        pair: EXEC_NS for pair in profile.pairs(entry.manifest.program)}, load_ns_per_page=1_000_000)
+        pair: EXEC_NS for pair in profile.pairs(entry.manifest.program)}, load_ns_per_page=1_000_000, page_bytes=PAGE_BYTES)
     with pytest.raises(cwd.CwdError, match="pages.*the largest pool has") as caught:
         cluster.admin("model.add", name="large")
     assert caught.value.code == Code.MODEL_TOO_LARGE

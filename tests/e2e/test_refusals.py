@@ -5,6 +5,7 @@ The emulated worker keeps the timing real and cheap; the demo's own log is judge
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -13,12 +14,14 @@ from rederive import judge, rederive
 
 from cwd.controller.record import RECORD, Kind
 from cwd.controller.replay import replay
-from cwd.controller.telemetry import log_parts, read_header, read_log
+from cwd.controller.telemetry import events, log_parts, read_header, read_log
 from cwd.errors import Code
 from cwd.units import NS_PER_MS
 
 HEADER = {"core": {"requests_max": 2, "margin_max_ns": NS_PER_MS, "client_ns": 0}}
 MODEL, GPU, CLIENT = 7, 0, 3
+#: as the fixture gives it: the log, the client's counts, its rows
+Strained = tuple[Path, dict[str, int], np.ndarray]
 
 
 def record(kind: Kind, now_ms: float, **columns: int) -> np.void:
@@ -102,8 +105,8 @@ def test_a_reply_to_nobody() -> None:
 
 
 @pytest.mark.e2e
-def test_every_refusal_of_a_strained_cluster_is_upheld(strained: tuple[Path, dict[str, int]]) -> None:
-    log, told = strained
+def test_every_refusal_of_a_strained_cluster_is_upheld(strained: Strained) -> None:
+    log, told, _ = strained
     upheld, wrong = rederive(log)
     assert not wrong, "\n".join(wrong[:20])
     # what the client was told is in the log (which has more: a client gives up on a refusal that comes too late), and
@@ -113,9 +116,19 @@ def test_every_refusal_of_a_strained_cluster_is_upheld(strained: tuple[Path, dic
 
 
 @pytest.mark.e2e
-def test_a_forged_reason_is_found_out(strained: tuple[Path, dict[str, int]]) -> None:
+def test_a_refused_client_is_told_when_it_could_have_been_answered(strained: Strained) -> None:
+    """What the rules above judge is the log's figure: the client's own must be the same ones."""
+    log, _, rows = strained
+    told = Counter(rows["earliest_ns"][rows["status"] == Code.DEADLINE_UNREACHABLE].tolist())
+    replies = events(read_log(log), Kind.REPLY)
+    logged = Counter(replies["earliest_ns"][replies["status"] == Code.DEADLINE_UNREACHABLE].tolist())
+    assert told[0] < told.total() and told <= logged, "a client gives up on a refusal that comes too late: it has fewer"
+
+
+@pytest.mark.e2e
+def test_a_forged_reason_is_found_out(strained: Strained) -> None:
     """The same log with each refusal's code exchanged for another one: most of them must be noticed."""
-    path, _ = strained
+    path, _, _ = strained
     header, log = read_header(log_parts(path)[0])[0], read_log(path).copy()
     swap = {Code.DEADLINE_UNREACHABLE: Code.SLO_BELOW_EXECUTION, Code.SLO_BELOW_EXECUTION: Code.DEADLINE_UNREACHABLE}
     forged = 0
@@ -129,7 +142,7 @@ def test_a_forged_reason_is_found_out(strained: tuple[Path, dict[str, int]]) -> 
 
 
 @pytest.mark.e2e
-def test_the_log_lived_again_decides_the_same(strained: tuple[Path, dict[str, int]]) -> None:
+def test_the_log_lived_again_decides_the_same(strained: Strained) -> None:
     again = replay(str(strained[0]))
     assert not again.differences, "\n".join(again.differences)
     assert again.counts["replies"] > 1000 and again.counts["actions"] > 100

@@ -1,7 +1,7 @@
 """Slices of the loop under load: a signal in the middle of one is acted on, and what is rare keeps its share short.
 
 A machine that is busy with others stops the controller for milliseconds wherever it pleases (`python_max_ns`, wall
-time), so the bound of 200 us is held by the CPU time that the thread itself used (`python_recent_max_ns`).
+time), so the bounds are for the CPU time that the thread itself used (`python_recent_max_ns`): at the median and at p90.
 """
 
 import signal
@@ -19,7 +19,8 @@ from cwd.errors import Code
 pytest.importorskip("torch")
 pytestmark = pytest.mark.e2e
 
-BOUND_NS = 200_000
+#: of the longest of some six chunks
+P50_MAX_NS, P90_MAX_NS = 200_000, 400_000
 ENDED = {Code.OK, Code.CONTROLLER_LOST, Code.DRAINING, Code.DEADLINE_EXPIRED, Code.DEADLINE_UNREACHABLE, Code.WORKER_LOST,
          Code.DEADLINE_MISSED, Code.CREDIT_EXCEEDED}
 
@@ -139,9 +140,10 @@ def test_a_second_signal_does_not_wait_for_the_queue(repository):
 
 
 def test_status_under_load_keeps_pythons_share_short(cluster):
-    """Many `status` and `model.ls` while requests run: less than 200 us of Python between two slices.
+    """Many `status` and `model.ls` while requests run: how long Python has the thread between two slices.
 
-    Others on the machine make a chunk longer (cold caches, page faults) and never shorter: the best of three rounds counts.
+    Each figure is the longest of the chunks of one status and one listing. In one of three rounds half of these stay below
+    200 us and nine in ten below 400 us: others on the machine make a chunk longer (cold caches, page faults), never shorter.
     """
     from cwd.client.admin import Admin
 
@@ -163,6 +165,4 @@ def test_status_under_load_keeps_pythons_share_short(cluster):
           f"p90 and p99 of three rounds in us: {[[ns // 1000 for ns in found] for found in rounds]}; mean wall time of a "
           f"chunk {mean_ns / 1e3:.0f} us, the longest since the start {after['loop']['python_max_ns'] / 1e3:.0f} us")
     assert chunks > 700 and requests > 100, load.ended
-    # each figure is already the worst of about six chunks
-    p50, p90, _ = min(rounds)
-    assert p50 < BOUND_NS and p90 < 2 * BOUND_NS
+    assert any(p50 < P50_MAX_NS and p90 < P90_MAX_NS for p50, p90, _ in rounds), rounds

@@ -56,7 +56,7 @@ def test_a_given_table(tmp_path: Path, entry: Entry) -> None:
 
 @pytest.mark.parametrize(("change", "words"), [
     ({"exec": []}, "no row for"), ({"exec": [{"batch": 1}]}, "wanted integers"),
-    ({"load_ns_per_page": None}, "load_ns"),
+    ({"load_ns_per_page": None}, "load_ns"), ({"page_bytes": 0}, "page_bytes"), ({"page_bytes": "1MiB"}, "page_bytes"),
     ({"exec": [{"batch": 1, "size_class": 0, "median_ns": 0, "p99_ns": 1, "max_ns": 1}]}, "wanted integers"),
 ])
 def test_a_damaged_profile_is_named(tmp_path: Path, entry: Entry, change: dict[str, object], words: str) -> None:

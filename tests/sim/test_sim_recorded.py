@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 
 from cwd.core import engine
-from cwd.core.world import ACTION_EXEC, ACTION_LOAD, Config, make_world
+from cwd.core.world import ACTION_EXEC, ACTION_LOAD, SLOT_MASK, Config, make_world
 from cwd.errors import Code, CwdError
 from cwd.sim.recorded import ARRIVAL, TAKEN, Durations, RecordedRun
 
@@ -19,9 +21,9 @@ EXEC_NS = (4 * MS, 6 * MS, 10 * MS)
 DELAYS_NS = np.array([100_000, 150_000, 200_000])
 
 
-def idle_core():
+def idle_core(config=CONFIG):
     """One GPU with room for two of three models, of which it has the first."""
-    core = make_world(CONFIG)
+    core = make_world(config)
     for program, classes in ((0, 2), (1, 1)):
         engine.program_added(core, program, np.array([1, 2, 4], np.int64), 3, classes)
         for b, exec_ns in enumerate(EXEC_NS):
@@ -84,6 +86,19 @@ def test_longer_durations_make_some_late_or_refused():
     quick, slow = play(300, 3 * MS, taken()), play(300, 3 * MS, taken(stretch=4))
     assert (quick.status == Code.OK).sum() > 1.5 * (slow.status == Code.OK).sum() > 0
     assert set(slow.status.tolist()) <= {Code.OK, Code.DEADLINE_UNREACHABLE, Code.DEADLINE_EXPIRED, Code.DEADLINE_MISSED}
+
+
+def test_requests_keep_their_applications():
+    """The core tells executions that depend on data apart by them."""
+    config = dataclasses.replace(CONFIG, policy="orloj")
+    core, models = idle_core(config)
+    arrivals = requests(models, 60, 5 * MS)
+    arrivals["app"] = [3 + i % 4 for i in range(60)]
+    outcome = RecordedRun(config, core, NOW_NS, arrivals, taken(), DELAYS_NS).play()
+    assert (outcome.status == Code.OK).any()
+    programs = [core.models[model & SLOT_MASK]["program"] for model in models]
+    asked = {(programs[i % 3], 3 + i % 4) for i in range(60)}
+    assert core.counters[0]["apps"] == len(asked)
 
 
 def test_the_same_again():

@@ -50,7 +50,7 @@ def test_every_sequence_of_events_gives_the_naive_twins_verdicts(steps, capacity
             else:
                 real.agenda_session(agenda, lane, step[1])
                 naive[lane].session = step[1]
-            assert real.agenda_waiting(agenda, lane) == len(naive[lane].waiting)
+            assert agenda.lanes[lane]["count"] == len(naive[lane].waiting)
         if step[0] == "next":
             now_ns += step[1]
 

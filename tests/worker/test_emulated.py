@@ -12,6 +12,9 @@ import pytest
 from lone_controller import FakeController
 
 from cwd.errors import Code, CwdError
+from cwd.models import profile
+from cwd.models.repository import Repository
+from cwd.models.spec import ProgramSpec, TensorSpec
 from cwd.wire.messages import Type
 from cwd.worker.emulated_host import EmulatedWorker
 from cwd.worker.options import WorkerOptions
@@ -83,6 +86,44 @@ def test_fifty_gpus_each_load_execute_and_unload(endpoint):
         for peer in peers.values():
             controller.act(peer, Type.UNLOAD, model=5)
             assert controller.result(peer)[0]["pages_free"] == 4
+
+
+def test_outputs_have_the_size_that_each_request_asks_for(endpoint, tmp_path):
+    spec = ProgramSpec(
+        inputs=(TensorSpec("x", "float32", ("length",)),), batch_sizes=(1, 2, 4), factory="a:b", axes=("length", "width"),
+        outputs=(TensorSpec("y", "float32", ("length", "width")), TensorSpec("z", "int64", ("length", 3)),
+                 TensorSpec("pooled", "float32", (5,))),
+        size_classes=((4, 4), (16, 16)), padding="free")
+    repository = Repository(tmp_path / "repo", create=True)
+    program = repository.add_program(spec)
+    profile.write_table(repository, program, "emulated", dict.fromkeys(profile.pairs(spec), 1000), load_ns_per_page=1000)
+    with FakeController(endpoint) as controller, running(options(endpoint, repo=str(repository.root), rows_max=4)):
+        peer, _ = controller.greet()
+        controller.act(peer, Type.PREPARE, name="m", version=1, program=program, image=bytes(16), program_index=2)
+        controller.load(peer, 1, program_index=2)
+        for _ in range(2):
+            assert controller.result(peer)[0]["status"] == 0
+        # more rows in all than the worker keeps at once, refused ones among them
+        for turn in range(150):
+            dims = [(1 + (turn + i) % 16, 1 + turn % 16) for i in range(1 + turn % 4)]
+            if turn % 5 == 0:
+                controller.execute(peer, 1, (b"",) * 3, latest_ns=1)
+                assert controller.result(peer)[0]["status"] == Code.TOO_LATE
+            controller.act(peer, Type.EXEC, (b"",) * len(dims), model=1, batch=4, size_class=1,
+                           rows=[(*pair, 0, 0) for pair in dims])
+            fields, payload = controller.result(peer)
+            assert fields["status"] == 0 and [len(frame) for frame in payload] == [spec.output_bytes(pair) for pair in dims]
+
+
+def test_more_rows_than_can_be_kept_find_the_lane_full(endpoint):
+    with FakeController(endpoint) as controller, running(options(endpoint, rows_max=2)):
+        peer, _ = controller.greet()
+        far_ns = time.monotonic_ns() + 3600 * 10**9
+        for _ in range(32):
+            controller.execute(peer, 1, (b"a", b"b"), earliest_ns=far_ns)
+        refused = controller.execute(peer, 1, earliest_ns=far_ns)
+        fields, _ = controller.result(peer)
+        assert (fields["action"], fields["status"]) == (refused, Code.LANE_FULL)
 
 
 def test_refusals_have_their_codes(endpoint):

@@ -13,8 +13,8 @@ from typing import Any, Self
 
 import zmq
 
-from cwd.client.clock import host_id
 from cwd.errors import Code
+from cwd.net.host_id import host_id
 from cwd.wire.codec import decode, encode
 from cwd.wire.messages import Type
 

@@ -2,7 +2,8 @@
 
 An EXEC takes what the program's stored profile says for its batch and size class, else what the controller expects; a
 LOAD takes what the emulated bus needs, else what the controller expects; either with seeded noise. Outputs are frames
-of zeros. The Python half, which makes connections and reads profiles, is emulated_host.py.
+of zeros, as long as outputs of the request's sizes are. The Python half, which makes connections and reads profiles, is
+emulated_host.py.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from cwd.jit import inner_kernel, lean_kernel
 from cwd.net.clock import monotonic_ns
 from cwd.net.native import I4, I8, external, load_i4
 from cwd.net.wake import timerfd_arm, timerfd_clear
-from cwd.net.zmq import DONTWAIT, SNDMORE, message_table, send_bytes
+from cwd.net.zmq import DONTWAIT, SNDMORE, message, message_data, message_table, send_bytes
 from cwd.tables import Tables
 from cwd.wire.kernel import TYPE_EXEC, TYPE_LOAD, TYPE_PROFILE, TYPE_UNLOAD
 from cwd.wire.memory import array_address
@@ -28,12 +29,17 @@ from cwd.worker import rules
 OK = int(Code.OK)
 TOO_LATE = int(Code.TOO_LATE)
 ABANDONED = int(Code.ABANDONED)
+LANE_FULL = int(Code.LANE_FULL)
 EXEC_LANE, LOAD_LANE = 0, 1
 
 #: What `emulated_run` returns for: Python must look at the message, greet, reconnect, or stop.
 RARE, GREET, LOST, WAKE = 1, 2, 3, 4
 
 PROGRAMS_MAX, BATCHES_MAX, CLASSES_MAX = 4096, 16, 16
+#: of the formula of a program's output bytes; sizes of a request's axes
+TERMS_MAX, DIMS = 8, 4
+#: waiting EXECs of the largest batch whose requests' sizes a device can keep; with more its lane is full
+_WAITING_BATCHES = 32
 #: File descriptors of sockets must be below.
 FDS_MAX = 1 << 16
 _EVENTS_MAX = 256
@@ -69,7 +75,12 @@ class Emulated(Tables):
     numbers: np.ndarray  # i4 [n, PROGRAMS_MAX]: the controller's program_index -> row of the tables below, -1 unknown
     durations_ns: np.ndarray  # i8 [PROGRAMS_MAX, BATCHES_MAX, CLASSES_MAX]: 0 unknown
     batches: np.ndarray  # i4 [PROGRAMS_MAX, BATCHES_MAX]
-    out_bytes: np.ndarray  # i8 [PROGRAMS_MAX, CLASSES_MAX]: -1 unknown
+    n_terms: np.ndarray  # i8 [PROGRAMS_MAX]: -1 unknown
+    coefficients: np.ndarray  # i8 [PROGRAMS_MAX, TERMS_MAX]: output bytes = sum of coefficient * prod(dims ** exponents)
+    exponents: np.ndarray  # i8 [PROGRAMS_MAX, TERMS_MAX, DIMS]
+    dims: np.ndarray  # u4 [n, rows, DIMS]: sizes of the requests of the EXECs that wait or run, a ring per device
+    dims_next: np.ndarray  # i8 [n]: where the next EXEC's rows go
+    dims_used: np.ndarray  # i8 [n]
     output: np.ndarray  # u1: zeros, as long as the longest frame
     next_ns: np.ndarray  # i8 [n]: when the device must be looked at
     dirty: np.ndarray  # u1 [n]: 1 if its socket must be read until it is empty
@@ -78,7 +89,7 @@ class Emulated(Tables):
     counts: np.ndarray  # COUNTS [1]
 
 
-def make_emulated(n: int, pages: int, agenda_max: int) -> Emulated:
+def make_emulated(n: int, pages: int, agenda_max: int, rows_max: int) -> Emulated:
     """State of n devices of `pages` pages each, without connections."""
     lanes = 2 * n
     state = Emulated(
@@ -90,11 +101,14 @@ def make_emulated(n: int, pages: int, agenda_max: int) -> Emulated:
         numbers=np.full((n, PROGRAMS_MAX), -1, np.int32),
         durations_ns=np.zeros((PROGRAMS_MAX, BATCHES_MAX, CLASSES_MAX), np.int64),
         batches=np.zeros((PROGRAMS_MAX, BATCHES_MAX), np.int32),
-        out_bytes=np.full((PROGRAMS_MAX, CLASSES_MAX), -1, np.int64), output=np.zeros(1, np.uint8),
+        n_terms=np.full(PROGRAMS_MAX, -1, np.int64), coefficients=np.zeros((PROGRAMS_MAX, TERMS_MAX), np.int64),
+        exponents=np.zeros((PROGRAMS_MAX, TERMS_MAX, DIMS), np.int64),
+        dims=np.zeros((n, _WAITING_BATCHES * rows_max, DIMS), np.uint32), dims_next=np.zeros(n, np.int64),
+        dims_used=np.zeros(n, np.int64), output=np.zeros(1, np.uint8),
         next_ns=np.zeros(n, np.int64), dirty=np.zeros(n, np.uint8), device_of=np.full(FDS_MAX, -1, np.int32),
         events=np.zeros(_EVENTS_MAX * _EVENT_BYTES, np.uint8), counts=np.zeros(1, COUNTS))
     state.counts["timer_ns"] = ag.NEVER
-    state.counts["random"], state.counts["order"] = 1, -1
+    state.counts["random"], state.counts["order"], state.counts["rows_max"] = 1, -1, rows_max
     return state
 
 
@@ -224,12 +238,45 @@ def _accept(state, device, action, now_ns):
         return
     load = action["kind"] == TYPE_LOAD or action["kind"] == TYPE_UNLOAD
     lane = 2 * device + (LOAD_LANE if load else EXEC_LANE)
-    code = ag.agenda_push(state.agenda, lane, action)
+    code = LANE_FULL
+    if _keep_dims(state, device, action):
+        code = ag.agenda_push(state.agenda, lane, action)
+        if code != OK:
+            state.dims_next[device] = action["entry"]
+            state.dims_used[device] -= _kept(state, action)
     if code != OK:
         ln.link_refuse(link, state.scratch, action, code, rs.pages_free(state.residency, device))
         return
     link["queued"] += 1
     _step(state, device, lane, now_ns)
+
+
+@inner_kernel
+def _kept(state, action):
+    """How many rows of an action have their sizes in the ring: an EXEC of too many, or of a wrong number, has none."""
+    rows = np.int64(action["rows"])
+    return rows if action["kind"] == TYPE_EXEC and 0 < rows <= state.counts[0]["rows_max"] else np.int64(0)
+
+
+@inner_kernel
+def _keep_dims(state, device, action):
+    """Note the sizes of an EXEC's requests: its frame is gone when it runs. False if there is no room.
+
+    `entry` is where they begin. EXECs leave their lane in the order in which they came, so a ring is enough.
+    """
+    ring = state.dims[device]
+    rows, at = _kept(state, action), state.dims_next[device]
+    if state.dims_used[device] + rows > len(ring):
+        return False
+    action["entry"] = at
+    address = message_data(message(state.message, 0)) + action["rows_at"] if rows > 0 else np.int64(0)
+    for row in range(rows):
+        for k in range(DIMS):
+            ring[at, k] = load_i4(address + 16 * row + 4 * k)
+        at = at + 1 if at + 1 < len(ring) else 0
+    state.dims_next[device] = at
+    state.dims_used[device] += rows
+    return True
 
 
 @inner_kernel
@@ -248,6 +295,7 @@ def _step(state, device, lane, now_ns):
                 break
         elif verdict == ag.REFUSE or verdict == ag.DROP:
             link["queued"] -= 1
+            state.dims_used[device] -= _kept(state, taken)
             if verdict == ag.REFUSE:
                 ln.link_refuse(link, state.scratch, taken, TOO_LATE, rs.pages_free(state.residency, device))
         else:
@@ -347,6 +395,7 @@ def _finish(state, device, lane):
         rules.end_unload(state.residency, device, index)
     ag.agenda_done(state.agenda, lane)
     state.finish_ns[lane] = ag.NEVER
+    state.dims_used[device] -= _kept(state, action)
     if action["session"] != link["session"] or link["state"] != ln.OPEN:
         return
     device_ns = end_ns - begin_ns if status == OK else 0
@@ -354,21 +403,34 @@ def _finish(state, device, lane):
     if ln.link_answer(
             link, state.scratch, action["kind"], action["action"], action["epoch"], action["received_ns"], status,
             begin_ns, end_ns, device_ns, rs.pages_free(state.residency, device), rows):
-        _send_outputs(state, link, action, rows)
+        _send_outputs(state, device, action, rows)
 
 
 @inner_kernel
-def _send_outputs(state, link, action, rows):
+def _output_bytes(state, program, dims):
+    """Bytes of a request's outputs, of sizes `dims`; never more than there are zeros to send."""
+    if program < 0 or program >= PROGRAMS_MAX or state.n_terms[program] < 0:
+        return np.int64(state.counts[0]["out_bytes"])
+    size = np.int64(0)
+    for t in range(state.n_terms[program]):
+        term = state.coefficients[program, t]
+        for k in range(DIMS):
+            for _ in range(state.exponents[program, t, k]):
+                term *= np.int64(dims[k])
+        size += term
+    return np.int64(min(max(size, 0), len(state.output)))
+
+
+@inner_kernel
+def _send_outputs(state, device, action, rows):
     """Send an EXEC's output frames: zeros."""
-    size = np.int64(-1)
-    program, size_class = np.int64(action["program"]), np.int64(action["size_class"])
-    if 0 <= program < PROGRAMS_MAX and 0 <= size_class < CLASSES_MAX:
-        size = state.out_bytes[program, size_class]
-    if size < 0:
-        size = np.int64(state.counts[0]["out_bytes"])
+    link, ring, at = state.links[device], state.dims[device], np.int64(action["entry"])
+    program = np.int64(action["program"])
     address = array_address(state.output)
     for row in range(rows):
         flags = DONTWAIT | SNDMORE if row + 1 < rows else DONTWAIT
+        size = _output_bytes(state, program, ring[at])
+        at = at + 1 if at + 1 < len(ring) else 0
         if send_bytes(link["socket"], address, size, flags) < 0:
             link["broken"] = 1
             return
