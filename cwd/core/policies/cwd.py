@@ -47,7 +47,7 @@ def _urgent(world, now_ns, gpu, copy):
         if copy == NONE:
             break
         after = ordered.successor(world.copy_nodes, copy)
-        if world.models[world.copies[copy]["model"]]["queued"] == 0:
+        if world.models[ready.model_of(world, copy)]["queued"] == 0:
             # its requests went out of turn, and it would hide those behind it
             residency.deactivate(world, copy)
             copy = after
