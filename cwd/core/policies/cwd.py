@@ -39,7 +39,8 @@ def next_batch(world, gpu, now_ns):
 def _urgent(world, now_ns, gpu, copy):
     """What goes first of the most urgent models, from `copy` on."""
     start_ns = lanes.available_ns(world, now_ns, gpu, LANE_EXEC)
-    eager = not price.busy(world, now_ns) and not pressed(world, now_ns, gpu)
+    short = pressed(world, now_ns, gpu)
+    eager = not short and not price.busy(world, now_ns)
     best, best_first, best_batch, best_rows, best_ns = NONE, NONE, NONE, 0, 1
     due, due_first, due_batch, due_rows, due_owed = NONE, NONE, NONE, 0, 0
     count, look_ns = 0, FOREVER_NS
@@ -71,7 +72,7 @@ def _urgent(world, now_ns, gpu, copy):
             if ripe_ns <= start_ns and owed > 0:
                 if owed > due_owed:
                     due, due_first, due_batch, due_rows, due_owed = copy, first, b, rows, owed
-            elif eager or (ripe_ns <= start_ns and price.worth_it(world, rows, batch_ns)):
+            elif eager or (ripe_ns <= start_ns and (not short or price.worth_it(world, rows, batch_ns))):
                 tail_ns = exec_tail_ns(world, now_ns, world.models[m]["program"], world.gpus[gpu]["kind"], b,
                                        world.requests[first]["size_class"])
                 latest_ns = batches.latest_end_ns(world, now_ns, gpu, first) - tail_ns
