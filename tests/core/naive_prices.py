@@ -68,9 +68,9 @@ def priced(queues, start, took, price, gaps, guard, eager):
         size, left = chosen
         rows, waits = len(left[:size]), grows(size, left, start, took, gaps[model], guard)
         entry = (Fraction(rows, took[size]), naive.batch(model, size, left))
-        if not waits and took[size] <= rows * price:
+        if eager or (not waits and took[size] <= rows * price):
             listed.append(((left[0][0] - took[size], took[size], took[size], rows), entry[1]))
-        elif eager or not waits:
+        elif not waits:
             rest.append(entry)
     i = next_to_run([batch for batch, _ in listed], start)
     if i is not None:

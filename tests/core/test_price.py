@@ -172,6 +172,27 @@ def test_a_model_that_is_owed_goes_before_what_is_cheaper():
         assert models.index(run["model"]) == first
 
 
+def test_a_model_that_ran_out_of_turn_does_not_hide_those_behind_it():
+    """Three models with full batches: the second is owed most and runs first, then the third, before the first in line."""
+    script = Script(pages=50, policy="cwd")
+    models = [script.model, script.add(), script.add()]
+    for model in models:
+        script.hold(model)
+    held = int(engine.lane_reserve(script.world, script.now, 0, 100 * MS))
+    for number in range(12):
+        script.ask(number, slo=(200 + 50 * (number % 3)) * MS, model=models[number % 3])
+    script.world.counters["price_ns"] = 10 * MS
+    script.world.memory["owed"][:3] = [0, 2 * floor.ONE, floor.ONE]
+    engine.action_done(script.world, script.now, held, int(Code.ABANDONED), 0, 0, 0, 0, -1, -1)
+    order, out = [], script.tick()
+    while len(order) < 3:
+        run = only([record for record in out if record["kind"] == OUT_ACTION], rows=4)
+        order.append(models.index(run["model"]))
+        script.done(run)
+        out = script.take() + script.tick()
+    assert order == [1, 2, 0]
+
+
 def test_who_is_owed_or_well_worth_the_price_is_let_in_where_there_is_no_plan():
     """The GPU has work for longer than the deadline: refused, unless the model is owed, or cheaper than what is served."""
     for owed, price_ns, code in ((0, 0, Code.DEADLINE_UNREACHABLE), (floor.ONE, 0, 0), (0, 4 * MS, 0)):

@@ -2,9 +2,10 @@
 
 Each of a GPU's most urgent models offers its densest batch (offers.py). Of those that will hardly grow the one goes
 first that is owed most to its model (floor.py); then those that are worth the price of GPU time (price.py), by when they
-have to start, less the least dense if not all can start in time (shortlist.py); then the densest of the rest, among them
-batches that could still grow only while the GPUs have time to spare. Work that is due beyond half a second runs where
-nothing urgent can, on as many GPUs as urgent requests can spare (background.py), and is never compared with urgent work.
+have to start, less the least dense if not all can start in time (shortlist.py); then the densest of the rest. While the
+GPUs have time to spare nobody waits to grow and the price is not asked: all go by when they have to start. Work that is
+due beyond half a second runs where nothing urgent can, on as many GPUs as urgent requests can spare (background.py), and
+is never compared with urgent work.
 Sources: Clockwork (OSDI'20) for windows and the timeline, Shepherd (NSDI'23) for density under overload, Symphony for
 batches that wait, Moore and Hodgson for who gives way; ours are exact margins, refusal at arrival by marginal cost, the
 price, the floor, a number of GPUs for background found by trial, and sets of requests that belong together, by the exact
@@ -45,9 +46,16 @@ def _urgent(world, now_ns, gpu, copy):
     due, due_first, due_batch, due_rows, due_owed = NONE, NONE, NONE, 0, 0
     count, look_ns = 0, FOREVER_NS
     for _ in range(SHORTLIST_MAX):
-        if copy == NONE or not ready.urgent(world, now_ns, copy):
+        if copy == NONE:
             break
         after = ordered.successor(world.copy_nodes, copy)
+        if world.models[world.copies[copy]["model"]]["queued"] == 0:
+            # its requests went out of turn, and it would hide those behind it
+            residency.deactivate(world, copy)
+            copy = after
+            continue
+        if not ready.urgent(world, now_ns, copy):
+            break
         if dynamic(world, copy):
             # it is served when it is the most urgent
             copy = after
@@ -63,13 +71,13 @@ def _urgent(world, now_ns, gpu, copy):
             if ripe_ns <= start_ns and owed > 0:
                 if owed > due_owed:
                     due, due_first, due_batch, due_rows, due_owed = copy, first, b, rows, owed
-            elif ripe_ns <= start_ns and price.worth_it(world, rows, batch_ns):
+            elif eager or (ripe_ns <= start_ns and price.worth_it(world, rows, batch_ns)):
                 tail_ns = exec_tail_ns(world, now_ns, world.models[m]["program"], world.gpus[gpu]["kind"], b,
                                        world.requests[first]["size_class"])
                 latest_ns = batches.latest_end_ns(world, now_ns, gpu, first) - tail_ns
                 copies = world.models[m]["copies_ready"]
                 count = shortlist.put(world.shortlist, count, copy, first, b, rows, batch_ns, latest_ns, copies)
-            elif ripe_ns > start_ns and not eager:
+            elif ripe_ns > start_ns:
                 look_ns = ripe_ns if ripe_ns < look_ns else look_ns
             elif best == NONE or rows * best_ns > best_rows * batch_ns:
                 best, best_first, best_batch, best_rows, best_ns = copy, first, b, rows, batch_ns
