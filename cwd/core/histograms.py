@@ -30,8 +30,8 @@ FIRST = SAMPLE // 4
 ALONE_FIRST, ALONE = 32, 4
 #: what makes a program dynamic, how much a scattered execution adds to that, and the most that there can be: see `watch`
 SCATTERED, SCATTER, SCATTER_MAX = 4096, 256, 32768
-#: of the first 2**OFF_BITS executions that are far off their profile every fourth is followed by one of a single request, of
-#: the rest one in 2**OFF_BITS is: see `asks`
+#: of the first 2**OFF_BITS executions that are far off their profile every fourth is followed by one of a single request,
+#: of the rest one in 2**OFF_BITS is: see `asks`
 OFF_BITS = 8
 #: odds are built anew after 2**REFRESH_BITS changes
 REFRESH_BITS = 4
@@ -170,6 +170,12 @@ def _alone(row, j, stretch):
 
 
 @inner_kernel
+def _asking(program):
+    """Whether the next execution has to be of one request; that one moves the count on, far off or not."""
+    return program["off"] > 0 and program["off"] & (3 if program["off"] >> OFF_BITS == 0 else (1 << OFF_BITS) - 1) == 0
+
+
+@inner_kernel
 def watch(world, a, own_ns):
     """Whether the action's program is dynamic: whether its executions scatter, each against the one before it.
 
@@ -184,7 +190,7 @@ def watch(world, a, own_ns):
                                    action["size_class"])]
     before_ns, profiled_ns = row["own_ns"], row["profiled_ns"]
     row["own_ns"] = own_ns
-    if 2 * own_ns > 3 * profiled_ns or 2 * profiled_ns > 3 * own_ns or (program["off"] > 0 and action["rows"] == 1):
+    if 2 * own_ns > 3 * profiled_ns or 2 * profiled_ns > 3 * own_ns or (action["rows"] == 1 and _asking(program)):
         program["off"] += 1
     if before_ns > 0 and (own_ns > 2 * before_ns or before_ns > 2 * own_ns):
         program["scatter"] = min(program["scatter"] + SCATTER, SCATTER_MAX)
@@ -204,8 +210,7 @@ def asks(world, m):
     The longest of sixteen are as long as each other: large batches of a dynamic program do not scatter, they only take
     longer than profiled, as those of any program do that was profiled wrongly.
     """
-    off = world.programs[world.models[m]["program"]]["off"]
-    return off > 0 and off & (3 if off >> OFF_BITS == 0 else (1 << OFF_BITS) - 1) == 0
+    return _asking(world.programs[world.models[m]["program"]])
 
 
 @inner_kernel

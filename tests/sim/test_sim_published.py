@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from cwd.sim import command, report
+from cwd.sim import command, facets, report
 from cwd.sim.plot import draw
 from cwd.sim.profile import BATCHES, profile
 
@@ -56,6 +56,23 @@ def test_figures_stand_beside_the_rows_that_they_are_of():
 def test_pictures_have_crosses_for_the_paper(tmp_path):
     pytest.importorskip("matplotlib")
     facts = command.run("fig6", PAPER, 1, quick=True)
+    draw(tmp_path / "with.png", facts)
+    draw(tmp_path / "without.png", {**facts, "published": []})
+    assert (tmp_path / "with.png").read_bytes() != (tmp_path / "without.png").read_bytes()
+
+
+def test_workloads_have_panels_of_their_own(tmp_path):
+    """Finish rate by workload, load and arrivals; each policy's published share is a cross."""
+    pytest.importorskip("matplotlib")
+    rows = [{"policy": policy, "seed": seed, "workload": workload, "c1": 0.3, "multiple": multiple, "rho": rho, "cv": 1.0,
+             "on_time": 0.1 * multiple + 0.2 * seed}
+            for policy in ("orloj", "cwd") for seed in (0, 1) for workload in ("static", "bi2") for multiple in (2.0, 3.0)
+            for rho in (0.7, 1.0)]
+    assert facets.lines(rows) == [(0.7, 1.0), (1.0, 1.0)]
+    assert facets.curve(rows, policy="cwd", workload="bi2", rho=1.0) == [(2.0, pytest.approx(0.3)), (3.0, pytest.approx(0.4))]
+    published = [{"workload": "bi2", "c1": 0.3, "multiple": 3.0, "rho": 1.0, "cv": 1.0, "policy": "cwd", "what": "on_time",
+                  "paper": 0.9}]
+    facts = {"experiment": "orloj", "policy": "cwd", "rows": rows, "groups": [], "published": published}
     draw(tmp_path / "with.png", facts)
     draw(tmp_path / "without.png", {**facts, "published": []})
     assert (tmp_path / "with.png").read_bytes() != (tmp_path / "without.png").read_bytes()

@@ -1,11 +1,11 @@
 """cwd's own: batches that are full for their rate of arrivals and worth the price of GPU time, then the densest.
 
 Each of a GPU's most urgent models offers its densest batch (offers.py). Of those that will hardly grow the one goes
-first that is owed most to its model (floor.py); then those that are worth the price of GPU time (price.py), by when they
-have to start, less the least dense if not all can start in time (shortlist.py); then the densest of the rest. While the
-GPUs have time to spare nobody waits to grow and the price is not asked: all go by when they have to start. Work that is
-due beyond half a second runs where nothing urgent can, while the GPUs come free in time for urgent requests
-(background.py), and is never compared with them.
+first that is owed most to its model (floor.py); then the others, where requests are lost only those that are worth the
+price of GPU time (price.py), by when they have to start, less the least dense if not all can start in time
+(shortlist.py); then the densest of the rest. While the GPUs have time to spare nobody waits to grow. Work that is due
+beyond half a second runs where nothing urgent can, while the GPUs come free in time for urgent requests (background.py),
+and is never compared with them.
 Sources: Clockwork (OSDI'20) for windows and the timeline, Shepherd (NSDI'23) for density under overload, Symphony for
 batches that wait, Moore and Hodgson for who gives way; ours are exact margins, refusal at arrival by marginal cost, the
 price, the floor, background where urgent requests keep their GPU time, and sets of requests that belong together, by the exact
