@@ -59,7 +59,7 @@ def lean_kernel(function: Function) -> Function:
 
 
 def inline(function: Function) -> Function:
-    """A kernel of one line that its callers absorb: as a unit of its own numba would optimise its callees once more."""
+    """A kernel that its callers absorb: as a unit of its own numba would optimise its callees once more."""
     return _compiled(function, {"inline": "always"})
 
 

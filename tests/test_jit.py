@@ -90,7 +90,8 @@ def _copy_of_cwd(tmp_path: Path, number: int) -> None:
 
 
 def _run(tmp_path: Path, **env: str) -> list[int]:
-    variables = {key: value for key, value in os.environ.items() if key not in ("NUMBA_CACHE_DIR", "NUMBA_DISABLE_JIT")}
+    dropped = ("NUMBA_CACHE_DIR", "NUMBA_DISABLE_JIT", "PYTHONPATH")
+    variables = {key: value for key, value in os.environ.items() if key not in dropped}
     variables |= {"CWD_CACHE_DIR": str(tmp_path / "cache"), "PYTHONDONTWRITEBYTECODE": "1", **env}
     done = subprocess.run([sys.executable, "-m", "cwd.trunk"], cwd=tmp_path, env=variables, check=False, capture_output=True,
                           text=True, timeout=120)

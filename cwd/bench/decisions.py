@@ -23,7 +23,7 @@ from cwd.bench.stand_in import PENDING, perform, random, spread
 from cwd.core import engine, heap
 from cwd.core.presets import PRESETS
 from cwd.core.world import TIMER, Config, World, make_world
-from cwd.jit import lean_kernel
+from cwd.jit import inline, lean_kernel
 from cwd.net.clock import monotonic_ns
 from cwd.sim.profile import BATCHES, V100_PAGES, v100
 
@@ -54,7 +54,7 @@ def clock_cost(histogram, most_ns, times):
         _note(histogram, most_ns, 0, monotonic_ns() - begin_ns)
 
 
-@lean_kernel
+@inline
 def _results(world, now_ns, pending, ends, state, histogram, most_ns):
     """Report the actions that have ended by now."""
     while state[_ENDS] > 0 and ends[0]["key"] <= now_ns:
@@ -67,7 +67,7 @@ def _results(world, now_ns, pending, ends, state, histogram, most_ns):
         _note(histogram, most_ns, RESULT, monotonic_ns() - begin_ns)
 
 
-@lean_kernel
+@inline
 def _arrival(world, now_ns, models, targets, state, histogram, most_ns):
     """One more request; refused it comes again at once, with twice the time."""
     model = models[targets[random(state) % len(targets)]]
@@ -98,7 +98,7 @@ def _issued(world):
     return counters["execs"] + counters["loads"] + counters["unloads"]
 
 
-@lean_kernel
+@inline
 def _tick(world, now_ns, pending, ends, free_at, state, histogram, most_ns):
     """Have the core decide, and carry it out."""
     state[_GPUS] += _dirty(world)
