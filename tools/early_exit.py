@@ -93,9 +93,9 @@ def compare(options: argparse.Namespace, steps: demo.Steps) -> dict[str, Any]:
     value = profile.measure_cpu(repository, entry, budget_ns=round(options.profile_seconds * NS_PER_S),
                                 page_bytes=PAGE_BYTES)
     full_ns = profile.exec_ns(value, entry.manifest.batch_sizes[-1], 0)
-    facts: dict[str, Any] = {"full_batch_ms": round(full_ns / NS_PER_MS, 3),
-                             "slo_ms": round(options.slo_scale * full_ns / NS_PER_MS, 1),
-                             "slow_share": options.slow_share, "policies": {}}
+    facts: dict[str, Any] = {
+        "full_batch_ms": round(full_ns / NS_PER_MS, 3), "slo_ms": round(options.slo_scale * full_ns / NS_PER_MS, 1),
+        "slow_share": options.slow_share, "policies": {}}
     arrivals = None
     for policy in options.policies.split(","):
         capacity_rps, arrivals, rows, start_ns = serve(policy, repository, entry, arrivals, options, facts["slo_ms"], steps)
