@@ -78,6 +78,18 @@ def test_result_in_another_thread_leaves_as_completed_its_call(tmp_path):
     assert all(len(pending._call.on_done) == 1 for pending in pendings), "who waited takes its callback away"
 
 
+def test_as_completed_that_is_left_early_takes_its_callbacks_away(client, controller):
+    controller.on_infer = lambda fields, payload: None if np.frombuffer(payload, "f4")[1] == 99 else {}
+    stuck = client.submit("double", 99 * X, "20s")
+    for i in range(20):
+        assert next(cwd.as_completed([stuck, client.submit("double", X * i, "5s")])) is not stuck
+    assert stuck._call.on_done == []
+    settled = [client.submit("double", X, "5s") for _ in range(2)]
+    for pending in settled:
+        pending.result()
+    assert next(cwd.as_completed(settled)) in settled
+
+
 def test_a_waiting_thread_does_not_hold_up_another(client, controller):
     controller.on_infer = lambda fields, payload: None if np.frombuffer(payload, "f4")[1] == 99 else {}
     client.lookup("double")
