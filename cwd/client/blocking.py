@@ -214,8 +214,13 @@ def as_completed(pendings: Iterable[Pending], timeout: float | None = None) -> I
     until_ns = FOREVER_NS if timeout is None else _now() + round(timeout * NS_PER_S)
     for connection in connections.values():
         gate = connection.gate(waiting)
-        while waiting:
-            connection.wait(gate, until_ns)
-            if not gate.ready:
-                raise TimeoutError(f"{len(waiting)} requests are not settled after {timeout} s")
-            yield waiting.pop(gate.ready.popleft())
+        try:
+            while waiting:
+                connection.wait(gate, until_ns)
+                if not gate.ready:
+                    raise TimeoutError(f"{len(waiting)} requests are not settled after {timeout} s")
+                yield waiting.pop(gate.ready.popleft())
+        finally:  # without the lock, since this may run wherever the generator is forgotten: one list operation each
+            for call in waiting:
+                if gate in call.on_done:
+                    call.on_done.remove(gate)

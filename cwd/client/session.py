@@ -383,7 +383,7 @@ class Session:
         call.error = error
         call.done_ns = now_ns
         call.done = True
-        for tell in call.on_done:
+        for tell in tuple(call.on_done):
             tell(call)
 
     def _settle_all(self, now_ns: int, reason: Callable[[], CwdError]) -> None:

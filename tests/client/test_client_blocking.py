@@ -53,25 +53,41 @@ def test_threads_share_a_client(client):
         assert list(pool.map(one, range(8))) == [[2.0 * i] * 40 for i in range(8)]
 
 
-def test_result_in_another_thread_leaves_as_completed_its_call(client, controller):
+def test_result_in_another_thread_leaves_as_completed_its_call(tmp_path):
     go = threading.Event()
-    controller.on_infer = lambda fields, payload: {} if go.wait(20) else None
-    pendings = [client.submit("double", X * i, "30s") for i in range(3)]
+    controller = FakeController(tmp_path / "held.sock", lost_ms=60_000)
+    controller.on_infer = lambda fields, payload: {} if go.wait(30) else None
     seen, results = [], []
-    walker = threading.Thread(target=lambda: seen.extend(cwd.as_completed(pendings, timeout=20)))
-    walker.start()
-    while not client._connection._leading:
-        time.sleep(0.001)
-    others = [threading.Thread(target=lambda p=p: results.append(p.result(20))) for p in pendings for _ in range(2)]
-    for other in others:
-        other.start()
-    while len(client._connection._followers) < len(others):
-        time.sleep(0.001)
-    go.set()
-    for thread in (walker, *others):
-        thread.join(25)
+    with cwd.Client(controller.endpoint) as client:
+        pendings = [client.submit("double", X * i, "60s") for i in range(3)]
+        connection = client._connection
+        walker = threading.Thread(target=lambda: seen.extend(cwd.as_completed(pendings, timeout=20)))
+        others = [threading.Thread(target=lambda p=p: results.append(p.result(20))) for p in pendings for _ in range(2)]
+        walker.start()
+        while not connection._leading:
+            time.sleep(0.001)
+        for other in others:
+            other.start()
+        while len(connection._followers) < len(others):
+            time.sleep(0.001)
+        go.set()
+        for thread in (walker, *others):
+            thread.join(25)
+    controller.stop()
     assert set(seen) == set(pendings) and len(results) == len(others)
-    assert all(call._call.on_done == [] or len(call._call.on_done) == 1 for call in pendings), "followers clean up"
+    assert all(len(pending._call.on_done) == 1 for pending in pendings), "who waited takes its callback away"
+
+
+def test_as_completed_that_is_left_early_takes_its_callbacks_away(client, controller):
+    controller.on_infer = lambda fields, payload: None if np.frombuffer(payload, "f4")[1] == 99 else {}
+    stuck = client.submit("double", 99 * X, "20s")
+    for i in range(20):
+        assert next(cwd.as_completed([stuck, client.submit("double", X * i, "5s")])) is not stuck
+    assert stuck._call.on_done == []
+    settled = [client.submit("double", X, "5s") for _ in range(2)]
+    for pending in settled:
+        pending.result()
+    assert next(cwd.as_completed(settled)) in settled
 
 
 def test_a_waiting_thread_does_not_hold_up_another(client, controller):

@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 import json
-import time
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cwd.controller import telemetry
+from cwd.controller import telemetry, writer
 from cwd.controller.config import ControllerConfig, load_config
 from cwd.controller.reader import shape_facts
 from cwd.controller.record import COLUMNS, LOG_MAGIC, RECORD, Kind
 from cwd.controller.replay import replay
 from cwd.controller.shapes import SHAPE, check_shape, set_shape
-from cwd.controller.writer import LogWriter, delete_oldest, new_epoch
-from cwd.core.world import ACTION_EXEC, Config
+from cwd.controller.writer import delete_oldest, new_epoch
+from cwd.core.world import ACTION_EXEC
 from cwd.errors import Code, CwdError
 from cwd.models.spec import ProgramSpec, TensorSpec
-from cwd.net.sync import ring_push
 
 AXES = ("a", "b")
 _SHAPES = st.lists(st.one_of(st.integers(1, 5), st.sampled_from(AXES)), max_size=3)
@@ -100,20 +98,17 @@ def test_the_oldest_log_files_go_first_and_never_the_one_being_written(tmp_path)
     assert left() == {"log-02.1.cwdlog", "log-02.names", "other.txt"}
 
 
-def test_a_running_writer_keeps_the_folder_within_its_bound(tmp_path):
-    record_bytes = RECORD.itemsize
-    config = ControllerConfig(log_rotate_bytes=100 * record_bytes, log_keep_bytes=350 * record_bytes, log_ring=1 << 12)
-    log = LogWriter(config, Config(), tmp_path, 5)
-    rows = np.zeros(1, RECORD)
-    for number in range(5):
-        for i in range(300):
-            rows["id"] = 300 * number + i
-            assert ring_push(log.ring, rows[0])
-        time.sleep(0.1)
-    log.name("model", 9, "net/1")
-    log.close()
+def test_the_writers_files_stay_within_their_bound(tmp_path):
+    header = {"epoch": 5, "record_bytes": RECORD.itemsize, "core": {}}
+    files = writer._Files(tmp_path, header, 100 * RECORD.itemsize, 350 * RECORD.itemsize)
+    files.names(b"model 9 net/1\n")
+    rows = np.zeros(50, RECORD)
+    for number in range(33):
+        rows["id"] = 50 * number + np.arange(50)
+        files.write(rows)
+        assert sum(path.stat().st_size for path in tmp_path.glob("*.cwdlog")) < 350 * RECORD.itemsize + 4096
     ids = telemetry.read_log(tmp_path)["id"].tolist()
-    assert 0 < len(ids) < 1500 and ids == list(range(1500 - len(ids), 1500)), "what is left is the newest"
+    assert ids == list(range(1650 - len(ids), 1650)) and len(ids) == 250, "what is left is the newest"
     assert telemetry.read_names(tmp_path)["model"] == {9: "net/1"}
     with pytest.raises(CwdError, match="beginning was deleted"):
         replay(str(tmp_path))

@@ -90,7 +90,7 @@ def test_fifty_gpus_each_load_execute_and_unload(endpoint):
 
 def test_outputs_have_the_size_that_each_request_asks_for(endpoint, tmp_path):
     spec = ProgramSpec(
-        inputs=(TensorSpec("x", "float32", ("length",)),), batch_sizes=(1, 2, 4), factory="a:b", axes=("length", "width"),
+        inputs=(TensorSpec("x", "float32", ("length", "width")),), batch_sizes=(1, 2, 4), factory="a:b", axes=("length", "width"),
         outputs=(TensorSpec("y", "float32", ("length", "width")), TensorSpec("z", "int64", ("length", 3)),
                  TensorSpec("pooled", "float32", (5,))),
         size_classes=((4, 4), (16, 16)), padding="free")

@@ -269,7 +269,7 @@ def _keep_dims(state, device, action):
     if state.dims_used[device] + rows > len(ring):
         return False
     action["entry"] = at
-    address = message_data(message(state.message, 0)) + action["rows_at"] if rows > 0 else np.int64(0)
+    address = message_data(message(state.message, 0)) + np.int64(action["rows_at"]) if rows > 0 else np.int64(0)
     for row in range(rows):
         for k in range(DIMS):
             ring[at, k] = load_i4(address + 16 * row + 4 * k)
