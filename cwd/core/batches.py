@@ -9,7 +9,7 @@ from __future__ import annotations
 from cwd.core import ordered, queues
 from cwd.core.admission import end_margin_ns
 from cwd.core.estimate import exec_ns, exec_tail_ns
-from cwd.core.world import NONE
+from cwd.core.world import NONE, SETS_LOOK
 from cwd.jit import inner_kernel
 
 DEADLINE_EXPIRED = queues.DEADLINE_EXPIRED
@@ -63,6 +63,20 @@ def count_rows(world, first, rows_max):
             rows += 1
         r = ordered.successor(world.request_nodes, r)
     return rows
+
+
+@inner_kernel
+def class_of(world, first):
+    """The size class of a batch from `first` on: the request's own, or the largest of those that are picked with it."""
+    size_class = world.requests[first]["size_class"]
+    r = first if world.requests[first]["picked"] == 1 else NONE
+    for _ in range(SETS_LOOK):
+        if r == NONE:
+            break
+        if world.requests[r]["picked"] == 1 and world.requests[r]["size_class"] > size_class:
+            size_class = world.requests[r]["size_class"]
+        r = ordered.successor(world.request_nodes, r)
+    return size_class
 
 
 @inner_kernel

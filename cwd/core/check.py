@@ -185,13 +185,19 @@ def _actions(world) -> bool:
             and all(world.models[i]["running"] == models.get(i, 0) for i in _rows(world.models)))
 
 
-def _lanes(world) -> bool:
+def _dirty(world) -> bool:
     listed, gpu = [], int(world.counters[0]["dirty_first"])
     while gpu != NONE and len(listed) <= len(world.gpus):
         listed.append(gpu)
         gpu = int(world.gpus[gpu]["dirty_next"])
-    dirty = np.flatnonzero(world.gpus["dirty"]).tolist()
-    if sorted(listed) != dirty or world.counters[0]["dirty_last"] != (listed or [NONE])[-1]:
+    marks = world.gpus["dirty"]
+    if sorted(listed) != np.flatnonzero(marks).tolist() or not np.isin(marks, (0, 1)).all():
+        return False
+    return world.counters[0]["dirty_last"] == (listed or [NONE])[-1]
+
+
+def _lanes(world) -> bool:
+    if not _dirty(world):
         return False
     inside: set[int] = set()
     for i in range(len(world.lanes)):

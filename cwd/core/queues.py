@@ -24,6 +24,8 @@ OK = int(Code.OK)
 
 #: most copies that one event looks at; a model with more of them takes turns
 COPIES_LOOK = 8
+#: most requests that one look at a model's timer gives up
+EXPIRED_MAX = 64
 #: scale of `saved_per_load`
 SAVED_BITS = 40
 #: probes for a (client, request id) whose hashes collide
@@ -332,6 +334,10 @@ def expire(world, now_ns, m):
     model = world.models[m]
     dropped = 0
     while model["queue_head"] != NONE and last_moment_ns(world, now_ns, model["queue_head"]) < now_ns:
+        if dropped == EXPIRED_MAX:
+            # the rest in the next tick, which is due at once
+            lanes.set_timer(world, m, now_ns + 1)
+            return
         drop(world, now_ns, model["queue_head"], DEADLINE_EXPIRED)
         dropped += 1
     arm_model(world, now_ns, m)

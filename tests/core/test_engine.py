@@ -399,3 +399,17 @@ def test_a_load_that_ends_on_a_draining_gpu_serves_nobody_there():
     assert again["gpu"] != load["gpu"]
     assert s.done(again) == 0
     assert s.ids(only(s.tick(), verb=ACTION_EXEC, gpu=again["gpu"])) == [1]
+
+
+def test_one_look_gives_up_a_bounded_number_of_requests():
+    """A hundred that nobody can save any more: the timer goes off again at once for the rest."""
+    s = Script(requests_max=128, events_max=128)
+    for number in range(100):
+        assert s.ask(number, slo=100 * MS) == 0
+    engine.gpu_draining(s.world, s.now, 0)
+    counts = []
+    while s.world.models[0]["queued"] > 0:
+        s.now = int(engine.next_timer(s.world, s.now))
+        found = [out for out in s.tick() if out["kind"] == OUT_REPLY]
+        counts += [len(found)] if found else []
+    assert counts == [64, 36]

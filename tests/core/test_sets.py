@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from script import MS, US, Script, only
 
 from cwd.core import engine, histograms, sets
-from cwd.core.world import ACTION_EXEC, BINS, HISTOGRAM, OUT_ACTION, OUT_REPLY, SETS
+from cwd.core.world import ACTION_EXEC, BINS, HISTOGRAM, OUT_ACTION, OUT_REPLY, REQUEST_QUEUED, SETS
 from cwd.errors import Code
 
 SIZES = (1, 2, 4, 8)
@@ -106,17 +106,20 @@ class Dynamic(Script):
         self.own = lambda profiled_ns, took_ns: 0
         self.hold()
 
-    def come(self, app, slo=200 * MS):
+    def come(self, app, slo=200 * MS, size_class=0):
         self.number += 1
         return int(engine.request_arrived(
-            self.world, self.now, 1, self.number, self.model, 0, 0, slo, app, self.number))
+            self.world, self.now, 1, self.number, self.model, size_class, 0, slo, app, self.number))
 
-    def apps(self, out):
+    def rows(self, out):
         found, r = [], out["first"]
         while r != -1:
-            found.append(int(self.world.requests[r]["app"]))
+            found.append(r)
             r = int(self.world.requests[r]["next"])
         return found
+
+    def apps(self, out):
+        return [int(self.world.requests[r]["app"]) for r in self.rows(out)]
 
     def serve(self):
         """Issue and end one execution; the applications in it, [] if there is none."""
@@ -141,6 +144,32 @@ class Dynamic(Script):
                 pass
             self.now += 30 * MS
             self.tick()
+
+
+def test_a_set_has_room_for_the_largest_of_its_requests():
+    """Requests of two sizes: what runs is what was found to be best, all of it, and nobody stays behind marked."""
+    world, dice, mixed = Dynamic({1: 1.0, 2: 8.0}), random.Random(5), 0
+    world.teach()
+    assert world.world.programs[0]["dynamic"] == 1
+    for _ in range(60):
+        for _ in range(6):
+            world.come(dice.choice((1, 2)), slo=400 * MS, size_class=dice.randrange(2))
+        while True:
+            (run, *none) = [out for out in world.tick() if out["kind"] == OUT_ACTION] or [None]
+            if run is None:
+                break
+            rows = [world.world.requests[r] for r in world.rows(run)]
+            classes = {int(row["size_class"]) for row in rows}
+            mixed += 1 if len(classes) > 1 else 0
+            assert not none and run["size_class"] == max(classes)
+            assert run["rows"] == len(rows) == world.world.sets[0]["best_rows"]
+            waiting = world.world.requests[world.world.requests["state"] == REQUEST_QUEUED]
+            assert not waiting["picked"].any()
+            world.done(run, later=run["expected_ns"])
+            world.take()
+        world.now += 60 * MS
+        world.tick()
+    assert mixed > 10
 
 
 def test_what_does_not_scatter_is_never_dynamic():

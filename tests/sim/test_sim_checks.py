@@ -128,12 +128,12 @@ def test_a_broken_index_of_the_core(sim):
 #: fields that a check derives and that are not links: a wrong link may make any walk endless
 FIELDS = {"requests": ("state", "client", "cost_ns", "home", "action"),
           "models": ("state", "queued", "running", "work_ns", "copies_count", "copies_ready", "wanted"),
-          "gpus": ("state", "pages_free", "backlog_ns", "copies", "background"), "lanes": ("count", "available_ns"),
+          "gpus": ("state", "pages_free", "backlog_ns", "copies", "dirty"), "lanes": ("count", "available_ns"),
           "copies": ("state", "model", "gpu", "pages", "running", "active"),
           "actions": ("state", "rows", "batch", "parked", "background"),
           "clients": ("count",), "timers": ("key", "place"), "load_lanes": ("place",), "counters": (
               "requests_live", "models_live", "copies_live", "actions_live", "gpus_up", "timers_count", "apps",
-              "background_gpus", "background_level"), "histograms": ("total",), "programs": ("scatter", "dynamic")}
+              "background_runs", "background_care"), "histograms": ("total",), "programs": ("scatter", "dynamic")}
 
 
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

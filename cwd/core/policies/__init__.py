@@ -65,7 +65,7 @@ def plan(world, gpu, now_ns):
             break
         if world.settings[0]["drop_passed"] == 1:
             _drop_before(world, now_ns, first)
-        if actions.issue_exec(world, now_ns, copy, b, world.requests[first]["size_class"], first, rows) == 0:
+        if actions.issue_exec(world, now_ns, copy, b, batches.class_of(world, first), first, rows) == 0:
             break
         if world.settings[0]["spreads"] == 1:
             issued = world.actions[world.lanes[2 * gpu + LANE_EXEC]["last"]]

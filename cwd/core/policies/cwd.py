@@ -149,8 +149,7 @@ def _background(world, now_ns, gpu):
 @inner_kernel
 def _has_room(world, now_ns, gpu, m, first, b):
     """Whether the GPU may run a batch that is not urgent now; if not, it looks again."""
-    took_ns = exec_ns(world, now_ns, world.models[m]["program"], world.gpus[gpu]["kind"], b,
-                      world.requests[first]["size_class"])
+    took_ns = exec_ns(world, now_ns, world.models[m]["program"], world.gpus[gpu]["kind"], b, batches.class_of(world, first))
     from_ns = background.may_run_ns(world, now_ns, gpu, took_ns)
     if from_ns > now_ns:
         lanes.look_again(world, gpu, from_ns)
