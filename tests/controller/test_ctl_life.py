@@ -99,9 +99,10 @@ def _reader_of(controller: Controller) -> int:
 
 
 def _is_dead(pid):
-    """Whether a process has ended wholly, waited for or not: while it ends it may still take questions."""
+    """Whether a process has ended with all its threads, waited for or not: while it ends it may still take questions."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in ("Z", "X")
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        return state in ("Z", "X") and len(list(Path(f"/proc/{pid}/task").iterdir())) == 1
     except (FileNotFoundError, ProcessLookupError):
         return True
 
@@ -126,7 +127,9 @@ def test_a_reader_that_is_killed_fails_what_was_asked_and_is_started_again(start
     assert serve(worker, client, {client.infer(client.lookup("fixed-0"))})
     while not _is_dead(reader):
         time.sleep(0.01)
-    assert admin.ask("model.add", name="late")[0] == 0 and _reader_of(controller) != reader
+    answer = admin.ask("model.add", name="late")
+    assert answer[0] == 0, answer
+    assert _reader_of(controller) != reader
     assert serve(worker, client, {client.infer(client.lookup("late"))})
     assert controller.stop() == 0
 
