@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -59,18 +60,18 @@ def say(text: str) -> None:
 
 
 class Ticker:
-    """Progress of many steps: a line that is rewritten on a terminal, now and then a line of its own elsewhere."""
+    """Progress of many steps: a line that is rewritten on a terminal; elsewhere a line for each tenth, or after 15 s."""
 
     def __init__(self) -> None:
         self._terminal = sys.stderr.isatty()
-        self._tenth = -1
+        self._tenth, self._said_s = -1, 0.0
 
     def __call__(self, done: int, total: int, what: str) -> None:
         if self._terminal:
             sys.stderr.write(f"\r\033[K{done}/{total} {what}" + ("\n" if done == total else ""))
             sys.stderr.flush()
-        elif (tenth := 10 * done // max(total, 1)) != self._tenth:
-            self._tenth = tenth
+        elif (tenth := 10 * done // max(total, 1)) != self._tenth or time.monotonic() > self._said_s + 15:
+            self._tenth, self._said_s = tenth, time.monotonic()
             say(f"{done}/{total} {what}")
 
 
