@@ -92,6 +92,14 @@ def may_run_ns(world, now_ns, gpu, took_ns):
 
 
 @inner_kernel
+def waits(world, gpu):
+    """Whether background waits for the GPU, so that none of its time is to spare, and so short that urgent requests can
+    wait twice as long: then they may as well wait for each other."""
+    background_ns = world.gpus[gpu]["background_ns"]
+    return 0 < 2 * background_ns < world.counters[0]["slack_ns"]
+
+
+@inner_kernel
 def begins(world, a):
     """Action `a` is background."""
     world.actions[a]["background"] = 1

@@ -36,7 +36,7 @@ def gpu_joined(world, now_ns, gpu, kind, pages_total):
     row["epoch"] += 1
     row["pages_total"] = row["pages_free"] = pages_total
     row["pages_hidden"] = row["copies"] = row["backlog_ns"] = row["pressed_ns"] = 0
-    row["cycle_ns"] = row["planned_ns"] = 0
+    row["cycle_ns"] = row["planned_ns"] = row["background_ns"] = 0
     row["look_ns"] = FOREVER_NS
     row["ready_root"] = row["ready_head"] = row["lru_first"] = row["lru_last"] = NONE
     for bucket in range(BUCKETS + 1):

@@ -97,11 +97,12 @@ ESTIMATE = np.dtype(
                                       "position", "count", "profiled_ns", "own_ns")]
     + [("samples", np.int64, (WINDOW,))], align=True)
 #: pressed_ns: when it last had to turn somebody away; look_ns: when the policy wants to look again, come what may;
-#: cycle_ns, planned_ns: the round in which a policy that plans rounds serves its models, and when it was planned
+#: cycle_ns, planned_ns: the round in which a policy that plans rounds serves its models, and when it was planned;
+#: background_ns: how long what is not urgent and waits for it would take, as last looked at
 #: what admission reads of each GPU that it looks at comes first, in one line
 GPU = _table(
     "state kind backlog_ns pressed_ns pages_total pages_free pages_hidden dirty "
-    "epoch dirty_next ready_root ready_head lru_first lru_last copies look_ns cycle_ns planned_ns", LINE
+    "epoch dirty_next ready_root ready_head lru_first lru_last copies look_ns cycle_ns planned_ns background_ns", LINE
 )
 #: `first`..`last` are outstanding actions in the order sent; available_ns is the predicted end of the last
 LANE = _table("first last count available_ns")

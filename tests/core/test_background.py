@@ -99,6 +99,25 @@ def test_of_background_who_is_due_first_goes_first():
     assert order == [[2], [10, 11, 12, 13], [14, 15, 16, 17], [18, 19, 20, 21]]
 
 
+@pytest.mark.parametrize(("background_ns", "slack_ns", "waits"), [
+    (0, 50 * MS, False), (4 * MS, 8 * MS, False), (4 * MS, 8 * MS + 1, True), (30 * MS, 50 * MS, False)])
+def test_urgent_requests_wait_for_each_other_where_background_does_not_take_half_of_their_slack(background_ns, slack_ns, waits):
+    script = Shared(gpus=1)
+    script.world.gpus[0]["background_ns"], script.world.counters[0]["slack_ns"] = background_ns, slack_ns
+    assert bool(waiting(script.world, 0)) == waits
+
+
+def test_how_long_background_would_take_is_noted_while_it_waits():
+    script = Shared(gpus=1)
+    script.ask_for(40)
+    assert script.come(script.model, LATER) == 0
+    script.tick()
+    assert script.world.gpus[0]["background_ns"] == 3 * MS
+    assert script.come(script.urgent, URGENT) == 0
+    script.tick()
+    assert script.world.gpus[0]["background_ns"] == 3 * MS
+
+
 def test_losses_while_background_runs_are_its_fault_and_others_are_not():
     script = Shared(gpus=1)
     counters = script.world.counters[0]
@@ -125,6 +144,11 @@ def test_losses_while_background_runs_are_its_fault_and_others_are_not():
 @lean_kernel
 def may_run_ns(world, now_ns, gpu, took_ns):
     return background.may_run_ns(world, now_ns, gpu, took_ns)
+
+
+@lean_kernel
+def waiting(world, gpu):
+    return background.waits(world, gpu)
 
 
 @lean_kernel

@@ -5,7 +5,7 @@ first that is owed most to its model (floor.py); then the others, where requests
 price of GPU time (price.py), by when they have to start, less the least dense if not all can start in time
 (shortlist.py); then the densest of the rest. While the GPUs have time to spare nobody waits to grow. Work that is due
 beyond half a second runs where nothing urgent can, while the GPUs come free in time for urgent requests (background.py),
-and is never compared with them.
+and is never compared with them; where it waits and takes less than half of their slack, they wait for each other.
 Sources: Clockwork (OSDI'20) for windows and the timeline, Shepherd (NSDI'23) for density under overload, Symphony for
 batches that wait, Moore and Hodgson for who gives way; ours are exact margins, refusal at arrival by marginal cost, the
 price, the floor, background where urgent requests keep their GPU time, and sets of requests that belong together, by the exact
@@ -40,7 +40,7 @@ def _urgent(world, now_ns, gpu, copy):
     """What goes first of the most urgent models, from `copy` on."""
     start_ns = lanes.available_ns(world, now_ns, gpu, LANE_EXEC)
     short = pressed(world, now_ns, gpu)
-    eager = not short and not price.busy(world, now_ns)
+    eager = not short and not price.busy(world, now_ns) and not background.waits(world, gpu)
     best, best_first, best_batch, best_rows, best_ns = NONE, NONE, NONE, 0, 1
     due, due_first, due_batch, due_rows, due_owed = NONE, NONE, NONE, 0, 0
     count, look_ns = 0, FOREVER_NS
@@ -83,6 +83,8 @@ def _urgent(world, now_ns, gpu, copy):
             elif best == NONE or rows * best_ns > best_rows * batch_ns:
                 best, best_first, best_batch, best_rows, best_ns = copy, first, b, rows, batch_ns
         copy = after
+    if copy == NONE:
+        world.gpus[gpu]["background_ns"] = 0
     if due != NONE:
         return due, due_first, due_batch, due_rows
     i = shortlist.choose(world.shortlist, count, start_ns)
@@ -150,6 +152,7 @@ def _background(world, now_ns, gpu):
 def _has_room(world, now_ns, gpu, m, first, b):
     """Whether the GPU may run a batch that is not urgent now; if not, it looks again."""
     took_ns = exec_ns(world, now_ns, world.models[m]["program"], world.gpus[gpu]["kind"], b, batches.class_of(world, first))
+    world.gpus[gpu]["background_ns"] = took_ns
     from_ns = background.may_run_ns(world, now_ns, gpu, took_ns)
     if from_ns > now_ns:
         lanes.look_again(world, gpu, from_ns)
