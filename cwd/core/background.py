@@ -20,7 +20,7 @@ from cwd.core.world import BUCKET_BITS, BUCKETS, GPU_UP
 from cwd.jit import inner_kernel, lean_kernel
 
 #: urgent answers in time that make up for one request lost
-COST = 575
+COST = 550
 #: a factor of 1, in units of what one answer takes off; the least factor; and how much care on top of it stops background
 CARE_ONE = 1 << 15
 CARE_LEAST, CARE_MAX = CARE_ONE * 5 // 8, 2 * CARE_ONE
