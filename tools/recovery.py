@@ -93,7 +93,7 @@ def recovery(rounds: int) -> dict[str, Any]:
         profile.measure_cpu(repository, entry, repeats=5, page_bytes=64 << 10)
         times = {pair: 1_000_000 for pair in profile.pairs(entry.manifest.program)}
         profile.write_table(repository, entry.manifest.program_hash, "emulated", times, load_ns_per_page=1_000_000,
-                                page_bytes=64 << 10)
+                            page_bytes=64 << 10)
         root = repository.root
         say("controller")
         controller = measure(root, "emulated:1", rounds, cwd.LocalCluster.kill_controller, cwd.LocalCluster.restart_controller)

@@ -66,6 +66,13 @@ def count_rows(world, first, rows_max):
 
 
 @inner_kernel
+def rows_at_hand(world, program, r, left, size):
+    """How many rows a batch of a size would have from request `r` on, with which `left` wait."""
+    rows = left if left < size else size
+    return count_rows(world, r, rows) if program["n_classes"] > 1 else rows
+
+
+@inner_kernel
 def class_of(world, first):
     """The size class of a batch from `first` on: the request's own, or the largest of those that are picked with it."""
     size_class = world.requests[first]["size_class"]
@@ -181,9 +188,7 @@ def pick(world, now_ns, gpu, m, start_ns, rule):
             break
         batch_ns = exec_ns(world, now_ns, model["program"], kind, b, world.requests[r]["size_class"])
         size = program["batches"][b]
-        rows = left if left < size else size
-        if program["n_classes"] > 1:
-            rows = count_rows(world, r, rows)
+        rows = rows_at_hand(world, program, r, left, size)
         if rule == FILLED and rows < size:
             break
         if rule == DENSEST:

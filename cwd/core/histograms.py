@@ -181,8 +181,8 @@ def watch(world, a, own_ns):
 
     Of executions of one request one in sixteen that is twice as long, or half as long, keeps a program dynamic, SCATTERED /
     SCATTER of them make it so; of larger batches, whose longest are more alike, fewer do. What is slow for a while, or was
-    profiled wrongly, is off when that begins and when it ends. `own_ns` is by the device's own clock: half of the executions
-    on a CPU that has three times the work it can do are off by twice on the wall's, one in a thousand on their thread's.
+    profiled wrongly, is off when that begins and when it ends. `own_ns` is by the device's own clock: on a CPU that has more
+    work than it can do executions scatter on the wall's clock, whatever their data.
     """
     action = world.actions[a]
     program = world.programs[action["program"]]

@@ -29,9 +29,7 @@ def best(world, now_ns, gpu, m, start_ns):
             break
         batch_ns = exec_ns(world, now_ns, model["program"], kind, b, world.requests[r]["size_class"])
         size = program["batches"][b]
-        rows = left if left < size else size
-        if program["n_classes"] > 1:
-            rows = batches.count_rows(world, r, rows)
+        rows = batches.rows_at_hand(world, program, r, left, size)
         cost_ns = batch_ns
         if (best_batch != NONE and price.worth_it(world, best_rows, best_ns)
                 and _in_time_behind(world, now_ns, gpu, m, b, best_first, best_rows, start_ns + best_ns)):

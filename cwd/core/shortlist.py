@@ -7,9 +7,8 @@ A model that several GPUs have takes that much less of each.
 
 from __future__ import annotations
 
+from cwd.core.world import NONE
 from cwd.jit import lean_kernel
-
-NONE = -1
 
 
 @lean_kernel

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#E69F00", "#CC79A7", "#56B4E9", "#666666")
-MARKERS = "osv^DP*"
+MARKERS = "osv^DPX*"
 DASHES = ("-", "--", ":", "-.")
 
 

@@ -12,9 +12,8 @@ from typing import Any
 
 from cwd.errors import Code, CwdError
 from cwd.sim import facets
-from cwd.sim.facets import COLOURS
+from cwd.sim.facets import COLOURS, MARKERS
 
-MARKERS = "osv^DPX*"
 #: what may be on the x axis, the first that varies; whatever else was swept makes series
 SWEPT = ("slo_ms", "load_factor", "gpus", "minute", "rate_rps", "tenants", "models", "group", "seed")
 PANELS = (("goodput_rps", "in time, requests/s"), ("on_time", "share in time"), ("p99_ms", "p99 latency, ms"),

@@ -5,7 +5,6 @@ A source's time is its client's; the request reaches the controller a network's 
 
 from __future__ import annotations
 
-
 from cwd.core import engine, heap
 from cwd.core.heap import NONE
 from cwd.core.world import FOREVER_NS

@@ -249,3 +249,15 @@ def test_a_model_is_owed_nothing_for_requests_that_are_not_urgent():
     assert script.world.memory[script.model & 0xFFFF]["owed"] == 0
     assert script.come(script.model, 100 * MS) == 0
     assert script.world.memory[script.model & 0xFFFF]["owed"] > 0
+
+
+def test_background_that_has_gone_holds_nobody_up():
+    """What was noted of it is forgotten as soon as the GPU has nothing to do: the next urgent request runs at once."""
+    script = Shared(gpus=1)
+    script.now += background.QUIET_NS
+    assert script.come(script.model, LATER) == 0
+    (out,) = execs(script.tick())
+    assert script.world.gpus[0]["background_ns"] > 0
+    assert script.done(out) == 0
+    script.tick()
+    assert script.world.gpus[0]["background_ns"] == 0

@@ -26,6 +26,7 @@ def next_batch(world, gpu, now_ns):
     """(copy, first request, batch index, rows); copy -1: nothing now."""
     copy = ready.most_urgent(world, now_ns, gpu)
     if copy == NONE:
+        world.gpus[gpu]["background_ns"] = 0
         return NONE, NONE, NONE, 0
     if dynamic(world, copy):
         return _as_set(world, now_ns, gpu, copy, lanes.available_ns(world, now_ns, gpu, LANE_EXEC))
@@ -129,7 +130,7 @@ def _background(world, now_ns, gpu):
     """The first-due model's densest batch of what is not urgent, if the GPU may run it; nothing urgent can run now.
 
     By density, models that are called rarely would wait until they are urgent; and of clients who have only so many under
-    way those few requests would hold up the rest, which then makes small batches: 359 requests/s of the demo's instead of 519.
+    way those few requests would hold up the rest, which then makes small batches.
     """
     copy = world.gpus[gpu]["ready_head"]
     for _ in range(SHORTLIST_MAX):
