@@ -156,7 +156,7 @@ COUNTERS = _table(
     "free_request free_model free_copy free_action apps requests_live actions_live models_live copies_live gpus_up "
     "wanted_root wanted_head map_count copy_map_count "
     "accepted refused answered dropped missed failed requeued stale expired loads unloads execs rows cold replicas "
-    "background_runs background_care background_urgent_ns slack_ns urgent_ns urgent_asked_ns "
+    "background_runs background_care background_until_ns background_urgent_ns slack_ns urgent_ns urgent_asked_ns "
     "spread_model spread_ns price_ns usual_ns demand_ns asked_ns share"
 )
 SETTINGS = _table(
