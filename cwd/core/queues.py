@@ -82,6 +82,12 @@ def create(world, client, request_id):
 
 
 @inner_kernel
+def crowded(world):
+    """Whether so few rows for requests are left, a quarter, that nobody may wait on purpose: others would be turned away."""
+    return 4 * world.counters[0]["requests_live"] >= 3 * len(world.requests)
+
+
+@inner_kernel
 def disown(world, r):
     """Cut a request off its client: nobody can find it, and nobody is told how it ends."""
     request = world.requests[r]
