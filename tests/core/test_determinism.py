@@ -26,7 +26,7 @@ GOLDEN = {
     "nexus": "78b1ce5e42fc0d514e4224e5a3a6ed8968191accf8d0b5f7435ba8853a06ad28",
     "orloj": "124388cd84a02d39b4e9ea97d219b5e40cd6989d09744e11df18ea6699bbe8a9",
     "shepherd": "b283a985ab1903e50a76de60674852166fa5b7d203a47a3f5b59886cfbe422bf",
-    "symphony": "13168de43efee85c3ecf8f6650a1c8ba94a76c5a634f52c99febcc4458666fb2",
+    "symphony": "8cc1676af5908dddee382609f47579725eed9fe314b38beb7f909d8e47e78b39",
 }
 
 

@@ -6,9 +6,10 @@ made anew for that period, fit into it (squishy bin packing). A model runs when 
 passed, in order of who ran longest ago. A batch drops the requests at the head that its planned size would make late.
 Departures: models are on GPUs by demand (loads.py), the packing only decides who is served in rounds; who does not fit
 gets the time that is left, until the next turn of one that does. Rates may rise within an epoch, and a batch leaves those
-behind that it has no room for: whoever would be late by the turn planned takes time that is left, too; and nobody waits
-for a turn while the table of requests has little room left, since others would be turned away. The epoch is 1 s (theirs 30 s); sessions are models
-(theirs have one SLO each: ours take the SLO last asked for); at most 32 models of a GPU, the last used, are packed.
+behind for whom it has no room: whoever would be late by the next turn is served in time that is left, too; and nobody
+waits for a turn while the table of requests has little room left, since others would be turned away. The epoch is 1 s
+(theirs 30 s); sessions are models (theirs have one SLO each: ours take the SLO last asked for); at most 32 models of a GPU,
+the last used, are packed.
 """
 
 from __future__ import annotations
