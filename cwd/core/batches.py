@@ -27,12 +27,16 @@ def latest_end_ns(world, now_ns, gpu, r):
 
 @inner_kernel
 def wait_until_ns(world, now_ns, gpu, first, batch_index):
-    """By when a batch of the size that waits on purpose, with request `first` in it, has to start; what was measured may
-    have faded while it waits, so this leaves more time than what starts at once needs."""
+    """By when a batch of the size that waits on purpose, with request `first` in it, has to start.
+
+    What was measured may have faded while it waits, so this leaves more time than what starts at once needs. And the request
+    is given up by what was believed when it came.
+    """
     request, kind = world.requests[first], world.gpus[gpu]["kind"]
     program = world.models[request["model"]]["program"]
     took_ns = exec_careful_ns(world, now_ns, program, kind, batch_index, request["size_class"])
-    return request["due_ns"] - careful_margin_ns(world, now_ns, kind, MARGIN_END) - took_ns
+    needs_ns = careful_margin_ns(world, now_ns, kind, MARGIN_END) + took_ns
+    return request["due_ns"] - (needs_ns if needs_ns > request["need_ns"] else request["need_ns"])
 
 
 @inner_kernel

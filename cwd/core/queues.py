@@ -88,6 +88,13 @@ def crowded(world):
 
 
 @inner_kernel
+def homeless(world):
+    """Whether a model that is nowhere waits for its LOAD: it may need the pages that others keep who wait on purpose."""
+    m = world.counters[0]["wanted_head"]
+    return m != NONE and world.models[m]["copies_count"] == 0
+
+
+@inner_kernel
 def disown(world, r):
     """Cut a request off its client: nobody can find it, and nobody is told how it ends."""
     request = world.requests[r]

@@ -49,7 +49,7 @@ def next_batch(world, gpu, now_ns):
     start_ns = lanes.available_ns(world, now_ns, gpu, LANE_EXEC)
     best, best_first, best_batch, best_rows = NONE, NONE, NONE, 0
     best_ns, ripe_ns = FOREVER_NS, FOREVER_NS
-    may_wait = not queues.crowded(world)
+    may_wait = not queues.crowded(world) and not queues.homeless(world)
     copy = ready.most_urgent(world, now_ns, gpu)
     for _ in range(ready.COMPARED):
         if copy == NONE:
