@@ -219,6 +219,34 @@ def test_symphony_waits_by_what_was_measured_lately_and_by_no_margin_below_the_c
     assert look == script.now + 100 * MS - 200 * US - 400 * US - 5 * MS - 100 * US - 200 * US
 
 
+def test_symphony_waits_no_longer_than_until_its_request_is_given_up():
+    """A request came while executions took 50 ms; they do so no more, but it is given up by what was believed then."""
+    script = Script(policy="symphony")
+    script.hold()
+    tails = script.world.estimates["tail_ns"]
+    tails[0] = 50 * MS
+    script.ask(1, slo=500 * MS)
+    tails[0] = 3 * MS
+    records = script.tick()
+    assert records == []
+    while not records:
+        records = script.tick(later=int(engine.next_timer(script.world, script.now)) - script.now)
+    assert only(records, verb=ACTION_EXEC, rows=1)
+
+
+def test_symphony_waits_for_nobody_while_a_model_is_nowhere():
+    """Two models for whom there is room for one: the second finds it as soon as the first has run."""
+    script = Script(policy="symphony", pages=10)
+    script.hold()
+    script.ask(1, slo=2_000 * MS)
+    assert script.tick() == []
+    other = script.add()
+    script.ask(2, slo=2_000 * MS, model=other)
+    script.done(only(script.tick(later=MS), verb=ACTION_EXEC, rows=1))
+    script.take()
+    assert [out["verb"] for out in script.tick()] == [ACTION_UNLOAD, ACTION_LOAD]
+
+
 @pytest.mark.parametrize("policy", ["symphony", "nexus"])
 def test_who_waits_on_purpose_leaves_others_room_in_the_table(policy):
     """Of four rows three are taken by requests that could wait for seconds: a batch goes out, and nobody is turned away."""

@@ -5,10 +5,10 @@ when waiting for one more request would make the first one late; at once if it i
 has come when a lane opens, the one whose latest start is first runs.
 Departures: durations and margins are the measured ones, theirs constants, of which only the jitter is left. What was not
 measured lately may take twice as long, and no margin is less than configured: after a silence a batch that waited until
-the last moment by what is believed then would be late. Nobody waits while the table of requests has little room left:
-who else could join would be turned away. Batches are padded to the program's sizes, so that one more may cost nothing; no
-target sizes and no consolidation of load onto few GPUs; of a GPU's models the 24 most urgent are compared; their model and
-rank threads are one kernel.
+the last moment by what is believed then would be late. Nobody waits while the table of requests has little room left, who
+else could join would be turned away; nor while a model is nowhere, since who waits keeps pages: theirs are all resident.
+Batches are padded to the program's sizes, so that one more may cost nothing; no target sizes and no consolidation of load
+onto few GPUs; of a GPU's models the 24 most urgent are compared; their model and rank threads are one kernel.
 """
 
 from __future__ import annotations
