@@ -81,7 +81,8 @@ def worth_it(world, rows, batch_ns):
 
 
 @inner_kernel
-def well_worth_it(world, rows, batch_ns):
-    """Whether they cost clearly less, by a sixteenth: who costs what everybody costs does not."""
+def about_worth_it(world, rows, batch_ns):
+    """Whether they cost the price or, by a sixteenth at most, more: where all cost the same the price swings about that,
+    and with each swing below it everybody would be turned away until the GPUs have run dry."""
     price_ns = world.counters[0]["price_ns"]
-    return batch_ns < rows * (price_ns - (price_ns >> 4))
+    return batch_ns < rows * (price_ns + (price_ns >> 4))
