@@ -139,8 +139,8 @@ class Admission:
         return done, home, cost, busy, loader
 
     def cheap(self, size, size_class):
-        """Whether a request costs less than a sixteenth more than the price."""
-        return self.took(size, size_class) < size * (self.price + self.price // 16)
+        """Whether a request costs less than a 64th more than the price."""
+        return self.took(size, size_class) < size * (self.price + self.price // 64)
 
     def let_in(self, now, model, due, size_class):
         """Whether a model's request is taken without a plan: it can still be saved, and is cheap enough in a batch that fills
