@@ -18,9 +18,10 @@ def next_to_run(batches, start):
         kept.append(i)
         if start + sum(batches[k][2] for k in kept[:-1]) > batches[i][0]:
             least = min(Fraction(batches[k][3], batches[k][1]) for k in kept)
-            # of equals the one that did not fit goes, else the first
+            # of equals the first goes, but the one that did not fit if another GPU has it too
             equal = [k for k in kept if Fraction(batches[k][3], batches[k][1]) == least]
-            kept.remove(i if i in equal else equal[0])
+            elsewhere = batches[i][2] < batches[i][1]
+            kept.remove(i if i in equal and elsewhere else equal[0])
     return kept[0] if kept else None
 
 
