@@ -69,11 +69,16 @@ def asked(world, now_ns, each_ns):
 
 
 @inner_kernel
+def spare_ns(world, now_ns):
+    """What is left of 2**DEMAND_BITS ns of each GPU if all that is asked for comes in full batches; below 0: too little."""
+    counters = world.counters[0]
+    return (counters["gpus_up"] << DEMAND_BITS) - faded_ns(counters["demand_ns"], now_ns - counters["asked_ns"])
+
+
+@inner_kernel
 def busy(world, now_ns):
     """Whether so much is asked for that only full batches leave the GPUs a part of their time in BUSY_PARTS."""
-    counters = world.counters[0]
-    supply_ns = counters["gpus_up"] << DEMAND_BITS
-    return faded_ns(counters["demand_ns"], now_ns - counters["asked_ns"]) > supply_ns - supply_ns // BUSY_PARTS
+    return spare_ns(world, now_ns) < (world.counters[0]["gpus_up"] << DEMAND_BITS) // BUSY_PARTS
 
 
 @inner_kernel
