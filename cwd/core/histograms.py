@@ -118,6 +118,17 @@ def least(row):
     return 0
 
 
+@lean_kernel
+def doubt(row):
+    """A histogram by which nobody can be served: a request in 32 takes as long as profiled after all."""
+    more, j = row["total"] >> 5, bin_of(STRETCH)
+    more = more if more > FIRST else FIRST
+    row["counts"][j] += more
+    row["sums"][j] += more * STRETCH
+    row["total"] += more
+    row["version"] += 1 << REFRESH_BITS
+
+
 @inner_kernel
 def up_to(row, j):
     """Samples in the bins up to j."""
@@ -225,6 +236,10 @@ def learn(world, a, took_ns, own_ns):
         return
     if watch(world, a, own_ns) == 0 and world.settings[0]["picks"] == 0:
         return
+    average = world.histograms[action["program"]]
+    if average["total"] == 0:
+        # what is learned first may be the longest there is: alone it would turn everybody away
+        _start(average, average)
     stretch = took_ns * STRETCH // profiled_ns
     stretch = stretch if stretch < 1024 * STRETCH else 1024 * STRETCH
     j = bin_of(stretch)

@@ -13,7 +13,7 @@ it is read before it was written by the same call.
 from __future__ import annotations
 
 from cwd.core import batches, histograms, ordered, queues
-from cwd.core.estimate import exec_row
+from cwd.core.estimate import DECAY_BITS, exec_row
 from cwd.core.histograms import CERTAIN, STRETCH
 from cwd.core.world import BINS, NONE, SETS_GROUPS, SETS_LOOK, SETS_TAGS
 from cwd.jit import inner_kernel, lean_kernel
@@ -59,13 +59,26 @@ def give_up(world, now_ns, gpu, m, start_ns):
         r = world.models[m]["queue_head"]
         if r == NONE or world.models[m]["copies_count"] != 1:
             return given_up
-        request = world.requests[r]
-        least_ns = histograms.least(world.histograms[_tag(world, program, r)])
-        least_ns = least_ns * profiled_ns(world, gpu, m, 0, request["size_class"]) // STRETCH
-        if start_ns + least_ns <= batches.latest_end_ns(world, now_ns, gpu, r):
+        request, row = world.requests[r], world.histograms[_tag(world, program, r)]
+        alone_ns = profiled_ns(world, gpu, m, 0, request["size_class"])
+        latest_ns = batches.latest_end_ns(world, now_ns, gpu, r)
+        if start_ns + histograms.least(row) * alone_ns // STRETCH <= latest_ns:
+            return given_up
+        if start_ns + alone_ns <= latest_ns and _unmeasured(world, now_ns, gpu, program, request["size_class"]):
+            histograms.doubt(row)
             return given_up
         queues.drop(world, now_ns, r, batches.DEADLINE_EXPIRED)
     return GIVE_UP_MAX
+
+
+@inner_kernel
+def _unmeasured(world, now_ns, gpu, program, size_class):
+    """Whether nothing of the program has been executed for a half-life: what was learned of it may be wrong by now."""
+    for b in range(world.programs[program]["n_batches"]):
+        row = world.estimates[exec_row(world, program, world.gpus[gpu]["kind"], b, size_class)]
+        if now_ns - row["updated_ns"] < (1 << DECAY_BITS):
+            return False
+    return True
 
 
 @inner_kernel

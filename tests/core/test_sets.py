@@ -241,6 +241,28 @@ def test_a_dynamic_program_refuses_nobody_who_may_be_quick_and_gives_up_who_cann
     assert only(world.tick(), kind=OUT_REPLY)["status"] == Code.DEADLINE_EXPIRED
 
 
+def test_nobody_is_turned_away_for_good_by_what_was_once_learned():
+    """All that is known says that nobody can be in time, and is wrong."""
+    world = Dynamic({1: 1.0, 2: 8.0})
+    world.teach()
+    long = 30 * histograms.STRETCH
+    for row in world.world.histograms:
+        if row["total"] > 0:
+            row["counts"], row["sums"] = 0, 0
+            row["counts"][histograms.bin_of(long)] = row["total"]
+            row["sums"][histograms.bin_of(long)] = row["total"] * long
+    assert world.world.programs[0]["dynamic"] == 1
+    served = []
+    for _ in range(300):
+        world.come(1, slo=20 * MS)
+        served.append(bool(world.serve()))
+        world.now += 30 * MS
+        world.tick()
+        world.take()
+    assert not any(served[:20])
+    assert all(served[50:])
+
+
 def test_a_program_that_stops_scattering_is_served_as_others_again():
     world = Dynamic({1: 1.0, 2: 8.0})
     world.teach()

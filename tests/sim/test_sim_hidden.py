@@ -7,7 +7,7 @@ import pytest
 
 from cwd.core import histograms
 from cwd.errors import CwdError
-from cwd.sim import hidden, loop, play
+from cwd.sim import command, hidden, loop, play
 from cwd.sim.experiments import orloj
 from cwd.sim.hidden import Mode
 from cwd.sim.profile import Profile
@@ -87,6 +87,13 @@ def test_an_application_is_what_the_core_sees():
     first = len(sim.core.programs)
     means = sorted(int(histograms.middle(sim.core.histograms[first + i])) / histograms.STRETCH for i in range(2))
     assert means == [pytest.approx(1.0, rel=0.15), pytest.approx(4.0, rel=0.15)]
+
+
+def test_a_first_execution_that_is_the_longest_turns_nobody_away():
+    """Of this seed the one that makes the program dynamic takes longer, alone, than the clients can wait."""
+    facts = command.run("orloj", "cwd", 4, objective="goodput", workloads="logn", c1="0.1", multiples="1.5", rhos="1", cvs="4",
+                        requests=2_000)
+    assert facts["rows"][0]["on_time"] > 0.3
 
 
 def test_quick_is_one_setting_of_each_workload_and_texts_want_a_folder(tmp_path):
