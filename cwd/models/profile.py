@@ -160,7 +160,7 @@ def _prepared_run(program: Any, binding: Any, batch: int, size_class: int) -> Ca
     targets = np.array([result.ctypes.data for result in results], np.int64)
 
     def run(keep: Any = (payload, results)) -> None:
-        code = program.execute(binding, batch, size_class, requests.addresses, requests.sizes, requests.dims, batch,
+        code = program.execute(binding, batch, size_class, requests.addresses, requests.sizes, requests.dims,
                                targets)
         if code != fit.OK:
             raise RepositoryError("the program's own sizes do not fit", code=Code(code))

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import importlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -113,14 +113,15 @@ class Program:
 
         They may be overwritten by the next run. Raises `RepositoryError` if the module gives something else.
         """
-        return self._run(binding, self.buffers(batch, size_class))
+        return self.run_in(binding, self.buffers(batch, size_class))
 
     def call(self, binding: Binding, batch: int, size_class: int) -> Any:
         """What the module itself returns for the filled buffers."""
         with torch.inference_mode():
             return self._call(binding, self.buffers(batch, size_class))
 
-    def _run(self, binding: Binding, buffers: Buffers) -> list[torch.Tensor]:
+    def run_in(self, binding: Binding, buffers: Buffers) -> list[torch.Tensor]:
+        """`run` with buffers that were made before."""
         if torch.is_inference_mode_enabled():  # to enter it costs more than to ask
             return self._outputs(self._call(binding, buffers), buffers)
         with torch.inference_mode():
@@ -135,18 +136,26 @@ class Program:
             reordered.copy_(filled)
         return self._forward(*buffers.positional, **buffers.keywords)
 
-    def execute(self, binding: Binding, batch: int, size_class: int, payloads: np.ndarray, sizes: np.ndarray,
-                dims: np.ndarray, n: int, results: np.ndarray) -> int:
-        """Fit n requests, run, and trim into `results` (see fit.py for the arrays); returns 0 or fit_inputs' code."""
-        buffers = self._buffers.get((batch, size_class)) or self.buffers(batch, size_class)
-        inputs, patterns, out, _ = self.plan
-        code = fit.fit_inputs(inputs, patterns, buffers.limits, batch, payloads, sizes, dims, n, buffers.addresses)
-        if code != fit.OK:
-            return code
-        outputs = self._run(binding, buffers)
+    def fit(self, buffers: Buffers, batch: int, payloads: np.ndarray, sizes: np.ndarray, dims: np.ndarray) -> int:
+        """Fill a batch's inputs from requests (see fit.py for the arrays); returns 0 or fit_inputs' code."""
+        inputs, patterns, _, _ = self.plan
+        return fit.fit_inputs(inputs, patterns, buffers.limits, batch, payloads, sizes, dims, len(payloads),
+                              buffers.addresses)
+
+    def trim(self, buffers: Buffers, outputs: Sequence[torch.Tensor], dims: np.ndarray, results: np.ndarray) -> None:
+        """Write each request's part of a batch's `outputs`, which lie in host memory, to results i8[n]."""
         for index, tensor in enumerate(outputs):
             buffers.sources[index] = tensor.data_ptr()
-        return fit.fit_outputs(out, buffers.limits, dims, n, buffers.sources, results)
+        fit.fit_outputs(self.plan.outputs, buffers.limits, dims, len(results), buffers.sources, results)
+
+    def execute(self, binding: Binding, batch: int, size_class: int, payloads: np.ndarray, sizes: np.ndarray,
+                dims: np.ndarray, results: np.ndarray) -> int:
+        """Fit requests, run, and trim into `results`; returns 0 or fit_inputs' code."""
+        buffers = self.buffers(batch, size_class)
+        code = self.fit(buffers, batch, payloads, sizes, dims)
+        if code == fit.OK:
+            self.trim(buffers, self.run_in(binding, buffers), dims, results)
+        return code
 
     def infer(self, binding: Binding, payloads: list[bytes | np.ndarray], dims: list[tuple[int, ...]], *,
               batch: int = 0, size_class: int = -1) -> list[np.ndarray]:
@@ -159,7 +168,7 @@ class Program:
             raise RepositoryError(f"no size class holds {dims}", code=Code.UNKNOWN_SIZE)
         batch = batch or next((size for size in self.spec.batch_sizes if size >= n), n)
         results = [np.empty(int(fit.row_bytes(self.plan.outputs, row)), np.uint8) for row in requests.dims]
-        code = self.execute(binding, batch, size_class, requests.addresses, requests.sizes, requests.dims, n,
+        code = self.execute(binding, batch, size_class, requests.addresses, requests.sizes, requests.dims,
                             np.array([result.ctypes.data for result in results], np.int64))
         if code != fit.OK:
             raise RepositoryError("the requests do not fit", code=Code(code))

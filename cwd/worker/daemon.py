@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 
 LOG = logging.getLogger("cwd.worker")
 
-#: Windows bound ahead for each program; more are bound by the LOADs that need them.
-_WINDOWS_AHEAD = 256
+#: Seats bound ahead for each program; more are bound by the LOADs that need them.
+_SEATS_AHEAD = 256
 #: After so long without a controller a line says what is being waited for.
 _PATIENCE_S = 2.0
 _FDS_PER_GPU = 4
@@ -180,7 +180,7 @@ def _preload(worker: DeviceWorker, store: HostStore, signals: _Signals) -> None:
     with worker.backend.thread():
         for fault in store.stage_all(usable, _progress("staging")):
             _say(fault)
-        worker.device.reserve_windows(_WINDOWS_AHEAD)
+        worker.device.reserve_seats(_SEATS_AHEAD)
 
 
 def _progress(what: str) -> Callable[[int, int, str], None]:

@@ -32,7 +32,7 @@ def test_load_execute_unload(rig):
     assert rig.load(1) == 0 and rig.load(2) == 0
     for model in (1, 2, 1):
         fields, payload = rig.execute(model, b"abc", b"xyz")
-        # three ticks of the device's own clock
+        # as the device's own clock has it
         assert fields["status"] == 0 and fields["rows_done"] == 2 and fields["device_ns"] == 3
         assert payload == [bytes(c + model for c in b"abc"), bytes(c + model for c in b"xyz")]
         assert 0 < fields["received_ns"] <= fields["begin_ns"] <= fields["end_ns"] <= fields["sent_ns"]
