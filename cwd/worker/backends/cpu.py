@@ -7,7 +7,6 @@ can be: torch's thread pools, denormals, gradients; garbage collection is the da
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import gc
 import logging
 import os
@@ -27,6 +26,7 @@ except ImportError:
     raise CwdError("the cpu backend needs torch: pip install 'cwd[server]'") from None
 
 from cwd.models.program import Binding, Buffers, Program
+from cwd.worker.backends.gpu import tensor_at
 from cwd.worker.pages import PagePool
 
 LOG = logging.getLogger("cwd.worker")
@@ -91,7 +91,7 @@ class CpuBackend:
 
     def bind(self, program: bytes, seat: int) -> Binding:
         built = self._programs[program]
-        return built.bind(_tensor_at(seat, built.layout.image_bytes))
+        return built.bind(tensor_at(seat, built.layout.image_bytes))
 
     def output_bytes(self, program: bytes, dims: np.ndarray, sizes: np.ndarray) -> None:
         fit.rows_bytes(self._programs[program].plan.outputs, dims, sizes)
@@ -144,11 +144,3 @@ class CpuBackend:
 
     def lost(self, error: Exception) -> bool:
         return False
-
-
-def _tensor_at(address: int, size: int) -> torch.Tensor:
-    """u8[size] over that memory, which need not be accessible yet and must outlive the tensor."""
-    if size == 0:
-        return torch.zeros(0, dtype=torch.uint8)
-    memory = (ctypes.c_uint8 * size).from_address(address)
-    return torch.frombuffer(memory, dtype=torch.uint8)

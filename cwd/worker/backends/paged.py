@@ -1,0 +1,248 @@
+"""The paged backend: every execution first gathers its instance's pages into one fixed window, then runs there.
+
+A program's parameters are views of the window, bound once; its inputs and outputs lie in fixed places too. So whatever
+instance runs, the device is asked for exactly the same work, at the same addresses, but for one number: the row of the
+page table to gather by. That work is captured once for each (program, batch size, size class) and replayed for all
+instances; the gather always happens, also when the same instance ran before, so that it is a constant part of the time.
+What cannot be captured is asked for step by step at each execution (tier "eager"), which varies more.
+
+Inputs are uploaded beside the running execution into one of two slots, and outputs follow the execution into pinned
+memory. All of it is written against gpu.py's `Gpu`; it knows no page numbers, handles or windows of time.
+"""
+
+from __future__ import annotations
+
+import gc
+import logging
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from cwd.errors import Code, RepositoryError
+from cwd.models import fit
+from cwd.models.program import ArraySpec, Binding, Buffers, Program
+from cwd.models.repository import Repository
+from cwd.units import format_size
+from cwd.worker.backends.gpu import Gpu, Graph, torch
+from cwd.worker.backends.gpu_pool import WORD_BYTES, GpuPool
+
+LOG = logging.getLogger("cwd.worker")
+
+#: runs before a capture: libraries choose their kernels and take their memory in the first ones
+WARM_UPS = 3
+ALIGN_BYTES = 256
+GRAPH, EAGER = "graph", "eager"
+
+
+@dataclass
+class Shape:
+    """One (program, batch, size class): the fixed places it reads and writes, and what to replay."""
+
+    program: Program
+    binding: Binding
+    pages: int
+    buffers: Buffers
+    #: of each slot: the addresses of fit_inputs; pinned memory, its copy on the device
+    targets: tuple[np.ndarray, ...]
+    uploads: tuple[tuple[torch.Tensor, torch.Tensor], ...]
+    inputs: torch.Tensor
+    #: on the device, as the program gives them, and all of them together; the same in pinned memory
+    outputs: tuple[torch.Tensor, ...]
+    output: torch.Tensor
+    host_outputs: tuple[torch.Tensor, ...]
+    host_output: torch.Tensor
+    graph: Graph | None = None
+
+
+class PagedBackend:
+    """Backend (see base.py) on a GPU. `window_bytes`: the largest instance; `slot_bytes`: the largest batch's inputs, and
+    outputs."""
+
+    slots = 2
+
+    def __init__(self, repository: Repository, gpu: Gpu, *, window_bytes: int = 1 << 30, slot_bytes: int = 64 << 20,
+                 depth: int = 2) -> None:
+        self.repository, self.gpu, self.kind, self.device = repository, gpu, gpu.kind, gpu.name
+        self.window_bytes, self.slot_bytes, self.depth = window_bytes, slot_bytes, depth
+        self.pool: GpuPool | None = None
+        self._shapes: dict[bytes, dict[tuple[int, int], Shape]] = {}
+        self._input, self._output = gpu.memory(slot_bytes), gpu.memory(slot_bytes)
+        self._host_output = gpu.pinned(slot_bytes)
+        self._slots = [(gpu.pinned(slot_bytes), gpu.memory(slot_bytes)) for _ in range(self.slots)]
+        self._uploaded = [gpu.event() for _ in range(self.slots)]
+        self._begin, self._end = gpu.event(), gpu.event()
+        self._staged: list[tuple[Shape, np.ndarray] | None] = [None] * self.slots
+        self._running: tuple[Shape, np.ndarray] | None = None
+
+    def thread(self) -> AbstractContextManager[None]:
+        return self.gpu.thread(urgent=True)
+
+    def load_thread(self) -> AbstractContextManager[None]:
+        return self.gpu.thread(urgent=False)
+
+    def make_pool(self, pages: int, page_bytes: int) -> GpuPool:
+        seat_pages = max(1, -(-self.window_bytes // page_bytes))
+        self.pool = GpuPool(self.gpu, pages, page_bytes, seat_pages=seat_pages, depth=self.depth)
+        self._window = self.gpu.memory(seat_pages * page_bytes)
+        self._window_words = self._window.view(torch.int64).view(seat_pages, -1)
+        #: the row to gather by, and what it holds
+        self._row = self.gpu.memory(WORD_BYTES).view(torch.int64)
+        self._numbers = self.gpu.memory(seat_pages * WORD_BYTES).view(torch.int64).view(1, -1)
+        return self.pool
+
+    def host_memory(self, size: int) -> np.ndarray:
+        return self.gpu.host_memory(size)
+
+    def programs(self) -> list[bytes]:
+        return list(self._shapes)
+
+    def prepare(self, program: bytes) -> None:
+        if program in self._shapes:
+            return
+        with torch.inference_mode(False):
+            built = Program.load(self.repository, program, device=self.gpu.device)
+        if built.layout.image_bytes > self.window_bytes:
+            raise RepositoryError(f"its weights take {format_size(built.layout.image_bytes)}, this worker's window has "
+                                  f"{format_size(self.window_bytes)} (--window)", code=Code.BAD_MODEL)
+        binding = built.bind(self._window)
+        pairs = [(batch, size_class) for size_class in range(len(built.spec.size_classes))
+                 for batch in built.spec.batch_sizes]
+        shapes = {pair: self._make_shape(built, binding, *pair) for pair in pairs}
+        # the largest first: what they leave of the memory that they share suffices the others
+        for shape in sorted(shapes.values(), key=lambda shape: -len(shape.inputs)):
+            with self.gpu.quiet:
+                self._capture(program, shape)
+        self._shapes[program] = shapes
+        gc.freeze()
+
+    def tier(self, program: bytes, batch: int, size_class: int) -> str:
+        """How a prepared shape runs: "graph" or "eager"."""
+        return EAGER if self._shapes[program][batch, size_class].graph is None else GRAPH
+
+    def image_bytes(self, program: bytes) -> int:
+        return self._any(program).layout.image_bytes
+
+    def bind(self, program: bytes, seat: int) -> int:
+        return seat
+
+    def output_bytes(self, program: bytes, dims: np.ndarray, sizes: np.ndarray) -> None:
+        fit.rows_bytes(self._any(program).plan.outputs, dims, sizes)
+
+    def stage(self, slot: int, program: bytes, batch: int, size_class: int, payloads: np.ndarray, sizes: np.ndarray,
+              dims: np.ndarray) -> int:
+        shape = self._shapes[program].get((batch, size_class))
+        if shape is None:
+            return int(Code.BAD_BATCH)
+        code = shape.program.fit(shape.buffers, batch, payloads, sizes, dims, shape.targets[slot])
+        if code == fit.OK:
+            pinned, uploaded = shape.uploads[slot]
+            with self.gpu.side():
+                self.gpu.copy(uploaded, pinned)
+                self._uploaded[slot].record()
+            self._staged[slot] = shape, dims
+        return code
+
+    def start(self, slot: int, bound: int) -> None:
+        self._running = shape, _ = self._staged[slot]
+        self.gpu.follow(self._uploaded[slot])
+        self._begin.record()
+        shape.inputs.copy_(shape.uploads[slot][1])
+        self._launch(shape, bound)
+        self.gpu.copy(shape.host_output, shape.output)
+        self._end.record()
+
+    def ended(self) -> bool:
+        return self._end.query()
+
+    def finish(self, results: np.ndarray) -> int:
+        shape, dims = self._running
+        shape.program.trim(shape.buffers, shape.host_outputs, dims, results)
+        return int(self._begin.elapsed_time(self._end) * 1e6)
+
+    def profile(self, program: bytes, bound: int, batch: int, size_class: int, repeats: int) -> list[int]:
+        shape = self._shapes[program].get((batch, size_class))
+        if shape is None:
+            raise RepositoryError(f"the program has no batch size {batch} or size class {size_class}", code=Code.BAD_BATCH)
+        found = []
+        shape.inputs.zero_()  # what was left there may be no valid input of this program
+        for _ in range(repeats):
+            self._begin.record()
+            self._launch(shape, bound)
+            self.gpu.copy(shape.host_output, shape.output)
+            self._end.record()
+            self._end.synchronize()
+            found.append(int(self._begin.elapsed_time(self._end) * 1e6))
+        return found
+
+    def lost(self, error: Exception) -> bool:
+        return self.gpu.lost(error)
+
+    def _any(self, program: bytes) -> Program:
+        return next(iter(self._shapes[program].values())).program
+
+    def _launch(self, shape: Shape, row: int) -> None:
+        self._row.fill_(row)  # by a kernel: a copy of 8 bytes would wait behind the pages of a LOAD
+        if shape.graph is None:
+            self._work(shape)
+        else:
+            shape.graph.replay()
+
+    def _work(self, shape: Shape) -> None:
+        """All that the device does for an execution, but to bring inputs and fetch outputs."""
+        torch.index_select(self.pool.table, 0, self._row, out=self._numbers)
+        torch.index_select(self.pool.words, 0, self._numbers[0, :shape.pages], out=self._window_words[:shape.pages])
+        self._forward(shape)
+
+    def _forward(self, shape: Shape) -> None:
+        for target, found in zip(shape.outputs, shape.program.run_in(shape.binding, shape.buffers), strict=True):
+            target.copy_(found)
+
+    def _capture(self, program: bytes, shape: Shape) -> None:
+        """Warm a shape up with weights and inputs of zeros, then capture it; or leave it eager, and say so."""
+        self._window.zero_()
+        shape.inputs.zero_()
+        for _ in range(WARM_UPS):
+            self._forward(shape)
+        try:
+            shape.graph = self.gpu.capture(lambda: self._work(shape))
+        except RuntimeError as error:
+            if self.gpu.lost(error):
+                raise
+            LOG.warning("program %s cannot be captured, it runs eager and varies more: %s", program.hex(),
+                        str(error).splitlines()[0][:200])
+
+    def _make_shape(self, built: Program, binding: Binding, batch: int, size_class: int) -> Shape:
+        wanted_in, wanted_out = built.array_specs(batch, size_class)
+        bytes_in, offsets_in = _pack(wanted_in)
+        bytes_out, offsets_out = _pack(wanted_out)
+        if max(bytes_in, bytes_out) > self.slot_bytes:
+            raise RepositoryError(
+                f"a batch of {batch} takes {format_size(max(bytes_in, bytes_out))} of inputs or outputs, this worker's "
+                f"slots have {format_size(self.slot_bytes)} (--slot)", code=Code.BAD_MODEL)
+        arrays = _views(self._input, wanted_in, offsets_in)
+        buffers = built.make_buffers(batch, size_class, arrays)
+        targets = tuple(np.array([pinned.data_ptr() + offset for offset in offsets_in], np.int64)
+                        for pinned, _ in self._slots)
+        return Shape(
+            program=built, binding=binding, pages=max(1, -(-built.layout.image_bytes // self.pool.page_bytes)),
+            buffers=replace(buffers, addresses=targets[0]), targets=targets,
+            uploads=tuple((pinned[:bytes_in], device[:bytes_in]) for pinned, device in self._slots),
+            inputs=self._input[:bytes_in],
+            outputs=_views(self._output, wanted_out, offsets_out), output=self._output[:bytes_out],
+            host_outputs=_views(self._host_output, wanted_out, offsets_out), host_output=self._host_output[:bytes_out])
+
+
+def _pack(wanted: list[ArraySpec]) -> tuple[int, list[int]]:
+    """Bytes of the arrays one behind the other, aligned, and where each begins."""
+    end, offsets = 0, []
+    for shape, dtype in wanted:
+        offsets.append(end)
+        end += -(-shape.numel() * dtype.itemsize // ALIGN_BYTES) * ALIGN_BYTES
+    return end, offsets
+
+
+def _views(memory: torch.Tensor, wanted: list[ArraySpec], offsets: list[int]) -> tuple[Any, ...]:
+    return tuple(memory[offset:offset + shape.numel() * dtype.itemsize].view(dtype).view(shape)
+                 for (shape, dtype), offset in zip(wanted, offsets, strict=True))
