@@ -76,7 +76,7 @@ class FakeBackend:
         assert threading.get_ident() == self.inside
         if size_class == 8 or any(sizes != dims[:, 0]):
             return int(Code.BAD_PAYLOAD_SIZE)
-        assert slot not in self.staged, "a slot is staged twice"
+        assert 0 <= slot < self.slots
         rows = [memory(int(address), int(size)).copy() if size else np.zeros(0, np.uint8)
                 for address, size in zip(payloads, sizes, strict=True)]
         self.staged[slot] = size_class, rows
@@ -90,9 +90,9 @@ class FakeBackend:
         self.running.set()
         if self.slots == 1:
             assert self.gate.wait(30)
-        if size_class == 9:
+        if size_class in (7, 9):
             self._end()
-            raise ValueError("a model that fails")
+            raise ConnectionError("sticky") if size_class == 7 else ValueError("a model that fails")
 
     def ended(self) -> bool:
         return self.gate.is_set()

@@ -13,9 +13,9 @@ from cwd.errors import Code
 from cwd.wire.messages import Type
 
 
-@pytest.fixture
-def rig(tmp_path):
-    made = Rig(f"ipc://{tmp_path}/workers.sock")
+@pytest.fixture(params=[1, 2], ids=["one slot", "two slots"])
+def rig(tmp_path, request):
+    made = Rig(f"ipc://{tmp_path}/workers.sock", slots=request.param)
     yield made
     made.close()
 
