@@ -58,7 +58,8 @@ class WorkerOptions:
         if self.kind in ("cpu", "cuda") and not self.repo:
             raise CwdError(f"the {self.kind} backend needs a repository (--repo)")
         for name, low in (("pages", 1), ("page_bytes", 1), ("agenda_max", 1), ("rows_max", 1), ("host_bytes", 0),
-                          ("window_bytes", 1), ("slot_bytes", 1), ("copies_max", 1), ("load_bytes_per_s", 0), ("spin_ns", 0), ("out_bytes", 0), ("noise_ppm", 0)):
+                          ("window_bytes", 1), ("slot_bytes", 1), ("copies_max", 1), ("load_bytes_per_s", 0),
+                          ("spin_ns", 0), ("out_bytes", 0), ("noise_ppm", 0)):
             if getattr(self, name) < low:
                 raise CwdError(f"{name} is {getattr(self, name)}, wanted at least {low}")
         if self.page_bytes % mmap.PAGESIZE:

@@ -14,7 +14,7 @@ import cwd
 from cwd.cli.main import run
 from cwd.errors import Code
 
-pytest.importorskip("torch")
+torch = pytest.importorskip("torch")
 pytestmark = pytest.mark.e2e
 
 EXEC_NS = 4_000_000
@@ -178,6 +178,32 @@ def test_killed_worker_is_said_and_comes_back(emulated):
         emulated.restart_worker()
         emulated.wait_servable()
         assert client.infer("same-000", BYTE, "5s").cold
+
+
+def test_a_worker_that_ends_is_started_again_unless_it_keeps_ending(emulated):
+    assert emulated.mend() == []
+    for _ in range(3):
+        emulated.kill_worker()
+        (text,) = emulated.mend()
+        assert text.startswith("worker-0 ended by signal 9")
+    with emulated.client() as client:
+        until = time.monotonic() + 60
+        while isinstance(client.submit("same-000", BYTE, "1s").exception(timeout=5), cwd.Refused):
+            assert time.monotonic() < until, "it did not come back"
+            time.sleep(0.05)
+    emulated.kill_worker()
+    with pytest.raises(cwd.CwdError, match="worker-0 ended"):
+        emulated.mend()
+    emulated.restart_worker()
+
+
+def test_gpus_that_are_not_there(tmp_path):
+    (tmp_path / "models").mkdir()
+    if not torch.cuda.is_available():
+        with pytest.raises(cwd.CwdError, match="no GPU"):
+            cwd.LocalCluster(tmp_path / "models", device="cuda")
+        with pytest.raises(cwd.CwdError, match="worker-0 ended with code 1: .*no cuda:0"):
+            cwd.LocalCluster(tmp_path / "models", device="cuda:0").start()
 
 
 def test_a_daemon_that_dies_says_why(tmp_path):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from cwd.errors import Code, CwdError, RepositoryError
-from cwd.models import fit, importers, zoo
+from cwd.models import fit, importers, profile, zoo
 from cwd.models.repository import Repository
 
 torch = pytest.importorskip("torch")
@@ -17,6 +17,7 @@ from cwd.models.program import Program  # noqa: E402
 from cwd.worker.backends.gpu import HostEvent, HostGpu, kind_of  # noqa: E402
 from cwd.worker.backends.gpu_pool import GpuPool  # noqa: E402
 from cwd.worker.backends.paged import PagedBackend  # noqa: E402
+from cwd.worker.measure import measure_gpu  # noqa: E402
 
 PAGE = 64 << 10
 BATCHES = [1, 2, 4]
@@ -289,3 +290,17 @@ def test_a_capture_waits_for_a_load(repository):
 def test_kinds_are_names_of_files():
     assert kind_of("NVIDIA H200") == "nvidia-h200"
     assert kind_of("Tesla V100-SXM2-16GB ") == "tesla-v100-sxm2-16gb"
+
+
+def test_measuring_on_a_backend_is_stored_under_its_kind_with_the_tier(repository):
+    entry = next(one for one in repository.entries() if one.manifest.name.startswith("mlp"))
+    for captures in (True, False):
+        gpu = FlakyGpu()
+        gpu.captures = captures
+        backend = PagedBackend(repository, gpu, window_bytes=24 << 20, slot_bytes=8 << 20)
+        value = measure_gpu(repository, entry, backend, page_bytes=PAGE, repeats=5)
+        assert profile.read(repository, entry.manifest.program_hash, "host") == value
+        assert [(row["batch"], row["tier"]) for row in value["exec"]] == [
+            (batch, "graph" if captures else "eager") for batch in BATCHES]
+        assert value["page_bytes"] == PAGE and all(row["repeats"] == 5 for row in value["exec"])
+    assert "host" in repository.profiled_kinds(entry.manifest.program_hash)
