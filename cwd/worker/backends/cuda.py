@@ -82,8 +82,13 @@ class CudaGpu:
 
     def capture(self, body: Callable[[], None]) -> torch.cuda.CUDAGraph:
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._graphs, stream=self._exec, capture_error_mode="thread_local"):
-            body()
+        try:
+            with torch.cuda.graph(graph, pool=self._graphs, stream=self._exec, capture_error_mode="thread_local"):
+                body()
+        except RuntimeError:
+            # for torch the pool is still being captured to: the next capture has to have another
+            self._graphs = torch.cuda.graph_pool_handle()
+            raise
         return graph
 
     def allocations(self) -> int:
@@ -104,21 +109,30 @@ def _locked_pieces(size: int) -> list[np.ndarray]:
     pieces = []
     while size > 0:
         wanted = -(-min(size, PIECE_BYTES) // _HUGE_BYTES) * _HUGE_BYTES
-        found = _registered(wanted)
-        pieces += _allocated(wanted) if found is None else [found]
+        found = mapped(wanted)
+        pieces += [found] if register(found) else _allocated(wanted)
         size -= wanted
     return pieces
 
 
-def _registered(size: int) -> np.ndarray | None:
-    """Memory of our own, by huge pages where the kernel has them, made known to the driver; None if it will not."""
+def mapped(size: int, *, huge: bool = True) -> np.ndarray:
+    """u1[size] of memory of our own, touched; `huge`: by huge pages where the kernel has them."""
     memory = mmap.mmap(-1, size)
-    memory.madvise(mmap.MADV_HUGEPAGE)
+    if huge:
+        with contextlib.suppress(OSError):  # a kernel without them
+            memory.madvise(mmap.MADV_HUGEPAGE)
     piece = np.frombuffer(memory, np.uint8)
     piece[::mmap.PAGESIZE] = 0
-    if int(torch.cuda.cudart().cudaHostRegister(piece.ctypes.data, size, 0)) != 0:
-        return None
     return piece
+
+
+def register(piece: np.ndarray) -> bool:
+    """Have the driver page-lock that memory; False if it will not."""
+    if int(torch.cuda.cudart().cudaHostRegister(piece.ctypes.data, piece.size, 0)) == 0:
+        return True
+    with contextlib.suppress(RuntimeError):  # else the error is reported to whoever launches a kernel next
+        torch.zeros(1, device="cuda")
+    return False
 
 
 def _allocated(size: int) -> list[np.ndarray]:
