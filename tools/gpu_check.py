@@ -57,8 +57,8 @@ def find_rig(*, dry: bool):
             return HostRig(), ""
         from cwd.bench.gpu.cuda_rig import CudaRig
         from cwd.worker.backends import cuda
-    except (ImportError, RuntimeError) as error:
-        return None, f"{error}"
+    except Exception as error:  # torch, or something that cwd needs, is missing or broken
+        return None, f"{type(error).__name__}: {error}"
     return (CudaRig(), "") if cuda.count() else (None, "there is no GPU here that torch can use")
 
 

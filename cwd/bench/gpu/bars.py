@@ -28,6 +28,7 @@ def _bars() -> Iterator[Bar]:
     yield Bar("E2", "the best gather, 7 pages, read and written", "TB/s", ("best_terabytes_per_s",), 3.5, True)
     for name, limit in ((RESNET, 1e-4), (RESNET_HALF, 1e-2), (BERT, 1e-4)):
         yield Bar("E3", f"{name}, swapped: largest difference to eager", "relative", ("models", name, "difference_max"), limit)
+    yield Bar("E3", "shapes of them that could not be captured", "", ("not_captured",), 0)
     for batch in (1, 16):
         yield Bar("E4", f"batch {batch}: p99 of executions, longer by LOADs", "%", ("shifts", "depth 2", f"p99 b{batch}"), 3,
                   scale=100)

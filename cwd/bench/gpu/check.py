@@ -6,9 +6,11 @@ thread that watches, and ends the process.
 
 from __future__ import annotations
 
+import contextlib
 import faulthandler
 import importlib
 import json
+import math
 import os
 import subprocess
 import sys
@@ -16,7 +18,7 @@ import tempfile
 import threading
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -49,8 +51,8 @@ STEPS = (
     Step("E1", "copies", 35, 5, 3),
     Step("E2", "gather", 35, 5, 3),
     Step("E3", "graphs", 110, 20, 8),
-    Step("E6", "jitter", 70, 20, 5),
-    Step("E7", "thousands", 115, 40, 6),
+    Step("E6", "jitter", 70, 20, 4),
+    Step("E7", "thousands", 115, 40, 4),
     Step("E4", "interference", 45, 10, 4),
     Step("replay", "steady", 62, 8, 2),
     Step("refused", "refused", 3, 1, 1),
@@ -115,7 +117,7 @@ class Check:
         steps = self.results["steps"]
         self.results["bars"], self.results["decisions"] = bars.verdicts(steps), _decided(steps)
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        text = json.dumps(self.results, indent=1, default=_plain) + "\n"
+        text = json.dumps(_plain(self.results), indent=1) + "\n"
         new = self.path.with_name(f".{self.path.name}.new")
         new.write_text(text)
         os.replace(new, self.path)
@@ -147,20 +149,28 @@ def _last_lines(error: BaseException) -> list[str]:
 
 
 def _plain(value: Any) -> Any:
-    """numpy's and torch's numbers as Python's."""
-    return value.item() if hasattr(value, "item") else str(value)
+    """What JSON has: numpy's numbers as Python's, and no number that is none."""
+    if isinstance(value, dict):
+        return {str(name): _plain(one) for name, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(one) for one in value]
+    if hasattr(value, "item"):
+        value = value.item()
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    return value if isinstance(value, (str, int, float, type(None))) else str(value)
 
 
-class _compiling:
+@contextlib.contextmanager
+def _compiling() -> Iterator[None]:
     """Inside, a process compiles the worker's kernels for the steps that will want them; it takes minutes once."""
-
-    def __enter__(self) -> None:
-        root = str(Path(__file__).resolve().parents[3])
-        path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH", "")]))
-        self._child = subprocess.Popen(
-            [sys.executable, "-c", "from cwd.worker.warm import warm_device; warm_device()"], stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env={**os.environ, "PYTHONPATH": path})
-
-    def __exit__(self, *_: object) -> None:
-        self._child.kill()
-        self._child.wait()
+    root = str(Path(__file__).resolve().parents[3])
+    path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH", "")]))
+    child = subprocess.Popen(
+        [sys.executable, "-c", "from cwd.worker.warm import warm_device; warm_device()"], stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env={**os.environ, "PYTHONPATH": path})
+    try:
+        yield
+    finally:
+        child.kill()
+        child.wait()

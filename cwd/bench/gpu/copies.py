@@ -46,6 +46,7 @@ def run(bench: Workbench, until: Deadline, out: dict[str, Any]) -> None:
                 found["to_host_gbps"] = _to_host(gpu, rig, memory)
             finally:
                 memory.free()
+    out["link"] = rig.link()
     rates = [rate for found in kinds.values() for rate in found.get("gbps", {}).values()]
     out["best_gbps"] = max(rates)
     _conclude(rig, out)

@@ -37,10 +37,14 @@ class CudaRig:
     def __init__(self, index: int = 0, sizes: Sizes | None = None) -> None:
         self.index, self.sizes = index, sizes or Sizes()
         self.device = torch.device("cuda", index)
+        self._kept: list[cuda.CudaGpu] = []
         self.kind, self.option = kind_of(torch.cuda.get_device_name(index)), f"cuda:{index}"
 
     def make_gpu(self, host_bytes: int = 0) -> cuda.CudaGpu:
-        return cuda.CudaGpu(self.index, host_bytes)
+        made = cuda.CudaGpu(self.index, host_bytes)
+        if host_bytes > 0:  # page-locked addresses may not come back to the system while the driver knows them
+            self._kept.append(made)
+        return made
 
     def host_kinds(self) -> dict[str, Callable[[int], HostMemory]]:
         return {"torch pinned": _pinned, "mmap": lambda size: _registered(size, huge=False),
@@ -51,6 +55,9 @@ class CudaRig:
 
     def vmm(self) -> CudaVmm:
         return CudaVmm(self.index)
+
+    def link(self) -> Any:
+        return _fact(lambda: smi_facts(self.index))
 
     def free_bytes(self) -> int:
         return int(torch.cuda.mem_get_info(self.device)[0])
@@ -70,7 +77,7 @@ class CudaRig:
             "free_bytes": self.free_bytes, "allocator": torch.cuda.get_allocator_backend,
             "torch_cuda": lambda: torch.version.cuda, "cudnn": cudnn.version, "cudnn_tf32": lambda: cudnn.allow_tf32,
             "matmul_tf32": lambda: torch.backends.cuda.matmul.allow_tf32,
-            "libcuda": lambda: _libcuda_facts(self.index), "nvidia_smi": lambda: smi_facts(self.index),
+            "libcuda": lambda: _libcuda_facts(self.index), "nvidia_smi": self.link,
             "vmm_granularity": lambda: CudaVmm(self.index).granularity,
             "pointer_functions": lambda: [hasattr(torch._C, name) for name in POINTER_FUNCTIONS],
             "compile_kernel": lambda: hasattr(torch.cuda, "_compile_kernel"),

@@ -29,7 +29,7 @@ _LATER_NS = 3_600_000_000_000
 #: actions out at one time: of the exec lane, of the load lane
 _EXECS_OUT, _LOADS_OUT = 4, 3
 _PACED_LOADS_OUT = 2
-_DRAIN_S = 30.0
+_HELLO_S, _DRAIN_S = 60.0, 30.0
 
 
 class Driver:
@@ -56,7 +56,8 @@ class Driver:
     def greet(self) -> None:
         """Welcome the worker and have it prepare the program."""
         script = self.script
-        self.peer, _ = self.controller.greet()
+        self.peer, _ = self.controller.hello(_HELLO_S)
+        self.controller.welcome(self.peer)
         self.controller.act(self.peer, Type.PREPARE, name=script["name"], version=script["version"], program_index=0,
                             program=bytes.fromhex(script["program"]), image=bytes(16))
         fields, _ = self.controller.result(self.peer, 120)

@@ -53,11 +53,11 @@ def run(bench: Workbench, until: Deadline, out: dict[str, Any]) -> None:
         # what a ResNet-50 takes comes first, in case time runs out
         for pages in sorted(sizes.gather_pages, key=lambda count: count != 7):
             for name, way in ways.items():
-                if until.over and pages != 7:
+                if bench.cut(until) and pages != 7:
                     out["cut"] = "no time for every number of pages"
                     break
                 try:
-                    found.setdefault(name, {})[str(pages)] = _measured(gpu, name, way, words, window, pages)
+                    found.setdefault(name, {})[str(pages)] = _measured(gpu, name, way, words, window[:pages], sizes.moment_s)
                 except (RuntimeError, TypeError, ValueError, OSError) as error:
                     found.setdefault(name, {})[str(pages)] = {"refused": f"{type(error).__name__}: {error}"[:300]}
     _conclude(sizes.page_bytes, out)
@@ -89,10 +89,9 @@ def _ways(rig: Rig, found: dict[str, Any]) -> dict[str, Way]:
     return ways
 
 
-def _measured(gpu: Gpu, name: str, way: Way, words: torch.Tensor, window: torch.Tensor, pages: int) -> dict[str, Any]:
-    generator = torch.Generator().manual_seed(pages)
-    chosen = [torch.randperm(len(words), generator=generator)[:pages] for _ in range(ROUND)]
-    out = window[:pages]
+def _measured(gpu: Gpu, name: str, way: Way, words: torch.Tensor, out: torch.Tensor, moment_s: float) -> dict[str, Any]:
+    generator = torch.Generator().manual_seed(len(out))
+    chosen = [torch.randperm(len(words), generator=generator)[:len(out)] for _ in range(ROUND)]
     on_device = [numbers.to(words.device) for numbers in chosen]
     if name == COPIES:
         lists = [numbers.tolist() for numbers in chosen]
@@ -111,16 +110,16 @@ def _measured(gpu: Gpu, name: str, way: Way, words: torch.Tensor, window: torch.
     out.zero_()
     once(0)
     right = torch.equal(out, words[on_device[0]])
-    eager = device_ns(gpu, everything, REPEATS, Deadline(0.5))
+    eager = device_ns(gpu, everything, REPEATS, Deadline(moment_s))
     graph, alone = gpu.capture(everything), gpu.capture(lambda: once(0))
     out.zero_()
     graph.replay()
     right = right and torch.equal(out, words[on_device[-1]])
-    captured = device_ns(gpu, graph.replay, REPEATS, Deadline(0.5))
+    captured = device_ns(gpu, graph.replay, REPEATS, Deadline(moment_s))
     per_ns = median(captured) / ROUND
     return {"right": right, "eager_us": median(eager) / ROUND / 1e3, "captured_us": per_ns / 1e3,
             "terabytes_per_s": 2 * out.numel() * WORD_BYTES / GB / 1e3 / max(per_ns / 1e9, 1e-12),
-            "alone": spread_us(device_ns(gpu, alone.replay, 200, Deadline(0.5)))}
+            "alone": spread_us(device_ns(gpu, alone.replay, 200, Deadline(moment_s)))}
 
 
 def _conclude(page_bytes: int, out: dict[str, Any]) -> None:

@@ -16,12 +16,12 @@ from cwd.bench.gpu.facts import resident_bytes
 from cwd.bench.gpu.models import Eager, Instances, Runner, difference
 from cwd.bench.gpu.models_names import BERT, RESNET, RESNET_HALF
 from cwd.bench.gpu.rig import Rig
-from cwd.bench.gpu.timing import Deadline, device_ns, spread_us
+from cwd.bench.gpu.timing import Deadline, device_ns, sampled, spread_us
 from cwd.bench.gpu.workbench import Workbench
 from cwd.models import fit
 from cwd.models.program import Program
 from cwd.worker.backends.gpu import Gpu, Graph, torch
-from cwd.worker.backends.paged import PagedBackend
+from cwd.worker.backends.paged import EAGER, PagedBackend
 
 SWAPPED = 3
 #: how much of the step's time is for each model
@@ -81,13 +81,14 @@ def run(bench: Workbench, until: Deadline, out: dict[str, Any]) -> None:
         backend = make_backend(bench, gpu, bench.rig.sizes.graph_pool)
         placer, found = Placer(backend), out.setdefault("models", {})
         for name, share in _SHARES:
-            if until.over:
+            if bench.cut(until):
                 out["cut"] = "no time for every model"
                 break
             bench.say(f"E3: {name}")
             found[name] = {}
             _model(bench, gpu, backend, placer, bench.instances(name), until.share(share), found[name])
     out["made_s"] = bench.made_s
+    out["not_captured"] = sum(model.get("not_captured", 0) for model in found.values())
 
 
 def _model(bench: Workbench, gpu: Watched, backend: PagedBackend, placer: Placer, instances: Instances, until: Deadline,
@@ -99,7 +100,8 @@ def _model(bench: Workbench, gpu: Watched, backend: PagedBackend, placer: Placer
     out["captures"] = gpu.captures[seen:]
     out["image_bytes"], out["pages"] = instances.nbytes, instances.pages(backend.pool.page_bytes)
     pairs = [(batch, index) for index in range(len(spec.size_classes)) for batch in spec.batch_sizes]
-    out["tiers"] = {shape_key(instances, *pair): backend.tier(instances.program, *pair) for pair in pairs}
+    out["tiers"] = tiers = {shape_key(instances, *pair): backend.tier(instances.program, *pair) for pair in pairs}
+    out["not_captured"] = sum(tier == EAGER for tier in tiers.values())
     images = [instances.image(number) for number in range(SWAPPED)]
     seats = [placer.place(instances, image) for image in images]
     eager = Eager(bench.repository, instances, gpu)
@@ -107,6 +109,7 @@ def _model(bench: Workbench, gpu: Watched, backend: PagedBackend, placer: Placer
     out["differences"] = {shape_key(instances, *pair): found for pair, found in _swaps(
         runners, seats, eager, images, spec)}
     out["difference_max"] = max(out["differences"].values())
+    out["difference_of_another"] = _apart(next(iter(runners.values())), seats, spec)
     if instances.entry.manifest.name == RESNET:
         out["difference_of_cpu"] = _against_cpu(bench, instances, eager, images[0])
     times = out["times"] = {}
@@ -139,6 +142,15 @@ def _swaps(runners: dict[tuple[int, int], Runner], seats: list[int], eager: Eage
         yield pair, worst
 
 
+def _apart(runner: Runner, seats: list[int], spec: Any) -> float:
+    """How far the instances' outputs are from each other at least: far more than what passes for equal."""
+    outputs = []
+    for seat in seats:
+        runner.once(seat)
+        outputs.append(runner.output())
+    return min(difference(one, other, spec) for k, one in enumerate(outputs) for other in outputs[:k])
+
+
 def _against_cpu(bench: Workbench, instances: Instances, eager: Eager, image: np.ndarray) -> float:
     """How far torch on the device is from torch on the processor, whose float32 is float32."""
     payload = [instances.payload(0, 3)]
@@ -155,10 +167,7 @@ def _times(bench: Workbench, runner: Runner, seat: int, eager: Eager, until: Dea
     """Device times: "served" is a whole execution with its output fetched; "bare" a graph of the program alone."""
     shots, gpu, found = bench.rig.sizes.shots, eager.gpu, {}
     runner.stage()
-    served, share = [], until.share(0.5)
-    while len(served) < shots and not (share.over and served):
-        served.append(runner.once(seat))
-    found["served"] = spread_us(served)
+    found["served"] = spread_us(sampled(lambda: runner.once(seat), shots, until.share(0.5)))
     buffers = eager.fill(runner.payloads, runner.size_class)
     found["eager"] = spread_us(device_ns(gpu, lambda: eager.run(buffers), shots, until.share(0.4)))
     try:

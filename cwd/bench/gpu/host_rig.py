@@ -42,6 +42,9 @@ class HostRig:
     def facts(self) -> dict[str, Any]:
         return {"stand_in": "host memory in place of a GPU: times and rates are of no device"}
 
+    def link(self) -> str:
+        return "none"
+
     def free_bytes(self) -> int:
         return os.sysconf("SC_AVPHYS_PAGES") * mmap.PAGESIZE
 

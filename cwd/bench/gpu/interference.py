@@ -17,7 +17,7 @@ from cwd.bench.gpu.graphs import Placer, make_backend
 from cwd.bench.gpu.models import Runner
 from cwd.bench.gpu.models_names import RESNET
 from cwd.bench.gpu.rig import synthetic
-from cwd.bench.gpu.timing import Deadline, rate_gbps, spread_us, wait
+from cwd.bench.gpu.timing import Deadline, rate_gbps, sampled, spread_us, wait
 from cwd.bench.gpu.workbench import Workbench
 from cwd.worker.backends.gpu import Gpu, torch
 from cwd.worker.backends.gpu_pool import GpuPool
@@ -88,7 +88,7 @@ def run(bench: Workbench, until: Deadline, out: dict[str, Any]) -> None:
 
         out["alone"] = measured(0)
         for k, (name, depth, pause_ns) in enumerate(rounds):
-            if until.over:
+            if bench.cut(until):
                 out["cut"] = "no time for every depth"
                 break
             for runner in runners.values():
@@ -111,11 +111,7 @@ def _measured(gpu: Gpu, runners: dict[int, Runner], seat: int, host: torch.Tenso
     found: dict[str, Any] = {}
     for batch, runner in runners.items():
         runner.stage()
-        samples: list[int] = []
-        share = until.share(0.4)
-        while len(samples) < shots and not (share.over and samples):
-            samples.append(runner.once(seat))
-        found[f"exec b{batch}"] = spread_us(samples)
+        found[f"exec b{batch}"] = spread_us(sampled(lambda runner=runner: runner.once(seat), shots, until.share(0.4)))
     event = gpu.event()
 
     def upload() -> None:
@@ -134,14 +130,14 @@ def _measured(gpu: Gpu, runners: dict[int, Runner], seat: int, host: torch.Tenso
 
 def _host_ns(ask: Callable[[], None], event: Any, repeats: int, until: Deadline) -> list[int]:
     """From asking until it is seen to be done, by the host's clock, with pauses between."""
-    found: list[int] = []
-    while len(found) < repeats and not (until.over and found):
+    def one() -> int:
+        time.sleep(0.0003)
         begin = time.perf_counter_ns()
         ask()
         wait(event)
-        found.append(time.perf_counter_ns() - begin)
-        time.sleep(0.0003)
-    return found
+        return time.perf_counter_ns() - begin
+
+    return sampled(one, repeats, until)
 
 
 def _conclude(bench: Workbench, out: dict[str, Any]) -> None:

@@ -28,6 +28,8 @@ class Sizes:
     #: E2: pages gathered, pages of the pool that they are gathered from
     gather_pages: tuple[int, ...] = (4, 7, 16, 64)
     gather_pool: int = 512
+    #: what one short measurement may take
+    moment_s: float = 0.5
     #: executions timed for a distribution, where there is time for so many
     shots: int = 1000
     #: how models are built (models.py): the whole or a toy
@@ -50,8 +52,8 @@ class Sizes:
 
 
 TOY = Sizes(
-    page_bytes=256 << 10, copy_page_bytes=(64 << 10, 256 << 10, 1 * MiB), copy_bytes=4 * MiB, copy_repeats=3,
-    gather_pool=160, shots=20, toy=True, window_bytes=8 * MiB, slot_bytes=2 * MiB, graph_pool=64, load_pages=4,
+    page_bytes=256 << 10, copy_page_bytes=(64 << 10, 256 << 10, 1 * MiB), copy_bytes=2 * MiB, copy_repeats=2,
+    gather_pages=(4, 7, 16), gather_pool=160, moment_s=0.02, shots=20, toy=True, window_bytes=8 * MiB, slot_bytes=2 * MiB, graph_pool=64, load_pages=4,
     loop_bytes=1 * MiB, instances=40, pool_instances=10, images=6)
 
 
@@ -113,6 +115,9 @@ class Rig(Protocol):
         """`Skip` where there is no such thing."""
 
     def facts(self) -> dict[str, Any]: ...
+
+    def link(self) -> Any:
+        """How the device is connected, as it is said while it works."""
 
     def free_bytes(self) -> int:
         """Memory of the device that is free."""

@@ -7,7 +7,7 @@ from typing import Any
 from cwd.bench.gpu.graphs import Placer, make_backend
 from cwd.bench.gpu.models import Runner
 from cwd.bench.gpu.models_names import RESNET
-from cwd.bench.gpu.timing import Deadline, spread_us
+from cwd.bench.gpu.timing import Deadline, sampled, spread_us
 from cwd.bench.gpu.workbench import Workbench
 
 _RUN_S = 60.0
@@ -23,9 +23,8 @@ def run(bench: Workbench, until: Deadline, out: dict[str, Any]) -> None:
         batches = instances.spec.batch_sizes
         out["seconds"] = whole_s = min(_RUN_S, until.left_s * 0.95)
         for batch in batches:
-            runner, share, samples = Runner(backend, instances, batch, 0), Deadline(whole_s / len(batches)), []
+            runner = Runner(backend, instances, batch, 0)
             runner.stage()
-            while not (share.over and samples):
-                samples.append(runner.once(seat))
+            samples = sampled(lambda runner=runner: runner.once(seat), 1 << 30, Deadline(whole_s / len(batches)))
             found = out[f"b{batch}"] = spread_us(samples)
             found["p999_over_p50"] = found["p999_us"] / max(found["p50_us"], 1e-3)

@@ -24,17 +24,21 @@ _SERVE_S = 60.0
 _AFTER_S = 14.0
 #: of the host's memory that is there, at most so much for images
 _HOST_PART = 0.6
+#: of the device's, for the pool
+_DEVICE_PART = 0.8
 
 
 def run(bench: Workbench, until: Deadline, out: dict[str, Any]) -> None:
     """Serve at random, then compare a sample of the outputs with eager."""
     sizes, instances = bench.rig.sizes, bench.instances(RESNET)
     images = max(4, min(sizes.images, int(available_bytes() * _HOST_PART) // instances.nbytes))
-    out.update(registered=sizes.instances, pool_instances=sizes.pool_instances, images=images,
+    room = int(bench.rig.free_bytes() * _DEVICE_PART) // (instances.pages(sizes.page_bytes) * sizes.page_bytes)
+    pool_instances = max(2, min(sizes.pool_instances, room))
+    out.update(registered=sizes.instances, pool_instances=pool_instances, images=images,
                note=f"instances share {images} images: instance k has image k modulo {images}")
     gpu = bench.rig.make_gpu(host_bytes=arena_bytes(instances, images))
     service = Service(bench, gpu, instances, images=images, registered=sizes.instances,
-                      pool_instances=sizes.pool_instances)
+                      pool_instances=pool_instances)
     out["setup_s"] = until.seconds - until.left_s
     seconds = min(_SERVE_S, max(until.left_s - (_AFTER_S if not bench.rig.dry else 2.0), 0.5))
     before = gpu.allocations()
@@ -99,7 +103,7 @@ def _outputs(bench: Workbench, service: Service, driven: Driven, eager: Eager, u
             break
     out["compared"], out["sampled"] = len(found), len(rows)
     out["wrong"] = int(sum(one > TOLERANCE for one in found))
-    out["difference_max"] = max(found, default=float("nan"))
+    out["difference_max"] = max(found, default=None)
     if found:
         first = eager.output(service.payloads[:1], 0)
         eager.use(service.images[(used + 1) % len(service.images)])

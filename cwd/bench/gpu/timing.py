@@ -14,6 +14,7 @@ import numpy as np
 from cwd.worker.backends.gpu import Gpu
 
 GB = 10**9
+LEAST = 3
 
 
 class Skip(Exception):
@@ -63,19 +64,26 @@ def wait(event: Any) -> None:
         time.sleep(0)
 
 
-def device_ns(gpu: Gpu, body: Callable[[], object], repeats: int, until: Deadline) -> list[int]:
-    """What the calling thread's stream takes for `body`, each time, by the device's clock; at least three times."""
-    begin, end = gpu.event(), gpu.event()
+def sampled(one: Callable[[], int], count: int, until: Deadline) -> list[int]:
+    """What `one` says, so many times or as long as there is time; at least a few times."""
     found: list[int] = []
-    for _ in range(repeats):
+    while len(found) < count and not (until.over and len(found) >= LEAST):
+        found.append(one())
+    return found
+
+
+def device_ns(gpu: Gpu, body: Callable[[], object], repeats: int, until: Deadline) -> list[int]:
+    """What the calling thread's stream takes for `body`, each time, by the device's clock; as `sampled` has it."""
+    begin, end = gpu.event(), gpu.event()
+
+    def one() -> int:
         begin.record()
         body()
         end.record()
         wait(end)
-        found.append(int(begin.elapsed_time(end) * 1e6))
-        if until.over and len(found) >= 3:
-            break
-    return found
+        return int(begin.elapsed_time(end) * 1e6)
+
+    return sampled(one, repeats, until)
 
 
 def rate_gbps(size_bytes: int, taken_ns: float) -> float:

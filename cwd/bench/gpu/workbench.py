@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cwd.bench.gpu.rig import Rig
+from cwd.bench.gpu.timing import Deadline
 
 if TYPE_CHECKING:
     from cwd.bench.gpu.models import Instances
@@ -45,6 +46,10 @@ class Workbench:
             self._instances[name] = models.Instances(self.repository, entry)
             self.made_s[name] = time.monotonic() - begin
         return self._instances[name]
+
+    def cut(self, until: Deadline) -> bool:
+        """Whether a step has to leave parts out; a dry run walks through all."""
+        return until.over and not self.rig.dry
 
     def figure(self, step: str, *names: str, default: Any = None) -> Any:
         """A figure of an earlier step, or the default where it is not there."""
