@@ -136,7 +136,7 @@ def test_a_step_that_hangs_ends_with_what_there_is(tmp_path):
                           timeout=60, check=False)
     assert done.returncode == 3 and "hung" in done.stdout, done.stderr
     record = json.loads((tmp_path / "out.json").read_text())["steps"]["sleeper"]
-    assert record["status"] == "hung" and any("sleep" in line for line in record["error"])
+    assert record["status"] == "hung" and any("lambda" in line for line in record["error"])
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")

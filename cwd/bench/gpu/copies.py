@@ -125,8 +125,9 @@ def _to_host(gpu: Gpu, rig: Rig, memory: HostMemory) -> float:
 def _conclude(rig: Rig, out: dict[str, Any]) -> None:
     """The kind to use, the depth to use, and how near a worker's LOADs come to the largest pages' rate."""
     sizes = rig.sizes
-    measured = {kind: found["gbps"] for kind, found in out["kinds"].items() if key(sizes.page_bytes, DEPTH) in found.get("gbps", {})}
-    out["kind"] = kind = max(measured, key=lambda name: measured[name][key(sizes.page_bytes, DEPTH)])
+    usual = key(sizes.page_bytes, DEPTH)
+    measured = {kind: found["gbps"] for kind, found in out["kinds"].items() if usual in found.get("gbps", {})}
+    out["kind"] = kind = max(measured, key=lambda name: measured[name][usual])
     rates = measured[kind]
     at_depth = {depth: rates[key(sizes.page_bytes, depth)] for depth in DEPTHS if key(sizes.page_bytes, depth) in rates}
     out["depth"] = min(depth for depth, rate in at_depth.items() if rate >= 0.98 * max(at_depth.values()))

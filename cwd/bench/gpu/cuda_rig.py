@@ -13,6 +13,7 @@ import mmap
 import subprocess
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from cwd.bench.gpu.rig import HostMemory, Sizes
@@ -51,7 +52,12 @@ class CudaRig:
                 "mmap huge": lambda size: _registered(size, huge=True)}
 
     def compiled(self, source: str, name: str) -> Callable[..., None]:
-        return torch.cuda._compile_kernel(source, name)
+        try:
+            return torch.cuda._compile_kernel(source, name)
+        except OSError:  # torch looks for NVRTC where the system has it; pip puts it beside torch
+            for path in sorted(Path(torch.__file__).parent.parent.glob("nvidia/*/lib/libnvrtc.so.*")):
+                ctypes.CDLL(str(path), mode=ctypes.RTLD_GLOBAL)
+            return torch.cuda._compile_kernel(source, name)
 
     def vmm(self) -> CudaVmm:
         return CudaVmm(self.index)

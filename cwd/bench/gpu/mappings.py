@@ -6,6 +6,7 @@ never unmapped: every unmapping here waits for the device first.
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections import defaultdict
@@ -77,7 +78,8 @@ def run(bench: Workbench, until: Deadline, out: dict[str, Any]) -> None:
                 vmm, slot, handles, size, count, share, defaultdict(list)))
             out["remap"] = _remap(gpu, vmm, slot, handles, size, count)
         finally:
-            vmm.free(slot, size * count)
+            with contextlib.suppress(RuntimeError, OSError):  # after an error it may still be mapped
+                vmm.free(slot, size * count)
             for handle in handles:
                 vmm.release(handle)
     shift_us = out["beside"]["loop"]["max_us"] - out["beside"]["loop_alone"]["max_us"]
@@ -149,8 +151,9 @@ def _alias(vmm: Vmm, handle: Any, size: int) -> bool:
         for address in (one, two):
             vmm.unmap(address, size)
     finally:
-        vmm.free(one, size)
-        vmm.free(two, size)
+        with contextlib.suppress(RuntimeError, OSError):
+            vmm.free(one, size)
+            vmm.free(two, size)
     return same
 
 

@@ -49,12 +49,15 @@ class Sizes:
     instances: int = 4000
     pool_instances: int = 300
     images: int = 200
+    #: E7: outputs compared
+    samples: int = 600
 
 
 TOY = Sizes(
     page_bytes=256 << 10, copy_page_bytes=(64 << 10, 256 << 10, 1 * MiB), copy_bytes=2 * MiB, copy_repeats=2,
-    gather_pages=(4, 7, 16), gather_pool=160, moment_s=0.02, shots=20, toy=True, window_bytes=8 * MiB, slot_bytes=2 * MiB, graph_pool=64, load_pages=4,
-    loop_bytes=1 * MiB, instances=40, pool_instances=10, images=6)
+    gather_pages=(4, 7, 16), gather_pool=160, moment_s=0.02, shots=20, toy=True, window_bytes=8 * MiB,
+    slot_bytes=2 * MiB, graph_pool=64, load_pages=4, loop_bytes=1 * MiB, instances=40, pool_instances=10, images=6,
+    samples=40)
 
 
 @dataclass

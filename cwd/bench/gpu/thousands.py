@@ -19,7 +19,6 @@ TOLERANCE = 1e-4
 #: a prediction is the median of so many before
 HISTORY = 10
 _BATCHES = [1] * 10 + [2] * 4 + [4] * 3 + [8] * 2 + [16]
-_SAMPLES = 600
 _SERVE_S = 60.0
 _AFTER_S = 14.0
 #: of the host's memory that is there, at most so much for images
@@ -42,7 +41,7 @@ def run(bench: Workbench, until: Deadline, out: dict[str, Any]) -> None:
     out["setup_s"] = until.seconds - until.left_s
     seconds = min(_SERVE_S, max(until.left_s - (_AFTER_S if not bench.rig.dry else 2.0), 0.5))
     before = gpu.allocations()
-    driven = service.drive([{"kind": "random", "keep": max(1, int(seconds * 300) // _SAMPLES),
+    driven = service.drive([{"kind": "random", "keep": max(1, int(seconds * 300) // sizes.samples),
                              "more": {"seconds": seconds, "seed": 1, "batches": _BATCHES, "new": 0.3}}])
     out["allocations"], out["seconds"] = gpu.allocations() - before, seconds
     _rates(driven.rows, instances.nbytes, seconds, out)
@@ -92,16 +91,17 @@ def _outputs(bench: Workbench, service: Service, driven: Driven, eager: Eager, u
     rows, spec = driven.rows[driven.sampled], service.instances.spec
     row_bytes = spec.output_bytes(spec.size_classes[0])
     found, used = [], None
-    for k in sorted(range(len(rows)), key=lambda k: int(rows[k]["model"]) % len(service.images)):
+    chosen = range(0, len(rows), -(-len(rows) // bench.rig.sizes.samples) or 1)
+    for k in sorted(chosen, key=lambda k: int(rows[k]["model"]) % len(service.images)):
         model, batch = int(rows[k]["model"]), int(rows[k]["batch"])
         if model % len(service.images) != used:
             used = model % len(service.images)
             eager.use(service.image_of(model))
         payloads = [service.payloads[number] for number in driven.numbers[k][:batch]]
         found.append(difference(driven.outputs[k][:batch * row_bytes], eager.output(payloads, 0), spec))
-        if until.left_s < 0.5:
+        if bench.cut(until):
             break
-    out["compared"], out["sampled"] = len(found), len(rows)
+    out["compared"], out["sampled"] = len(found), len(chosen)
     out["wrong"] = int(sum(one > TOLERANCE for one in found))
     out["difference_max"] = max(found, default=None)
     if found:
