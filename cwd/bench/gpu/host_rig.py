@@ -23,6 +23,9 @@ class HostRig:
 
     dry, kind, option, sizes = True, "host", "cpu", TOY
 
+    def __init__(self) -> None:
+        torch.set_num_threads(1)  # toys gain nothing by more, and lose much where others use the cores
+
     def make_gpu(self, host_bytes: int = 0) -> HostGpu:
         return HostGpu()
 
