@@ -191,9 +191,12 @@ class PagedBackend:
 
     def _work(self, shape: Shape) -> None:
         """All that the device does for an execution, but to bring inputs and fetch outputs."""
+        self._gather(shape)
+        self._forward(shape)
+
+    def _gather(self, shape: Shape) -> None:
         torch.index_select(self.pool.table, 0, self._row, out=self._numbers)
         torch.index_select(self.pool.words, 0, self._numbers[0, :shape.pages], out=self._window_words[:shape.pages])
-        self._forward(shape)
 
     def _forward(self, shape: Shape) -> None:
         for target, found in zip(shape.outputs, shape.program.run_in(shape.binding, shape.buffers), strict=True):
@@ -201,6 +204,7 @@ class PagedBackend:
 
     def _capture(self, program: bytes, shape: Shape) -> None:
         """Warm a shape up with weights and inputs of zeros, then capture it; or leave it eager, and say so."""
+        self._gather(shape)  # a kernel that was never launched is loaded by its first launch, which no capture should do
         self._window.zero_()
         shape.inputs.zero_()
         for _ in range(WARM_UPS):
