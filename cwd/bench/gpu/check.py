@@ -36,7 +36,7 @@ _TRACEBACK_LINES = 8
 
 
 class Step(NamedTuple):
-    """`seconds` of a whole budget, at least `least_s` or it is not begun; `dry_s` of a dry run."""
+    """`seconds` of a whole budget, less of a smaller one, at least `least_s` or it is not begun; `dry_s` of a dry run."""
 
     name: str
     module: str
@@ -79,16 +79,17 @@ class Check:
         try:
             with tempfile.TemporaryDirectory(prefix="cwd-gpu-") as folder, _compiling():
                 bench = Workbench(self.rig, Path(folder), self.say)
+                part = min(1.0, self.budget_s / max(sum(step.seconds for step in steps), 1.0))
                 for step in steps:
-                    self._step(step, bench, deadline)
+                    wanted_s = step.dry_s if self.rig.dry else max(part * step.seconds, step.least_s)
+                    self._step(step, bench, deadline, wanted_s)
         finally:
             faulthandler.cancel_dump_traceback_later()
             self._over.set()
         self._write()
         return self.results
 
-    def _step(self, step: Step, bench: Workbench, deadline: Deadline) -> None:
-        wanted_s = step.dry_s if self.rig.dry else step.seconds
+    def _step(self, step: Step, bench: Workbench, deadline: Deadline, wanted_s: float) -> None:
         seconds, begin = min(wanted_s, deadline.left_s), time.monotonic()
         record: dict[str, Any] = {"status": RUNNING, "took_s": 0.0, "budget_s": seconds, "figures": {}}
         self.results["steps"][step.name] = record

@@ -133,9 +133,10 @@ class Driver:
                 raise TimeoutError(f"{len(self.out)} actions were never answered")
 
     def run(self) -> None:
-        for self.phase, phase in enumerate(self.script["phases"]):
-            self.keep = int(phase.get("keep", 1 << 30))
-            {"paced": self._paced, "random": self._random}[phase["kind"]](**phase["more"])
+        for number, phase in enumerate(self.script["phases"]):
+            self.phase, self.keep = number, int(phase.get("keep", 1 << 30))
+            run = self._paced if phase["kind"] == "paced" else self._random
+            run(**phase["more"])
             self.drain()
 
     def _paced(self, batch: int, period_ns: int, lead_ns: int, seconds: float, loads: bool) -> None:

@@ -165,7 +165,8 @@ def _against_cpu(bench: Workbench, instances: Instances, eager: Eager, image: np
 
 def _times(bench: Workbench, runner: Runner, seat: int, eager: Eager, until: Deadline) -> dict[str, Any]:
     """Device times: "served" is a whole execution with its output fetched; "bare" a graph of the program alone."""
-    shots, gpu, found = bench.rig.sizes.shots, eager.gpu, {}
+    shots, gpu = bench.rig.sizes.shots, eager.gpu
+    found: dict[str, Any] = {}
     runner.stage()
     found["served"] = spread_us(sampled(lambda: runner.once(seat), shots, until.share(0.5)))
     buffers = eager.fill(runner.payloads, runner.size_class)

@@ -90,7 +90,7 @@ def _outputs(bench: Workbench, service: Service, driven: Driven, eager: Eager, u
     """Compare samples, those of one image behind each other."""
     rows, spec = driven.rows[driven.sampled], service.instances.spec
     row_bytes = spec.output_bytes(spec.size_classes[0])
-    found, used = [], None
+    found, used = [], -1
     chosen = range(0, len(rows), -(-len(rows) // bench.rig.sizes.samples) or 1)
     for k in sorted(chosen, key=lambda k: int(rows[k]["model"]) % len(service.images)):
         model, batch = int(rows[k]["model"]), int(rows[k]["batch"])
