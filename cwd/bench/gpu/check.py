@@ -72,7 +72,7 @@ class Check:
         self._over = threading.Event()
 
     def run(self, steps: Sequence[Step]) -> dict[str, Any]:
-        """All steps in turn; returns the results."""
+        """All steps in turn; returns the results, as the file has them."""
         deadline, threads = Deadline(self.budget_s), [threading.Thread(target=self._watch, daemon=True)]
         threads[0].start()
         faulthandler.dump_traceback_later(self.budget_s + GRACE_S + 20, exit=True)
@@ -87,7 +87,7 @@ class Check:
             faulthandler.cancel_dump_traceback_later()
             self._over.set()
         self._write()
-        return self.results
+        return _plain(self.results)
 
     def _step(self, step: Step, bench: Workbench, deadline: Deadline, wanted_s: float) -> None:
         seconds, begin = min(wanted_s, deadline.left_s), time.monotonic()

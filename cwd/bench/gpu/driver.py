@@ -204,8 +204,8 @@ def main() -> int:
     try:
         driver.greet()
         driver.run()
+    finally:  # what was done before an error is worth having
         driver.save(sys.argv[2])
-    finally:
         driver.controller.close()
     return 0
 

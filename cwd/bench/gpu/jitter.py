@@ -42,6 +42,8 @@ def run(bench: Workbench, until: Deadline, out: dict[str, Any]) -> None:
         if "whole" in found:
             found["whole_over_bare"] = found["whole"]["p50_us"] / max(bare[batch], 1e-3)
         out[f"b{batch} {'with LOADs' if loads else 'alone'}"] = found
+    if driven.fault:
+        raise RuntimeError(driven.fault)
 
 
 def _bare_us(bench: Workbench, eager: Eager, service: Service, batch: int, until: Deadline) -> float:

@@ -46,6 +46,8 @@ class Driven(NamedTuple):
     sampled: np.ndarray
     numbers: np.ndarray
     outputs: np.ndarray
+    #: what ended it before its time: the figures are of what was done until then
+    fault: str
 
 
 class Service:
@@ -102,12 +104,13 @@ class Service:
                     worker.stop()
         finally:
             os.sched_setaffinity(0, ours)
-        if worker.failure is not None:
-            raise worker.failure
+        faults = [] if worker.failure is None else [f"the worker: {type(worker.failure).__name__}: {worker.failure}"]
         if code != 0:
-            raise RuntimeError("the scripted controller: " + " | ".join(errors.read_text().splitlines()[-4:]))
+            faults.append("the scripted controller: " + " | ".join(errors.read_text().splitlines()[-4:]))
+        if not found.exists():
+            raise RuntimeError("; ".join(faults))
         with np.load(found) as parts:
-            return Driven(*(parts[name] for name in Driven._fields))
+            return Driven(*(parts[name] for name in Driven._fields[:-1]), fault="; ".join(faults))
 
     def _script(self, phases: list[dict[str, Any]]) -> Path:
         manifest, path = self.instances.entry.manifest, self.folder / "script.json"

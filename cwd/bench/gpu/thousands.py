@@ -46,6 +46,8 @@ def run(bench: Workbench, until: Deadline, out: dict[str, Any]) -> None:
     out["allocations"], out["seconds"] = gpu.allocations() - before, seconds
     _rates(driven.rows, instances.nbytes, seconds, out)
     _predictions(driven.rows, out)
+    if driven.fault:
+        raise RuntimeError(driven.fault)
     with gpu.thread(urgent=True):
         _outputs(bench, service, driven, Eager(bench.repository, instances, gpu), until, out)
 
