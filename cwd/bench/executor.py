@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from cwd.bench.scripted import ScriptedController
+from cwd.bench.lone_controller import LoneController
 from cwd.cluster import Child
 from cwd.jit import lean_kernel
 from cwd.net.clock import monotonic_ns
@@ -127,7 +127,7 @@ def measure(count: int, rounds: int, progress: Callable[[str], None]) -> dict[st
         worker = Child("worker", ["worker", "--device", "cpu", "--repo", str(repository.root), "--endpoint", endpoint,
                                   "--pages", "64", "--page", str(PAGE_BYTES)],
                        log=Path(folder) / "worker.log", folder=Path(folder))
-        with ScriptedController(endpoint) as controller:
+        with LoneController(endpoint) as controller:
             worker.start()
             try:
                 driver = Driver(controller, models)
@@ -155,7 +155,7 @@ def measure(count: int, rounds: int, progress: Callable[[str], None]) -> dict[st
 class Driver:
     """Two models on a worker, executed one at a time."""
 
-    def __init__(self, controller: ScriptedController, models: dict[str, Any]) -> None:
+    def __init__(self, controller: LoneController, models: dict[str, Any]) -> None:
         self._controller, self._models = controller, list(models)
         self._peer, _ = controller.greet()
         self._payloads: dict[str, bytes] = {}

@@ -1,15 +1,30 @@
-"""The scripted controller, and messages that no controller should send."""
+"""The scripted controller of cwd.bench, and what only tests want of it: strangers, and messages that are nearly valid."""
 
 from __future__ import annotations
 
 import random
+import time
+from typing import Any
 
-from cwd.bench.scripted import ScriptedController
+from cwd.bench.lone_controller import LoneController
 from cwd.wire import codec
 from cwd.wire.messages import Type
 
 
-class FakeController(ScriptedController):
+class FakeController(LoneController):
+    """As tests have it."""
+
+    def hello_after_stranger(self) -> tuple[bytes, dict[str, Any]]:
+        """As a restarted controller: whoever has not said HELLO to this one is told so."""
+        end = time.monotonic() + 60
+        while not self.hellos:
+            assert time.monotonic() < end, "no HELLO came"
+            self.pump(100)
+            for peer in [peer for peer, queue in self.inbox.items() if queue and peer not in self.welcomed]:
+                self.inbox[peer].clear()
+                self.send(peer, Type.ERROR, code=307, re_type=0, re_id=0, text="")
+        return self.hellos.popleft()
+
     def mutants(self, count: int, seed: int) -> list[list[bytes]]:
         """Messages that are nearly valid, and some that are noise: of one frame or several."""
         rng = random.Random(seed)

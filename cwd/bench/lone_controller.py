@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict, deque
+from collections.abc import Callable
 from typing import Any
 
 import zmq
 
-from cwd.errors import CwdError
 from cwd.wire import codec
 from cwd.wire.messages import Type
 
@@ -16,8 +16,8 @@ EPOCH = 77
 FOREVER_NS = 10**15
 
 
-class ScriptedController:
-    """Bound to `endpoint`; times are in seconds unless their names say otherwise. Raises `CwdError` where nothing comes."""
+class LoneController:
+    """Bound to an endpoint that workers dial; one thread uses it."""
 
     def __init__(self, endpoint: str, epoch: int = EPOCH, *, heartbeat_ms: int = 500, lost_ms: int = 5_000) -> None:
         self.epoch, self.heartbeat_ms, self.lost_ms = epoch, heartbeat_ms, lost_ms
@@ -36,7 +36,7 @@ class ScriptedController:
         self.socket.close(0)
         self.context.destroy(0)
 
-    def __enter__(self) -> ScriptedController:
+    def __enter__(self) -> LoneController:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -82,18 +82,6 @@ class ScriptedController:
         self.welcome(peer)
         return peer, fields
 
-    def hello_after_stranger(self) -> tuple[bytes, dict[str, Any]]:
-        """As a restarted controller: whoever has not said HELLO to this one is told so."""
-        end = time.monotonic() + 60
-        while not self.hellos:
-            if time.monotonic() > end:
-                raise CwdError("no HELLO came")
-            self.pump(100)
-            for peer in [peer for peer, queue in self.inbox.items() if queue and peer not in self.welcomed]:
-                self.inbox[peer].clear()
-                self.send(peer, Type.ERROR, code=307, re_type=0, re_id=0, text="")
-        return self.hellos.popleft()
-
     def act(self, peer: bytes, kind: Type, payload: tuple[bytes, ...] = (), **fields: Any) -> int:
         """Send an action with a fresh id and, unless told otherwise, an open window; returns the id."""
         self.last_action += 1
@@ -123,8 +111,8 @@ class ScriptedController:
         kind, fields, payload = self.inbox[peer].popleft()
         return {"type": kind, **fields}, payload
 
-    def _until(self, ready: Any, timeout_s: float, why: str) -> None:
+    def _until(self, ready: Callable[[], object], timeout_s: float, why: str) -> None:
         end = time.monotonic() + timeout_s
         while not ready():
             if not self.pump(100) and time.monotonic() > end:
-                raise CwdError(why)
+                raise TimeoutError(why)
