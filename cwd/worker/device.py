@@ -69,8 +69,9 @@ class Device:
         self._seat_of: dict[int, Seat] = {}
         self._spare: dict[bytes, list[Seat]] = defaultdict(list)
         self._seats = 0
-        #: the slot that the next batch is staged in; and how that went, if it was done ahead (None: it could not be)
-        self._slot, self._ahead = 0, None
+        #: the slot that the next batch is staged in; and how that went, if it was done ahead (None: it could not be done)
+        self._slot = 0
+        self._ahead: int | None = None
         #: why nothing will ever work again
         self.lost: CwdError | None = None
         self._lock = threading.Lock()

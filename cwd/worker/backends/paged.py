@@ -61,20 +61,22 @@ class PagedBackend:
     outputs."""
 
     slots = 2
+    #: from `make_pool` on
+    pool: GpuPool
 
     def __init__(self, repository: Repository, gpu: Gpu, *, window_bytes: int = 1 << 30, slot_bytes: int = 64 << 20,
                  depth: int = 2) -> None:
         self.repository, self.gpu, self.kind, self.device = repository, gpu, gpu.kind, gpu.name
         self.window_bytes, self.slot_bytes, self.depth = window_bytes, slot_bytes, depth
-        self.pool: GpuPool | None = None
         self._shapes: dict[bytes, dict[tuple[int, int], Shape]] = {}
         self._input, self._output = gpu.memory(slot_bytes), gpu.memory(slot_bytes)
         self._host_output = gpu.pinned(slot_bytes)
         self._slots = [(gpu.pinned(slot_bytes), gpu.memory(slot_bytes)) for _ in range(self.slots)]
         self._uploaded = [gpu.event() for _ in range(self.slots)]
         self._begin, self._end = gpu.event(), gpu.event()
-        self._staged: list[tuple[Shape, np.ndarray] | None] = [None] * self.slots
-        self._running: tuple[Shape, np.ndarray] | None = None
+        #: by slot: what is staged, and the dims of its requests; and of what was started last
+        self._staged: dict[int, tuple[Shape, np.ndarray]] = {}
+        self._running: tuple[Shape, np.ndarray]
 
     def thread(self) -> AbstractContextManager[None]:
         return self.gpu.thread(urgent=True)
