@@ -155,7 +155,8 @@ def _backend(options: WorkerOptions, repository: Repository) -> Backend:
     from cwd.worker.backends.paged import PagedBackend
 
     return PagedBackend(repository, CudaGpu(options.index, options.host_bytes), window_bytes=options.window_bytes,
-                        slot_bytes=options.slot_bytes, depth=options.copies_max)
+                        slot_bytes=options.slot_bytes, depth=options.copies_max,
+                        mapped=options.mapped)
 
 
 def _serve(worker: DeviceWorker, signals: _Signals, options: WorkerOptions) -> None:

@@ -67,10 +67,12 @@ class Device:
         #: (session, the controller's program_index) -> index into `programs`
         self._numbers: dict[tuple[int, int], int] = {}
         self._seat_of: dict[int, Seat] = {}
+        #: seats that nobody has: by program, and the numbers of those that serve any
         self._spare: dict[bytes, list[Seat]] = defaultdict(list)
-        self._seats = 0
-        #: the slot that the next batch is staged in; and how that went, if it was done ahead (None: it could not be)
-        self._slot, self._ahead = 0, None
+        self._shared: list[int] = []
+        #: the slot that the next batch is staged in; and how that went, if it was done ahead (None: it could not be done)
+        self._slot = 0
+        self._ahead: int | None = None
         #: why nothing will ever work again
         self.lost: CwdError | None = None
         self._lock = threading.Lock()
@@ -265,7 +267,7 @@ class Device:
             self._failed(program, error)
         with self._lock:
             if device_ns < 0:
-                self._spare[program].append(seat)
+                self._keep(seat)
                 rs.resident_give(self.residency, 0, index)
                 return int(Code.DEVICE_ERROR), 0
             self._seat_of[index] = seat
@@ -308,26 +310,30 @@ class Device:
         """With the lock: empty the seat of a resident that nobody uses, keep it for the next one, free the pages."""
         seat = self._seat_of.pop(index)
         self.pool.clear(seat.number, seat.pages)
-        self._spare[seat.program].append(seat)
+        self._keep(seat)
         rs.resident_give(self.residency, 0, index)
 
     def _pages_of(self, program: bytes) -> int:
         return max(1, -(-self.backend.image_bytes(program) // self.pool.page_bytes))
 
     def _take_seat(self, program: bytes, pages: int) -> Seat:
-        """A spare seat of the program, or a new one: binding is done once for each."""
-        if self._spare[program]:
+        """A spare seat, or a new one: where seats are made to size, binding is done once for each."""
+        shared = pages <= self.pool.shared_pages
+        if not shared and self._spare[program]:
             return self._spare[program].pop()
-        if self._seats < self.pool.seats or self.pool.seats == 0:
-            self._seats += 1
-            number = self.pool.reserve(pages)
-        else:  # residents are no more than pages, so another program has one to spare
-            number = next(spare for spare in self._spare.values() if spare).pop().number
+        number = self._shared.pop() if shared and self._shared else self.pool.reserve(pages)
         return Seat(number, pages, program, self.backend.bind(program, number))
 
+    def _keep(self, seat: Seat) -> None:
+        if seat.pages <= self.pool.shared_pages:
+            self._shared.append(seat.number)
+        else:
+            self._spare[seat.program].append(seat)
+
     def reserve_seats(self, limit: int) -> None:
-        """Bind seats ahead, at most `limit` for each program, so that no LOAD has to; where any seat will do, none."""
-        for program in self.programs if self.pool.seats == 0 else ():
+        """Bind seats that are made to size ahead, at most `limit` for each program, so that no LOAD has to."""
+        for program in self.programs:
             needed = self._pages_of(program)
-            made = [self._take_seat(program, needed) for _ in range(min(limit, self.pool.pages // needed))]
-            self._spare[program].extend(made)
+            if needed > self.pool.shared_pages:
+                made = [self._take_seat(program, needed) for _ in range(min(limit, self.pool.pages // needed))]
+                self._spare[program].extend(made)

@@ -31,6 +31,8 @@ class WorkerOptions:
     window_bytes: int = 1 << 30
     slot_bytes: int = 64 << 20
     copies_max: int = 2
+    #: cuda: let programs larger than the window run where their pages are mapped, step by step (needs cuda-bindings)
+    mapped: bool = False
     #: slow LOADs down to this many bytes per second, to imitate a bus; 0 for none. Emulated LOADs take exactly this
     load_bytes_per_s: int = 0
     #: pin the exec thread (emulated: the process) to this core; -1 for no pinning

@@ -40,8 +40,8 @@ _munmap = external("munmap", I4, I8, I8)
 class PagePool:
     """`pages` pages of `page_bytes` each, allocated and touched at once; nothing is allocated afterwards."""
 
-    #: windows are made as they are wanted
-    seats = 0
+    #: each window has the size it was made for
+    shared_pages = 0
 
     def __init__(self, pages: int, page_bytes: int) -> None:
         if pages < 1 or page_bytes < 1 or page_bytes % mmap.PAGESIZE:
@@ -76,7 +76,11 @@ class PagePool:
         """
         pages = np.ascontiguousarray(pages, np.int32)
         _copy_pages(self.address, self.page_bytes, pages, source.ctypes.data, source.nbytes, bytes_per_s)
-        return 0 if _map_window(self._fd, self.page_bytes, window, pages) else -1
+        return 0 if self.map(window, pages) else -1
+
+    def map(self, window: int, pages: np.ndarray) -> bool:
+        """Map the pool's `pages` i4[n] at `window`, as they are; False if that failed."""
+        return bool(_map_window(self._fd, self.page_bytes, window, pages))
 
     def clear(self, window: int, pages: int) -> None:
         """Take the mapping of a window of `pages` pages away; the range stays reserved."""

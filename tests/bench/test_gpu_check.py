@@ -74,6 +74,7 @@ def test_what_does_not_depend_on_time_is_as_it_should_be(dry):
         assert model["not_captured"] == 0 and len(model["captures"]) >= len(model["tiers"])
     assert figures["E5"]["alias"] and figures["E5"]["remap"] == {
         "captured": True, "other pages": True, "in another order": True, "back again": True}
+    assert figures["tier2"]["tier"] == "mapped" and figures["tier2"]["difference_max"] < 1e-4
     many = figures["E7"]
     assert many["wrong"] == 0 and many["compared"] == many["sampled"] > 0 and many["allocations"] == 0
     assert many["difference_of_another"] > 10 * TOLERANCE

@@ -205,6 +205,31 @@ def test_programs_that_are_too_big_say_which_setting_would_help(repository):
         assert backend.programs() == []
 
 
+def test_a_program_larger_than_the_window_runs_where_its_pages_are_mapped(repository):
+    backend = backend_of(repository, window_bytes=1 << 20, mapped=True)
+    entries = repository.entries()
+    rng = np.random.default_rng(8)
+    with backend.thread():
+        for entry in entries:
+            backend.prepare(entry.manifest.program_hash)
+        free, seats = list(rng.permutation(backend.pool.pages)), {}
+        for turn in range(2):
+            for entry in entries:
+                program = entry.manifest.program_hash
+                large = entry.manifest.image_bytes > 1 << 20
+                assert backend.tier(program, 1, 0) == ("mapped" if large else "graph")
+                needed = -(-entry.manifest.image_bytes // PAGE)
+                pages, free = free[:needed], free[needed:] + free[:needed]
+                seat = seats.setdefault(program, None)
+                if seat is None:
+                    seat = seats[program] = backend.pool.reserve(needed)
+                elif large:
+                    backend.pool.clear(seat, needed)
+                assert backend.pool.fill(seat, np.array(pages, np.int32), image_of(repository, entry)) >= 0
+                payloads = [payload_of(repository, program, turn)] * 2
+                assert run(backend, program, seat, payloads, 2) == wanted(repository, entry, payloads, 2)
+
+
 def test_what_cannot_be_captured_runs_eager_and_equals(repository):
     gpu = FlakyGpu()
     gpu.captures = False
@@ -223,7 +248,7 @@ def test_what_cannot_be_captured_runs_eager_and_equals(repository):
 def test_copies_under_way_are_bounded(depth):
     gpu = FlakyGpu()
     gpu.lazy = True
-    pool = GpuPool(gpu, 20, 64, seat_pages=12, depth=depth)
+    pool = GpuPool(gpu, 20, 64, row_pages=12, depth=depth)
     image = np.random.default_rng(1).integers(0, 255, 12 * 64, np.uint8)
     pages = np.random.default_rng(2).permutation(20)[:12].astype(np.int32)
     assert pool.fill(pool.reserve(12), pages, image) >= 0
@@ -237,7 +262,7 @@ def test_copies_under_way_are_bounded(depth):
 def test_a_copy_that_fails_leaves_nothing_under_way_and_the_next_load_succeeds(fail_at):
     gpu = FlakyGpu()
     gpu.lazy, gpu.fail_at = True, fail_at
-    pool = GpuPool(gpu, 20, 64, seat_pages=12)
+    pool = GpuPool(gpu, 20, 64, row_pages=12)
     image = np.arange(12 * 64, dtype=np.uint8)
     seat = pool.reserve(12)
     assert pool.fill(seat, np.arange(12, dtype=np.int32), image) == -1
@@ -249,14 +274,14 @@ def test_a_copy_that_fails_leaves_nothing_under_way_and_the_next_load_succeeds(f
 def test_a_lost_device_is_said_and_not_hidden():
     gpu = FlakyGpu()
     gpu.fail_at, gpu.sticky = 3, True
-    pool = GpuPool(gpu, 20, 64, seat_pages=12)
+    pool = GpuPool(gpu, 20, 64, row_pages=12)
     with pytest.raises(RuntimeError):
         pool.fill(pool.reserve(12), np.arange(12, dtype=np.int32), np.zeros(12 * 64, np.uint8))
     assert not gpu.quiet.locked()
 
 
 def test_seats_and_pages_are_bounded():
-    pool = GpuPool(HostGpu(), 3, 64, seat_pages=2)
+    pool = GpuPool(HostGpu(), 3, 64, row_pages=2)
     with pytest.raises(CwdError):
         pool.reserve(3)
     assert [pool.reserve(2) for _ in range(3)] == [0, 1, 2]
@@ -264,7 +289,7 @@ def test_seats_and_pages_are_bounded():
         pool.reserve(1)
     for pages, page_bytes in ((0, 64), (4, 0), (4, 12)):
         with pytest.raises(CwdError):
-            GpuPool(HostGpu(), pages, page_bytes, seat_pages=1)
+            GpuPool(HostGpu(), pages, page_bytes, row_pages=1)
 
 
 def test_a_capture_waits_for_a_load(repository):

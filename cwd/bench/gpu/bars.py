@@ -46,6 +46,7 @@ def _bars() -> Iterator[Bar]:
     yield Bar("E7", "memory asked of the driver while serving", "times", ("allocations",), 0)
     for batch in (1, 2, 4, 8, 16):
         yield Bar("replay", f"p99.9 over p50, batch {batch}", "x", (f"b{batch}", "p999_over_p50"), 1.05)
+    yield Bar("tier2", "swapped by mapping: largest difference to eager", "relative", ("difference_max",), 1e-4)
     yield Bar("refused", "the capture after one that failed: works", "1 = yes", ("next_works",), 1, True)
 
 

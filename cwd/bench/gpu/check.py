@@ -45,18 +45,19 @@ class Step(NamedTuple):
     dry_s: float
 
 
-#: in the order of what later steps and decisions need; the one that could spoil a process comes last
+#: in the order of what later steps and decisions need; those that could spoil a process come last
 STEPS = (
     Step("E0", "facts", 10, 1, 2),
     Step("E1", "copies", 35, 5, 3),
     Step("E2", "gather", 35, 5, 3),
     Step("E3", "graphs", 110, 20, 8),
     Step("E6", "jitter", 70, 20, 4),
-    Step("E7", "thousands", 115, 40, 4),
+    Step("E7", "thousands", 110, 40, 4),
     Step("E4", "interference", 45, 10, 4),
     Step("replay", "steady", 62, 8, 2),
     Step("refused", "refused", 3, 1, 1),
     Step("E5", "mappings", 30, 5, 3),
+    Step("tier2", "mapped", 10, 3, 2),
 )
 
 

@@ -67,7 +67,7 @@ def _by_page(gpu: Gpu, rig: Rig, memory: HostMemory, until: Deadline) -> dict[st
         for depth in DEPTHS:
             if until.over and page_bytes != sizes.page_bytes:
                 return found
-            pool = GpuPool(gpu, pages, page_bytes, seat_pages=pages, depth=depth)
+            pool = GpuPool(gpu, pages, page_bytes, row_pages=pages, depth=depth)
             seat, taken = pool.reserve(pages), []
             for _ in range(sizes.copy_repeats):
                 numbers = random.permutation(pages).astype(np.int32)

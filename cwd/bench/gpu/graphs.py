@@ -49,16 +49,16 @@ class Watched:
 
 
 class Placer:
-    """Puts instances into pages of a backend's pool that lie anywhere."""
+    """Puts instances into pages of a backend's pool that lie anywhere; `free` are those that nobody has."""
 
     def __init__(self, backend: PagedBackend) -> None:
         self._pool = backend.pool
-        self._free = list(np.random.default_rng(5).permutation(backend.pool.pages))
+        self.free = list(np.random.default_rng(5).permutation(backend.pool.pages))
 
     def place(self, instances: Instances, image: np.ndarray) -> int:
         """The seat of an instance with that image."""
         count = instances.pages(self._pool.page_bytes)
-        pages, self._free = self._free[:count], self._free[count:]
+        pages, self.free = self.free[:count], self.free[count:]
         seat = self._pool.reserve(count)
         if len(pages) < count or self._pool.fill(seat, np.array(pages, np.int32), image) < 0:
             raise RuntimeError("an instance could not be loaded")
@@ -106,7 +106,7 @@ def _model(bench: Workbench, gpu: Watched, backend: PagedBackend, placer: Placer
     seats = [placer.place(instances, image) for image in images]
     eager = Eager(bench.repository, instances, gpu)
     runners = {pair: Runner(backend, instances, *pair, seed=10) for pair in pairs}
-    out["differences"] = {shape_key(instances, *pair): found for pair, found in _swaps(
+    out["differences"] = {shape_key(instances, *pair): found for pair, found in swaps(
         runners, seats, eager, images, spec)}
     out["difference_max"] = max(out["differences"].values())
     out["difference_of_another"] = _apart(next(iter(runners.values())), seats, spec)
@@ -124,7 +124,7 @@ def shape_key(instances: Instances, batch: int, size_class: int) -> str:
     return f"b{batch}" + "".join(f" s{size}" for size in sizes)
 
 
-def _swaps(runners: dict[tuple[int, int], Runner], seats: list[int], eager: Eager, images: list[np.ndarray],
+def swaps(runners: dict[tuple[int, int], Runner], seats: list[int], eager: Eager, images: list[np.ndarray],
            spec: Any) -> Iterator[tuple[tuple[int, int], float]]:
     """The largest difference to eager of each shape, the instances taking turns twice."""
     for pair, runner in runners.items():

@@ -93,7 +93,7 @@ def run(bench: Workbench, until: Deadline, out: dict[str, Any]) -> None:
                 break
             for runner in runners.values():
                 runner.pause_ns = pause_ns
-            pool = GpuPool(gpu, sizes.load_pages, sizes.page_bytes, seat_pages=sizes.load_pages, depth=depth)
+            pool = GpuPool(gpu, sizes.load_pages, sizes.page_bytes, row_pages=sizes.load_pages, depth=depth)
             with Saturation(gpu, pool, image) as loads:
                 found = measured(1 + k)
             found["load_gbps"] = rate_gbps(loads.copied_bytes, loads.taken_s * 1e9)

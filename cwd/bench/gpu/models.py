@@ -148,8 +148,8 @@ class Runner:
         if code != 0:
             raise RuntimeError(f"the requests do not fit: {code}")
 
-    def start(self, seat: int, slot: int = 0) -> None:
-        self.backend.start(slot, self.backend.bind(self.program, seat))
+    def start(self, bound: Any, slot: int = 0) -> None:
+        self.backend.start(slot, bound)
 
     def finish(self) -> int:
         """Wait for what was started; the device's ns."""
@@ -158,8 +158,11 @@ class Runner:
         return self.backend.finish(self._targets)
 
     def once(self, seat: int) -> int:
-        """Run what was staged; the device's ns."""
-        self.start(seat)
+        """Run what was staged, with the instance in that seat; the device's ns."""
+        return self.once_bound(self.backend.bind(self.program, seat))
+
+    def once_bound(self, bound: Any) -> int:
+        self.start(bound)
         return self.finish()
 
     def output(self) -> np.ndarray:

@@ -22,8 +22,8 @@ class Pool(Protocol):
 
     pages: int
     page_bytes: int
-    #: how many seats there are, one like the other, as many as pages; 0: made as they are wanted, each of its own size
-    seats: int
+    #: seats for at most so many pages are one like the other; larger ones are made for the size that is wanted
+    shared_pages: int
 
     def reserve(self, pages: int) -> int:
         """A new seat for instances of that many pages; it is kept and used again for ever. `CwdError` NO_PAGES."""

@@ -53,7 +53,7 @@ class CpuBackend:
         self.device = f"{os.uname().machine}, torch {torch.__version__.partition('+')[0]}"
         self.repository, self.warm_ns = repository, warm_ns
         self._programs: dict[bytes, Program] = {}
-        self._staged: Batch | None = None
+        self._staged: Batch
         self._outputs: list[torch.Tensor] = []
         self._clock_ns = 0
         torch.set_num_threads(1)

@@ -18,7 +18,7 @@ import numpy as np
 from cwd.errors import Code, CwdError
 from cwd.units import format_size
 from cwd.worker.backends.arena import Arena
-from cwd.worker.backends.gpu import kind_of, torch
+from cwd.worker.backends.gpu import Mapped, kind_of, torch
 
 #: page-locked in pieces: one registration of hundreds of GiB fails with some drivers
 PIECE_BYTES = 8 << 30
@@ -67,6 +67,11 @@ class CudaGpu:
             free, total = torch.cuda.mem_get_info(self.device)
             raise CwdError(f"{format_size(size)} do not fit the GPU: {format_size(free)} of {format_size(total)} are free",
                            code=Code.NO_PAGES) from None
+
+    def mapped(self, pages: int, page_bytes: int) -> Mapped:
+        from cwd.worker.backends.cuda_mapped import CudaMapped
+
+        return CudaMapped(self.device.index, pages, page_bytes)
 
     def pinned(self, size: int) -> torch.Tensor:
         return torch.zeros(size, dtype=torch.uint8, pin_memory=True)

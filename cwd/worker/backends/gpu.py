@@ -18,6 +18,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from cwd.errors import CwdError
+from cwd.worker.pages import PagePool
 
 try:
     import torch
@@ -46,6 +47,25 @@ class Graph(Protocol):
         """Have what was captured done again, by the calling thread's stream."""
 
 
+class Mapped(Protocol):
+    """Pages of memory on the device, each of which can be seen at several addresses."""
+
+    #: u8[pages * page_bytes]: all pages, in order
+    memory: torch.Tensor
+
+    def reserve(self, pages: int) -> int:
+        """The address of a new range for so many pages, at which nothing is mapped yet. `CwdError` NO_PAGES."""
+
+    def map(self, address: int, pages: list[int]) -> None:
+        """Show these pages, in order, in a range. RuntimeError."""
+
+    def unmap(self, address: int, pages: int) -> None:
+        """Show nothing there any more."""
+
+    def view(self, address: int) -> torch.Tensor:
+        """u8 over a reserved range, whatever is mapped there when it is used."""
+
+
 class Gpu(Protocol):
     """One device. Each of two threads has a stream of its own: inside `thread`, what it asks for is done in order."""
 
@@ -67,6 +87,9 @@ class Gpu(Protocol):
 
     def memory(self, size: int) -> torch.Tensor:
         """u8[size] on the device, zeros. `CwdError` NO_PAGES."""
+
+    def mapped(self, pages: int, page_bytes: int) -> Mapped:
+        """Memory like that, of pages that can be mapped. `CwdError`: NO_PAGES, or that this device or driver cannot."""
 
     def pinned(self, size: int) -> torch.Tensor:
         """u8[size] of the host that copies run to and from at full speed."""
@@ -129,6 +152,29 @@ class HostGraph:
         self.replay = body
 
 
+class HostMapped:
+    """Mapped, over the cpu worker's pool."""
+
+    def __init__(self, pages: int, page_bytes: int) -> None:
+        self._pool, self._sizes = PagePool(pages, page_bytes), dict[int, int]()
+        self.memory = tensor_at(self._pool.address, pages * page_bytes)
+
+    def reserve(self, pages: int) -> int:
+        address = self._pool.reserve(pages)
+        self._sizes[address] = pages * self._pool.page_bytes
+        return address
+
+    def map(self, address: int, pages: list[int]) -> None:
+        if not self._pool.map(address, np.array(pages, np.int32)):
+            raise RuntimeError("the pages cannot be mapped")
+
+    def unmap(self, address: int, pages: int) -> None:
+        self._pool.clear(address, pages)
+
+    def view(self, address: int) -> torch.Tensor:
+        return tensor_at(address, self._sizes[address])
+
+
 class HostGpu:
     """Gpu in the host's memory: for tests, and for walking through what a GPU will be asked."""
 
@@ -157,6 +203,10 @@ class HostGpu:
     def pinned(self, size: int) -> torch.Tensor:
         self._allocations += 1
         return torch.zeros(size, dtype=torch.uint8)
+
+    def mapped(self, pages: int, page_bytes: int) -> HostMapped:
+        self._allocations += 1
+        return HostMapped(pages, page_bytes)
 
     def host_memory(self, size: int) -> np.ndarray:
         return np.empty(size, np.uint8)

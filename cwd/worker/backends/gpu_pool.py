@@ -3,7 +3,8 @@
 One tensor, allocated once, is all the memory for weights there ever is. A *seat* is a row of the page table on the
 device: LOAD copies a page image into free pages wherever they lie, with at most `depth` page copies under way, so that
 what else has to be copied waits for little, and then writes their numbers into a row; executions gather by it. UNLOAD
-has nothing to do. It knows copies and nothing of programs, models or the accounting of pages (residency.py).
+has nothing to do. Where pages can be mapped, an instance of more pages than a row holds has a range of addresses for its
+seat, in which its pages are shown in order. It knows copies and nothing of programs or of who owns which page.
 """
 
 from __future__ import annotations
@@ -20,28 +21,31 @@ WORD_BYTES = 8
 
 
 class GpuPool:
-    """Pool (see base.py): `pages` pages; a seat has room for `seat_pages` of them."""
+    """Pool (see base.py): `pages` pages; a row of the table has room for `row_pages` of them. `mapped`: pages can be."""
 
-    def __init__(self, gpu: Gpu, pages: int, page_bytes: int, *, seat_pages: int, depth: int = 2) -> None:
+    def __init__(self, gpu: Gpu, pages: int, page_bytes: int, *, row_pages: int, depth: int = 2,
+                 mapped: bool = False) -> None:
         if pages < 1 or page_bytes < WORD_BYTES or page_bytes % WORD_BYTES or depth < 1:
             raise CwdError(f"a pool needs pages of a multiple of {WORD_BYTES} bytes; got {pages} of {page_bytes}")
-        self.gpu, self.pages, self.page_bytes, self.seat_pages, self.depth = gpu, pages, page_bytes, seat_pages, depth
-        self.seats = pages
-        memory = gpu.memory(pages * page_bytes)
+        self.gpu, self.pages, self.page_bytes, self.shared_pages, self.depth = gpu, pages, page_bytes, row_pages, depth
+        self.mapped = gpu.mapped(pages, page_bytes) if mapped else None
+        memory = gpu.memory(pages * page_bytes) if self.mapped is None else self.mapped.memory
         #: i64[pages, words]: what executions gather from
         self.words = memory.view(torch.int64).view(pages, -1)
         self._pages = list(memory.view(pages, page_bytes).unbind())
-        #: i64[seats, seat_pages]
-        self.table = gpu.memory(pages * seat_pages * WORD_BYTES).view(torch.int64).view(pages, seat_pages)
-        self._row = gpu.pinned(seat_pages * WORD_BYTES).view(torch.int64)
+        #: i64[pages, row_pages]: there are no more instances than pages
+        self.table = gpu.memory(pages * row_pages * WORD_BYTES).view(torch.int64).view(pages, row_pages)
+        self._row = gpu.pinned(row_pages * WORD_BYTES).view(torch.int64)
         self._begin, self._copied = gpu.event(), [gpu.event() for _ in range(depth)]
         self._given = 0
 
     def reserve(self, pages: int) -> int:
-        if pages > self.seat_pages:
-            raise CwdError(f"{pages} pages are more than a seat's {self.seat_pages}", code=Code.NO_PAGES)
-        if self._given == self.seats:
-            raise CwdError(f"all {self.seats} seats are given", code=Code.NO_PAGES)
+        if pages > self.shared_pages and self.mapped is not None:
+            return self.mapped.reserve(pages)
+        if pages > self.shared_pages:
+            raise CwdError(f"{pages} pages are more than a row's {self.shared_pages}", code=Code.NO_PAGES)
+        if self._given == self.pages:
+            raise CwdError(f"all {self.pages} rows are given", code=Code.NO_PAGES)
         self._given += 1
         return self._given - 1
 
@@ -72,16 +76,26 @@ class GpuPool:
                 event.synchronize()
                 ahead_ns = (k * size + len(piece)) * 1_000_000_000 // bytes_per_s - (time.monotonic_ns() - begin_ns)
                 time.sleep(max(ahead_ns, 0) / 1e9)
-        row = self._row[:len(pages)]
-        row.copy_(torch.tensor(pages, dtype=torch.int64))
-        self.gpu.copy(self.table[seat, :len(pages)], row)
+        if seat < self.pages:
+            row = self._row[:len(pages)]
+            row.copy_(torch.tensor(pages, dtype=torch.int64))
+            self.gpu.copy(self.table[seat, :len(pages)], row)
+        elif self.mapped is not None:
+            self.mapped.map(seat, pages)
         last = self._copied[len(pages) % self.depth]
         last.record()
         last.synchronize()
         return max(int(self._begin.elapsed_time(last) * 1e6), 0)
 
     def clear(self, seat: int, pages: int) -> None:
-        """Nothing: no execution uses a row whose resident is gone."""
+        """Of a row nothing: no execution uses one whose resident is gone."""
+        if seat >= self.pages and self.mapped is not None:
+            self.mapped.unmap(seat, pages)
+
+    def view(self, seat: int) -> torch.Tensor:
+        """u8 over the range of addresses that is a seat."""
+        assert self.mapped is not None and seat >= self.pages, "a row has no addresses of its own"
+        return self.mapped.view(seat)
 
     def close(self) -> None:
         self._pages = []

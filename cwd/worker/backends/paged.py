@@ -4,7 +4,8 @@ A program's parameters are views of the window, bound once; its inputs and outpu
 instance runs, the device is asked for exactly the same work, at the same addresses, but for one number: the row of the
 page table to gather by. That work is captured once for each (program, batch size, size class) and replayed for all
 instances; the gather always happens, also when the same instance ran before, so that it is a constant part of the time.
-What cannot be captured is asked for step by step at each execution (tier "eager"), which varies more.
+What cannot be captured is asked for step by step at each execution (tier "eager"), which varies more. So are programs
+larger than the window, where pages can be mapped (tier "mapped"): their weights are used where they lie.
 
 Inputs are uploaded beside the running execution into one of two slots, and outputs follow the execution into pinned
 memory. All of it is written against gpu.py's `Gpu`; it knows no page numbers, handles or windows of time.
@@ -30,10 +31,10 @@ from cwd.worker.backends.gpu_pool import WORD_BYTES, GpuPool
 
 LOG = logging.getLogger("cwd.worker")
 
-#: runs before a capture: libraries choose their kernels and take their memory in the first ones
+#: runs before a capture
 WARM_UPS = 3
 ALIGN_BYTES = 256
-GRAPH, EAGER = "graph", "eager"
+GRAPH, EAGER, MAPPED = "graph", "eager", "mapped"
 
 
 @dataclass
@@ -41,7 +42,8 @@ class Shape:
     """One (program, batch, size class): the fixed places it reads and writes, and what to replay."""
 
     program: Program
-    binding: Binding
+    #: in the window; None if the program is larger
+    binding: Binding | None
     pages: int
     buffers: Buffers
     #: of each slot: the addresses of fit_inputs; pinned memory, its copy on the device
@@ -61,20 +63,22 @@ class PagedBackend:
     outputs."""
 
     slots = 2
+    #: from `make_pool` on
+    pool: GpuPool
 
     def __init__(self, repository: Repository, gpu: Gpu, *, window_bytes: int = 1 << 30, slot_bytes: int = 64 << 20,
-                 depth: int = 2) -> None:
+                 depth: int = 2, mapped: bool = False) -> None:
         self.repository, self.gpu, self.kind, self.device = repository, gpu, gpu.kind, gpu.name
-        self.window_bytes, self.slot_bytes, self.depth = window_bytes, slot_bytes, depth
-        self.pool: GpuPool | None = None
+        self.window_bytes, self.slot_bytes, self.depth, self.mapped = window_bytes, slot_bytes, depth, mapped
         self._shapes: dict[bytes, dict[tuple[int, int], Shape]] = {}
         self._input, self._output = gpu.memory(slot_bytes), gpu.memory(slot_bytes)
         self._host_output = gpu.pinned(slot_bytes)
         self._slots = [(gpu.pinned(slot_bytes), gpu.memory(slot_bytes)) for _ in range(self.slots)]
         self._uploaded = [gpu.event() for _ in range(self.slots)]
         self._begin, self._end = gpu.event(), gpu.event()
-        self._staged: list[tuple[Shape, np.ndarray] | None] = [None] * self.slots
-        self._running: tuple[Shape, np.ndarray] | None = None
+        #: by slot: what is staged, and the dims of its requests; and of what was started last
+        self._staged: dict[int, tuple[Shape, np.ndarray]] = {}
+        self._running: tuple[Shape, np.ndarray]
 
     def thread(self) -> AbstractContextManager[None]:
         return self.gpu.thread(urgent=True)
@@ -83,13 +87,13 @@ class PagedBackend:
         return self.gpu.thread(urgent=False)
 
     def make_pool(self, pages: int, page_bytes: int) -> GpuPool:
-        seat_pages = max(1, -(-self.window_bytes // page_bytes))
-        self.pool = GpuPool(self.gpu, pages, page_bytes, seat_pages=seat_pages, depth=self.depth)
-        self._window = self.gpu.memory(seat_pages * page_bytes)
-        self._window_words = self._window.view(torch.int64).view(seat_pages, -1)
+        row_pages = max(1, -(-self.window_bytes // page_bytes))
+        self.pool = GpuPool(self.gpu, pages, page_bytes, row_pages=row_pages, depth=self.depth, mapped=self.mapped)
+        self._window = self.gpu.memory(row_pages * page_bytes)
+        self._window_words = self._window.view(torch.int64).view(row_pages, -1)
         #: the row to gather by, and what it holds
         self._row = self.gpu.memory(WORD_BYTES).view(torch.int64)
-        self._numbers = self.gpu.memory(seat_pages * WORD_BYTES).view(torch.int64).view(1, -1)
+        self._numbers = self.gpu.memory(row_pages * WORD_BYTES).view(torch.int64).view(1, -1)
         return self.pool
 
     def host_memory(self, size: int) -> np.ndarray:
@@ -103,29 +107,34 @@ class PagedBackend:
             return
         with torch.inference_mode(False):
             built = Program.load(self.repository, program, device=self.gpu.device)
-        if built.layout.image_bytes > self.window_bytes:
+        large = -(-built.layout.image_bytes // self.pool.page_bytes) > self.pool.shared_pages
+        if large and not self.mapped:
             raise RepositoryError(f"its weights take {format_size(built.layout.image_bytes)}, this worker's window has "
-                                  f"{format_size(self.window_bytes)} (--window)", code=Code.BAD_MODEL)
-        binding = built.bind(self._window)
+                                  f"{format_size(self.window_bytes)} (--window, or --mapped)", code=Code.BAD_MODEL)
+        binding = None if large else built.bind(self._window)
         pairs = [(batch, size_class) for size_class in range(len(built.spec.size_classes))
                  for batch in built.spec.batch_sizes]
         shapes = {pair: self._make_shape(built, binding, *pair) for pair in pairs}
         # the largest first: what they leave of the memory that they share suffices the others
         for shape in sorted(shapes.values(), key=lambda shape: -len(shape.inputs)):
             with self.gpu.quiet:
-                self._capture(program, shape)
+                self._warm(shape)
+                if shape.binding is not None:
+                    self._capture(program, shape)
         self._shapes[program] = shapes
         gc.freeze()
 
     def tier(self, program: bytes, batch: int, size_class: int) -> str:
-        """How a prepared shape runs: "graph" or "eager"."""
-        return EAGER if self._shapes[program][batch, size_class].graph is None else GRAPH
+        """How a prepared shape runs: "graph", "eager" or "mapped"."""
+        shape = self._shapes[program][batch, size_class]
+        return MAPPED if shape.binding is None else EAGER if shape.graph is None else GRAPH
 
     def image_bytes(self, program: bytes) -> int:
         return self._any(program).layout.image_bytes
 
-    def bind(self, program: bytes, seat: int) -> int:
-        return seat
+    def bind(self, program: bytes, seat: int) -> int | Binding:
+        """The row, or views of the range of addresses."""
+        return seat if seat < self.pool.pages else self._any(program).bind(self.pool.view(seat))
 
     def output_bytes(self, program: bytes, dims: np.ndarray, sizes: np.ndarray) -> None:
         fit.rows_bytes(self._any(program).plan.outputs, dims, sizes)
@@ -144,7 +153,7 @@ class PagedBackend:
             self._staged[slot] = shape, dims
         return code
 
-    def start(self, slot: int, bound: int) -> None:
+    def start(self, slot: int, bound: int | Binding) -> None:
         self._running = shape, _ = self._staged[slot]
         self.gpu.follow(self._uploaded[slot])
         self._begin.record()
@@ -161,7 +170,7 @@ class PagedBackend:
         shape.program.trim(shape.buffers, shape.host_outputs, dims, results)
         return int(self._begin.elapsed_time(self._end) * 1e6)
 
-    def profile(self, program: bytes, bound: int, batch: int, size_class: int, repeats: int) -> list[int]:
+    def profile(self, program: bytes, bound: int | Binding, batch: int, size_class: int, repeats: int) -> list[int]:
         shape = self._shapes[program].get((batch, size_class))
         if shape is None:
             raise RepositoryError(f"the program has no batch size {batch} or size class {size_class}", code=Code.BAD_BATCH)
@@ -182,42 +191,51 @@ class PagedBackend:
     def _any(self, program: bytes) -> Program:
         return next(iter(self._shapes[program].values())).program
 
-    def _launch(self, shape: Shape, row: int) -> None:
-        self._row.fill_(row)  # by a kernel: a copy of 8 bytes would wait behind the pages of a LOAD
+    def _launch(self, shape: Shape, bound: int | Binding) -> None:
+        if isinstance(bound, Binding):
+            self._forward(shape, bound)
+            return
+        self._row.fill_(bound)  # by a kernel: a copy of 8 bytes would wait behind the pages of a LOAD
         if shape.graph is None:
-            self._work(shape)
+            self._gather_and_forward(shape)
         else:
             shape.graph.replay()
 
-    def _work(self, shape: Shape) -> None:
-        """All that the device does for an execution, but to bring inputs and fetch outputs."""
+    def _gather_and_forward(self, shape: Shape) -> None:
+        """All that the device does for an execution in the window, but to bring inputs and fetch outputs."""
         self._gather(shape)
-        self._forward(shape)
+        assert shape.binding is not None, "only what fits into the window is gathered"
+        self._forward(shape, shape.binding)
 
     def _gather(self, shape: Shape) -> None:
         torch.index_select(self.pool.table, 0, self._row, out=self._numbers)
         torch.index_select(self.pool.words, 0, self._numbers[0, :shape.pages], out=self._window_words[:shape.pages])
 
-    def _forward(self, shape: Shape) -> None:
-        for target, found in zip(shape.outputs, shape.program.run_in(shape.binding, shape.buffers), strict=True):
+    def _forward(self, shape: Shape, binding: Binding) -> None:
+        for target, found in zip(shape.outputs, shape.program.run_in(binding, shape.buffers), strict=True):
             target.copy_(found)
 
-    def _capture(self, program: bytes, shape: Shape) -> None:
-        """Warm a shape up with weights and inputs of zeros, then capture it; or leave it eager, and say so."""
-        self._gather(shape)  # a kernel that was never launched is loaded by its first launch, which no capture should do
+    def _warm(self, shape: Shape) -> None:
+        """Run with weights and inputs of zeros: libraries choose what they do, and take memory, in the first runs."""
+        if shape.binding is not None:
+            self._gather(shape)  # a kernel is loaded by its first launch, which is not to be in a capture
         self._window.zero_()
         shape.inputs.zero_()
+        binding = shape.binding or shape.program.bind(self.gpu.memory(shape.program.layout.image_bytes))
         for _ in range(WARM_UPS):
-            self._forward(shape)
+            self._forward(shape, binding)
+
+    def _capture(self, program: bytes, shape: Shape) -> None:
+        """Capture a warm shape, or leave it eager, and say so."""
         try:
-            shape.graph = self.gpu.capture(lambda: self._work(shape))
+            shape.graph = self.gpu.capture(lambda: self._gather_and_forward(shape))
         except RuntimeError as error:
             if self.gpu.lost(error):
                 raise
             LOG.warning("program %s cannot be captured, it runs eager and varies more: %s", program.hex(),
                         str(error).splitlines()[0][:200])
 
-    def _make_shape(self, built: Program, binding: Binding, batch: int, size_class: int) -> Shape:
+    def _make_shape(self, built: Program, binding: Binding | None, batch: int, size_class: int) -> Shape:
         wanted_in, wanted_out = built.array_specs(batch, size_class)
         bytes_in, offsets_in = _pack(wanted_in)
         bytes_out, offsets_out = _pack(wanted_out)
