@@ -27,11 +27,11 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, default=200)
     parser.add_argument("--first", type=int, default=0)
     parser.add_argument("--seconds", type=float, default=60.0, help="virtual time of each")
-    parser.add_argument("--policy", action="append", choices=sorted(PRESETS), help="all, if none is given")
+    parser.add_argument("--policy", action="append", choices=sorted(PRESETS), help="may be repeated; all, if none is given")
     parser.add_argument("--processes", type=int, default=os.cpu_count())
     given = parser.parse_args()
     policies = given.policy or sorted(PRESETS)
-    wrong, requests, done = [], 0, 0
+    broken, requests, done = dict.fromkeys(policies, 0), 0, 0
     with ProcessPoolExecutor(given.processes) as pool:
         worlds = [pool.submit(one, policy, seed, given.seconds)
                   for seed in range(given.first, given.first + given.seeds) for policy in policies]
@@ -39,12 +39,13 @@ def main() -> int:
             policy, seed, fault, offered = world.result()
             done, requests = done + 1, requests + offered
             if fault:
-                wrong.append(fault)
+                broken[policy] += 1
                 sys.stderr.write(f"{fault}\n  again: cwd sim soak --policy {policy} --seed {seed} --seconds {given.seconds}\n")
             elif done % 20 == 0:
                 sys.stderr.write(f"{done}/{len(worlds)} worlds\n")
-    sys.stdout.write(json.dumps({"worlds": len(worlds), "broken": len(wrong), "requests": requests}) + "\n")
-    return 1 if wrong else 0
+    found = sum(broken.values())
+    sys.stdout.write(json.dumps({"worlds": len(worlds), "broken": found, "broken_by_policy": broken, "requests": requests}) + "\n")
+    return 1 if found else 0
 
 
 if __name__ == "__main__":

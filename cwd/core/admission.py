@@ -247,9 +247,10 @@ def filled_each_ns(world, now_ns, r, gpu):
 def let_in(world, now_ns, r, loader):
     """Whether a request for which there is no plan is taken all the same, since its model's batches go before others'.
 
-    It is owed one, and the next batch has room; or it is well worth its price: in the batch that fills at the model's rate
-    of arrivals, or, if that is not the densest that the slack has time for, in that one, by luck. `loader` is where it would
-    be loaded. Nobody is taken who could not be saved by an idle GPU.
+    It is owed one, and the next batch has room; or it is worth its price, or about that, in the densest batch that the slack
+    has time for, which by luck may fill. What is queued is no reason to refuse it: of that as much may be lost, and which
+    model has a full batch when the GPU comes free nobody knows. `loader` is where it would be loaded. Nobody is taken who
+    could not be saved by an idle GPU.
     """
     request = world.requests[r]
     m, size_class = request["model"], request["size_class"]
@@ -260,13 +261,8 @@ def let_in(world, now_ns, r, loader):
     sizes = world.programs[program]
     if floor.owed(world, m) > 0 and world.models[m]["queued"] < sizes["batches"][sizes["n_batches"] - 1]:
         return True
-    slack_ns = request["due_ns"] - now_ns
-    filled = _best_batch(world, now_ns, kind, program, size_class, slack_ns, memory.gap_ns(world, now_ns, m))
-    if price.well_worth_it(world, sizes["batches"][filled], exec_ns(world, now_ns, program, kind, filled, size_class)):
-        return True
-    lucky = _best_batch(world, now_ns, kind, program, size_class, slack_ns, 1)
-    return lucky > filled and price.well_worth_it(
-        world, sizes["batches"][lucky], exec_ns(world, now_ns, program, kind, lucky, size_class))
+    b = _best_batch(world, now_ns, kind, program, size_class, request["due_ns"] - now_ns, 1)
+    return price.about_worth_it(world, sizes["batches"][b], exec_ns(world, now_ns, program, kind, b, size_class))
 
 
 @inner_kernel

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from cwd.core import ordered, queues
 from cwd.core.admission import end_margin_ns
-from cwd.core.estimate import exec_ns, exec_tail_ns
-from cwd.core.world import NONE, SETS_LOOK
+from cwd.core.estimate import careful_margin_ns, exec_careful_ns, exec_ns, exec_tail_ns
+from cwd.core.world import MARGIN_END, NONE, SETS_LOOK
 from cwd.jit import inner_kernel
 
 DEADLINE_EXPIRED = queues.DEADLINE_EXPIRED
@@ -23,6 +23,20 @@ DENSEST, LARGEST, FILLED = 0, 1, 2
 def latest_end_ns(world, now_ns, gpu, r):
     """When an execution of request `r` on the GPU must be over at the latest."""
     return world.requests[r]["due_ns"] - end_margin_ns(world, now_ns, world.gpus[gpu]["kind"])
+
+
+@inner_kernel
+def wait_until_ns(world, now_ns, gpu, first, batch_index):
+    """By when a batch of the size that waits on purpose, with request `first` in it, has to start.
+
+    What was measured may have faded while it waits, so this leaves more time than what starts at once needs. And the request
+    is given up by what was believed when it came.
+    """
+    request, kind = world.requests[first], world.gpus[gpu]["kind"]
+    program = world.models[request["model"]]["program"]
+    took_ns = exec_careful_ns(world, now_ns, program, kind, batch_index, request["size_class"])
+    needs_ns = careful_margin_ns(world, now_ns, kind, MARGIN_END) + took_ns
+    return request["due_ns"] - (needs_ns if needs_ns > request["need_ns"] else request["need_ns"])
 
 
 @inner_kernel

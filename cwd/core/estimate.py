@@ -48,6 +48,23 @@ def typical(row, now_ns):
 
 
 @lean_kernel
+def careful(row, now_ns):
+    """What whoever waits on purpose leaves time for, ns; 0 as `tail`.
+
+    Waiting until the last moment, one does not get the second chance for whose sake the tail forgets. So a single bad
+    sample counts, and what was not measured for a half-life may take twice as long as it is left at: the seed may be wrong.
+    """
+    tail_ns = tail(row, now_ns)
+    if row["updated_ns"] == 0 or now_ns - row["updated_ns"] >= (1 << DECAY_BITS):
+        return 2 * tail_ns
+    largest_ns = tail_ns
+    for i in range(WINDOW):
+        if row["samples"][i] > largest_ns:
+            largest_ns = row["samples"][i]
+    return largest_ns if largest_ns < 2 * tail_ns else 2 * tail_ns
+
+
+@lean_kernel
 def seed(row, duration_ns):
     """Start the window anew, as if `duration_ns` had been measured WINDOW times."""
     for i in range(WINDOW):
@@ -162,6 +179,12 @@ def exec_tail_ns(world, now_ns, program, kind, batch_index, size_class):
 
 
 @inner_kernel
+def exec_careful_ns(world, now_ns, program, kind, batch_index, size_class):
+    """Duration of an execution that is left time for where it waits on purpose, ns; 0 if that combination is not profiled."""
+    return careful(world.estimates[exec_row(world, program, kind, batch_index, size_class)], now_ns)
+
+
+@inner_kernel
 def load_row(world, program, kind):
     settings = world.settings[0]
     return settings["load_base"] + program * settings["kinds_max"] + kind
@@ -182,6 +205,14 @@ def margin_ns(world, now_ns, kind, which):
         return row["seed_ns"]
     margin = tail(row, now_ns)
     return margin if margin < settings["margin_max_ns"] else settings["margin_max_ns"]
+
+
+@inner_kernel
+def careful_margin_ns(world, now_ns, kind, which):
+    """A margin for what waits on purpose, ns: no less than configured, since where little runs it fades to the least seen."""
+    configured_ns = world.estimates[world.settings[0]["margin_base"] + kind * MARGINS + which]["seed_ns"]
+    measured_ns = margin_ns(world, now_ns, kind, which)
+    return measured_ns if measured_ns > configured_ns else configured_ns
 
 
 @inner_kernel

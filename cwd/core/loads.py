@@ -130,8 +130,9 @@ def make_room_and_load(world, now_ns, gpu, m):
     if world.prepared[gpu, model["program"]] == 0 or residency.find(world, m, gpu) != NONE:
         return 0
     if world.settings[0]["spreads"] == 1:
-        if worth.make_room(world, now_ns, gpu, model["pages"], FOREVER_NS) == 0:
-            return 0
+        made = worth.make_room(world, now_ns, gpu, model["pages"], FOREVER_NS)
+        if made != 1:
+            return made
         world.counters[0]["replicas"] += 1 if model["copies_count"] > 0 else 0
         return actions.issue_load(world, now_ns, gpu, m)
     wanted = 0

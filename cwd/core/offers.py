@@ -57,9 +57,12 @@ def _in_time_behind(world, now_ns, gpu, m, b, first, rows, start_ns):
 
 
 @inner_kernel
-def ripe_ns(world, now_ns, gpu, m, first, rows, batch_ns, start_ns):
+def ripe_ns(world, now_ns, gpu, m, first, rows, batch_ns, start_ns, patient):
     """Until when the batch should wait for more: for the largest denser one that would fill at the model's rate of arrivals
-    before it has to start, and as much earlier as one of the model's GPUs usually comes free. 0: there is none."""
+    before it has to start, and as much earlier as one of the model's GPUs usually comes free. 0: there is none.
+
+    If not `patient`, no longer than half of the time that its first request can wait.
+    """
     program_index = world.models[m]["program"]
     program, kind = world.programs[program_index], world.gpus[gpu]["kind"]
     size_class = world.requests[first]["size_class"]
@@ -77,4 +80,7 @@ def ripe_ns(world, now_ns, gpu, m, first, rows, batch_ns, start_ns):
             break
         if size * batch_ns > rows * exec_ns(world, now_ns, program_index, kind, b, size_class):
             until_ns = latest_ns
+    if until_ns > 0 and not patient:
+        arrival_ns = world.requests[first]["arrival_ns"]
+        return arrival_ns + (until_ns - arrival_ns) // 2
     return until_ns

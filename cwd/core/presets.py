@@ -38,9 +38,9 @@ class Preset:
     queue_order: int = BY_DUE
     copy_order: int = BY_LATEST
     load_order: int = BY_DUE
-    #: it never leaves a GPU idle while there is work that could run there. What waits on purpose keeps its model's pages:
-    #: where not all models fit side by side, others may find no place in time
-    work_conserving: int = 1
+    #: its plan takes all models to be resident, as published: one that waits for its turn keeps its pages, and where not all
+    #: fit side by side others may find no place in time
+    keeps_pages: int = 0
     #: load models that have a copy elsewhere, if those GPUs are busy
     replicate: int = 1
     #: load only what comes in time for one of the first requests
@@ -102,12 +102,12 @@ PRESETS = {
         schedule_ahead_ns=4 * MS, load_ahead_ns=4 * MS, send_ns=1 * MS, result_ns=1, end_ns=1, look_ns=0, early_ns=0,
         client_ns=5 * MS, due_floor_ns=10 * MS, latest_slack_ns=5 * MS, load_horizon_ns=1),
     "shepherd": Preset(SHEPHERD, admission=0, load_saves=0),
-    "symphony": Preset(SYMPHONY, admission=0, load_saves=0, work_conserving=0),
+    "symphony": Preset(SYMPHONY, admission=0, load_saves=0),
     "clipper": Preset(CLIPPER, **_CLIPPER),
     "clipper-quantile": Preset(CLIPPER_QUANTILE, **_CLIPPER),
     # whether a request is lost is for its distribution to say, not for the largest duration seen
     "orloj": Preset(ORLOJ, admission=0, foresight=0, load_saves=0, learns=1, picks=1),
-    "nexus": Preset(NEXUS, work_conserving=0, admission=0, load_saves=0, learns=1, copy_order=BY_TURN, drop_passed=1),
+    "nexus": Preset(NEXUS, keeps_pages=1, admission=0, load_saves=0, learns=1, copy_order=BY_TURN, drop_passed=1),
 }
 
 #: fields of a preset that `Config` offers too

@@ -18,6 +18,8 @@ DOUBLING_BITS = 28
 LONGEST_NS = 1 << (DOUBLING_BITS - 2)
 #: least price, ns; and what of it is told apart, to keep products small
 _LEAST_BITS = 10
+#: an execution takes at most LONGEST_NS / DEARER / 2**DOUBLING_BITS, a 128th, off the price: so it is known to a 64th
+SWING_BITS = 6
 #: work asked for fades within 2**27 ns; GPUs with no more than one part in so many to spare are busy
 DEMAND_BITS, BUSY_PARTS = 27, 6
 #: the usual duration follows each execution by 1 / 2**USUAL_BITS
@@ -67,11 +69,16 @@ def asked(world, now_ns, each_ns):
 
 
 @inner_kernel
+def spare_ns(world, now_ns):
+    """What is left of 2**DEMAND_BITS ns of each GPU if all that is asked for comes in full batches; below 0: too little."""
+    counters = world.counters[0]
+    return (counters["gpus_up"] << DEMAND_BITS) - faded_ns(counters["demand_ns"], now_ns - counters["asked_ns"])
+
+
+@inner_kernel
 def busy(world, now_ns):
     """Whether so much is asked for that only full batches leave the GPUs a part of their time in BUSY_PARTS."""
-    counters = world.counters[0]
-    supply_ns = counters["gpus_up"] << DEMAND_BITS
-    return faded_ns(counters["demand_ns"], now_ns - counters["asked_ns"]) > supply_ns - supply_ns // BUSY_PARTS
+    return spare_ns(world, now_ns) < (world.counters[0]["gpus_up"] << DEMAND_BITS) // BUSY_PARTS
 
 
 @inner_kernel
@@ -81,7 +88,8 @@ def worth_it(world, rows, batch_ns):
 
 
 @inner_kernel
-def well_worth_it(world, rows, batch_ns):
-    """Whether they cost clearly less, by a sixteenth: who costs what everybody costs does not."""
+def about_worth_it(world, rows, batch_ns):
+    """Whether they cost the price, or hardly more. Where all cost the same the price falls just below that, by no more than a
+    step, until an execution lifts it again; everybody would be turned away meanwhile, and queues run dry."""
     price_ns = world.counters[0]["price_ns"]
-    return batch_ns < rows * (price_ns - (price_ns >> 4))
+    return batch_ns < rows * (price_ns + (price_ns >> SWING_BITS))

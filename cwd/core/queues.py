@@ -82,6 +82,19 @@ def create(world, client, request_id):
 
 
 @inner_kernel
+def crowded(world):
+    """Whether so few rows for requests are left, a quarter, that nobody may wait on purpose: others would be turned away."""
+    return 4 * world.counters[0]["requests_live"] >= 3 * len(world.requests)
+
+
+@inner_kernel
+def homeless(world):
+    """Whether a model that is nowhere waits for its LOAD: it may need the pages that others keep who wait on purpose."""
+    m = world.counters[0]["wanted_head"]
+    return m != NONE and world.models[m]["copies_count"] == 0
+
+
+@inner_kernel
 def disown(world, r):
     """Cut a request off its client: nobody can find it, and nobody is told how it ends."""
     request = world.requests[r]

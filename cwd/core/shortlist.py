@@ -2,7 +2,9 @@
 
 While all of them can start in time one after the other, the first is next. Where one could not, the least dense of those
 up to it gives way, again and again (Moore and Hodgson's algorithm for the fewest late jobs, with density for number).
-A model that several GPUs have takes that much less of each.
+A model that several GPUs have takes that much less of each. Of equals the one that has to start first gives way: it would
+run with no time to spare, and a message that takes longer than usual then makes it late. Not for one that another GPU has
+too, where it may run as well.
 """
 
 from __future__ import annotations
@@ -65,10 +67,16 @@ def choose(table, count, start_ns):
 
 @lean_kernel
 def _least_dense(table, last):
-    """Of the rows up to `last` that have not given way the one with the fewest requests per time."""
-    worst = last
-    for i in range(last):
-        row = table[i]
-        if row["out"] == 0 and row["rows"] * table[worst]["batch_ns"] < table[worst]["rows"] * row["batch_ns"]:
+    """Of the rows up to `last` that have not given way the one with the fewest requests per time: of equals the first, but
+    `last` if it may run elsewhere."""
+    worst = NONE
+    for i in range(last + 1):
+        if table[i]["out"] == 0 and (worst == NONE or _less_dense(table[i], table[worst])):
             worst = i
-    return worst
+    elsewhere = table[last]["share_ns"] < table[last]["batch_ns"]
+    return last if elsewhere and not _less_dense(table[worst], table[last]) else worst
+
+
+@lean_kernel
+def _less_dense(row, other):
+    return row["rows"] * other["batch_ns"] < other["rows"] * row["batch_ns"]

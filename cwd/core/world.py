@@ -108,9 +108,10 @@ GPU = _table(
 LANE = _table("first last count available_ns")
 #: turn_ns: when it was last given an execution; quota: requests in each of its GPU's rounds, if it was
 #: packed into them at packed_ns; strategy: the batch index that its place in the GPU's set is for, -1 the largest
+#: what walks along a model's copies and a GPU's oldest ones read comes first, in one line
 COPY = _table(
-    "state model gpu pages running active next previous lru_next lru_previous action ready_ns turn_ns "
-    "quota packed_ns strategy", LINE
+    "state model gpu pages running active next lru_next "
+    "previous lru_previous action ready_ns turn_ns quota packed_ns strategy", LINE
 )
 ACTION = _table(
     "state generation gpu copy model program batch_index batch size_class rows first issued_ns "
@@ -156,7 +157,7 @@ COUNTERS = _table(
     "free_request free_model free_copy free_action apps requests_live actions_live models_live copies_live gpus_up "
     "wanted_root wanted_head map_count copy_map_count "
     "accepted refused answered dropped missed failed requeued stale expired loads unloads execs rows cold replicas "
-    "background_runs background_care background_urgent_ns slack_ns urgent_ns urgent_asked_ns "
+    "background_runs background_care background_until_ns background_urgent_ns slack_ns urgent_ns urgent_asked_ns "
     "spread_model spread_ns price_ns usual_ns demand_ns asked_ns share"
 )
 SETTINGS = _table(

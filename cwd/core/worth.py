@@ -13,7 +13,7 @@ from cwd.core import actions, memory, residency
 from cwd.core.admission import want
 from cwd.core.estimate import exec_ns, load_ns
 from cwd.core.residency import VICTIMS_MAX
-from cwd.core.world import NONE
+from cwd.core.world import FOREVER_NS, NONE
 from cwd.jit import inner_kernel, lean_kernel
 
 #: work and LOAD times are multiplied without these bits, lest the product overflow
@@ -77,15 +77,15 @@ def cheapest(world, now_ns, gpu, limit):
     return best
 
 
-@inner_kernel
+@lean_kernel
 def could_free(world, now_ns, gpu, pages, limit):
-    """Whether the GPU has, or could make with copies worth less than `limit`, room for so many pages."""
+    """Whether the GPU has, or could make with copies worth less than `limit` (FOREVER_NS: any), room for so many pages."""
     free = world.gpus[gpu]["pages_free"] - world.gpus[gpu]["pages_hidden"]
     copy = world.gpus[gpu]["lru_first"]
     for _ in range(VICTIMS_MAX):
         if copy == NONE or free >= pages:
             break
-        if residency.may_leave(world, copy, 0) and of_copy(world, now_ns, copy) < limit:
+        if residency.may_leave(world, copy, 0) and (limit == FOREVER_NS or of_copy(world, now_ns, copy) < limit):
             free += world.copies[copy]["pages"]
         copy = world.copies[copy]["lru_next"]
     return free >= pages
@@ -93,9 +93,12 @@ def could_free(world, now_ns, gpu, pages, limit):
 
 @inner_kernel
 def make_room(world, now_ns, gpu, pages, limit):
-    """Have the copies leave that are worth least, all of them less than `limit`, until `pages` are free; 1 if they are."""
+    """Have the copies leave that are worth least, all of them less than `limit`, until `pages` are free.
+
+    1 if they are; -1: there are no such copies, and nobody has left.
+    """
     if not could_free(world, now_ns, gpu, pages, limit):
-        return 0
+        return -1
     for _ in range(VICTIMS_MAX):
         if world.gpus[gpu]["pages_free"] - world.gpus[gpu]["pages_hidden"] >= pages:
             return 1

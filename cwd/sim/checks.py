@@ -114,7 +114,7 @@ def _messages(sim: SimWorld) -> str:
 def rest(sim: SimWorld, serves_all: bool = True) -> str:
     """What a world whose clients have stopped has not finished, or did not do for its last group; empty if nothing.
 
-    `serves_all`: its policy must serve all of that last, easy group.
+    `serves_all`: its policy must serve all of that last, easy group in time.
     """
     counters, last = sim.core.counters[0], sim.groups[-1]
     for name in ("requests_live", "actions_live"):

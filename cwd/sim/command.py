@@ -14,7 +14,7 @@ from cwd.sim import EXPERIMENTS, report
 from cwd.sim import play as playing
 from cwd.sim.experiments import Point
 from cwd.sim.scenario import build
-from cwd.units import NS_PER_MS
+from cwd.units import NS_PER_MS, NS_PER_S
 
 Say = Callable[[int, int, str], None]
 
@@ -61,7 +61,14 @@ def run(experiment: str, policy: str = "clockwork", seed: int = 0, noise: str = 
 
 def count_points(experiment: str, seed: int = 0, **options: Any) -> int:
     """How many points an experiment has; the same for every seed."""
-    return len(_points(importlib.import_module(f"cwd.sim.experiments.{experiment}"), seed, options))
+    return len(gpu_seconds(experiment, seed, **options))
+
+
+def gpu_seconds(experiment: str, seed: int = 0, **options: Any) -> list[float]:
+    """GPUs times virtual seconds of each point: in their order, roughly, what the points take to play."""
+    module = importlib.import_module(f"cwd.sim.experiments.{experiment}")
+    scenarios = [point.scenario for point in _points(module, seed, options)]
+    return [scenario.gpus * (scenario.warmup_ns + scenario.measure_ns) / NS_PER_S for scenario in scenarios]
 
 
 def _points(module: Any, seed: int, options: dict[str, Any]) -> list[Point]:

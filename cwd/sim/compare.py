@@ -8,7 +8,7 @@ from typing import Any
 
 from cwd.core.presets import PRESETS
 from cwd.sim import EXPERIMENTS
-from cwd.sim.command import check_names, count_points, run
+from cwd.sim.command import check_names, gpu_seconds, run
 from cwd.sim.pool import each
 
 #: what is measured, not swept
@@ -30,11 +30,13 @@ def compare(policies: Sequence[str] = (), seeds: Sequence[int] = (0,), experimen
     policies = list(policies) or sorted(PRESETS)
     experiments = list(experiments) or [name for name in EXPERIMENTS if name not in LEFT_OUT]
     check_names(experiments, policies)
-    counts = {name: count_points(name, quick=quick) for name in experiments}
+    sizes = {name: gpu_seconds(name, quick=quick) for name in experiments}
     jobs = [(name, policy, seed, part) for name in experiments for policy in policies for seed in seeds
-            for part in range(counts[name])]
+            for part in range(len(sizes[name]))]
+    # the longest first, so that all have something to do until the end
+    queue = sorted(jobs, key=lambda job: -sizes[job[0]][job[3]])
     found: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
-    for job, rows in each(functools.partial(_rows, quick, objective), jobs, processes, dask):
+    for job, rows in each(functools.partial(_rows, quick, objective), queue, processes, dask):
         found[job] = rows
         if progress is not None:
             progress(len(found), len(jobs), f"{job[0]} {job[1]} seed {job[2]}")

@@ -71,7 +71,8 @@ def tables(modes: Sequence[Mode]) -> tuple[np.ndarray, np.ndarray]:
     return kinds, points
 
 
-def _mixture(modes: Sequence[Mode], steps: int = 4096) -> tuple[np.ndarray, np.ndarray]:
+@functools.cache
+def _mixture(modes: tuple[Mode, ...], steps: int = 4096) -> tuple[np.ndarray, np.ndarray]:
     """(values ascending, share up to and with each) of one request of the source."""
     at = (np.arange(steps) + 0.5) / steps
     shares = (0.0, *SHARES, 1.0)
@@ -83,13 +84,13 @@ def _mixture(modes: Sequence[Mode], steps: int = 4096) -> tuple[np.ndarray, np.n
 
 def percentile(modes: Sequence[Mode], share: float) -> float:
     """What so many of the source's requests do not exceed."""
-    values, shares = _mixture(modes)
+    values, shares = _mixture(tuple(modes))
     return float(values[np.searchsorted(shares, share)])
 
 
 def mean_of_largest(modes: Sequence[Mode], count: int) -> float:
     """The mean of the largest of `count` of the source's requests."""
-    values, shares = _mixture(modes)
+    values, shares = _mixture(tuple(modes))
     return float((values * np.diff(shares ** count, prepend=0.0)).sum())
 
 

@@ -56,10 +56,10 @@ def look(sim: SimWorld, scenario: Scenario) -> None:
 def refuse_rest(sim: SimWorld, scenario: Scenario) -> None:
     """Raise `InvariantError` if anything is left to do, or the last group was not served wholly in time.
 
-    A policy that waits on purpose must serve it wholly only where no model has to leave for another.
+    A policy whose models keep their pages while they wait must serve it wholly only where all fit side by side.
     """
     pages = sum(scenario.profiles[program].pages for program in scenario.models)
-    found = checks.rest(sim, PRESETS[scenario.policy].work_conserving == 1 or pages <= scenario.pages)
+    found = checks.rest(sim, PRESETS[scenario.policy].keeps_pages == 0 or pages <= scenario.pages)
     if found:
         _stop(sim, scenario, found)
 

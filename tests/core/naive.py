@@ -77,6 +77,12 @@ class NaiveEstimate:
     def typical(self, now):
         return self.faded(now - self.updated, self.typical_said)
 
+    def careful(self, now):
+        """For who waits on purpose: the largest of the window, at most twice the tail, which it is after a half-life."""
+        if not self.updated or now - self.updated >= self.HALF_LIFE:
+            return 2 * self.tail(now)
+        return min(max(self.tail_said, *self.samples), 2 * self.tail_said)
+
 
 def almost_largest(durations):
     """Clockwork's estimate: the 0.99-quantile of the last ten, evenly between the two largest."""

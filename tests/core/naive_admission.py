@@ -139,20 +139,18 @@ class Admission:
         return done, home, cost, busy, loader
 
     def cheap(self, size, size_class):
-        """Whether a request costs less than the price by a sixteenth."""
-        return self.took(size, size_class) < size * (self.price - self.price // 16)
+        """Whether a request costs less than a 64th more than the price."""
+        return self.took(size, size_class) < size * (self.price + self.price // 64)
 
-    def let_in(self, now, model, due, size_class, gap):
-        """Whether a model's request is taken without a plan: it can still be saved, and is cheap enough as batches fill, or
-        by luck in a denser one."""
+    def let_in(self, now, model, due, size_class):
+        """Whether a model's request is taken without a plan: it can still be saved, and is cheap enough in a batch that fills
+        at once."""
         last = due - self.need(size_class)
         if not model.copies:
             last -= LOAD + SEND + RESULT
         if last < now:
             return False
-        filled = self.batch(size_class, due - now, gap)
-        lucky = self.batch(size_class, due - now, 1)
-        return self.cheap(filled, size_class) or (lucky > filled and self.cheap(lucky, size_class))
+        return self.cheap(self.batch(size_class, due - now, 1), size_class)
 
     def copy_helps(self, now, due, size_class, busy, loader):
         """Whether a copy where the model could be loaded would have kept it in time."""
@@ -169,7 +167,7 @@ class Admission:
         model, due = self.models[m], now + slo - CLIENT
         gap = model.came(now, slo) if self.cwd else 0
         done, home, cost, busy, loader = self.place(now, model, due, size_class, gap)
-        refused = done > due and not (self.cwd and self.let_in(now, model, due, size_class, gap))
+        refused = done > due and not (self.cwd and self.let_in(now, model, due, size_class))
         short = now + self.need(size_class) > due
         if done > due and (not short if refused else busy < NEVER) and self.copy_helps(now, due, size_class, busy, loader):
             model.missed = now

@@ -168,7 +168,8 @@ def first_fit(queues, start, took, key, dense):
 
 
 def deferred(queues, start, took, jitter):
-    """symphony: the largest batches that cannot wait for one more; the one that must start first."""
+    """symphony: the largest batches that cannot wait for one more; the one that must start first. Who waits leaves time for
+    what was not measured lately, so twice of it: here nothing was."""
     found = []
     for model, queue in queues.items():
         mine = [(len(left[:size]), -size, left) for size, left in suffixes(queue, start, took)]
@@ -176,7 +177,7 @@ def deferred(queues, start, took, jitter):
             continue
         rows, size, left = max(mine, key=lambda item: item[:2])
         grown = min((s for s in took if s > rows), default=None)
-        if grown is None or left[0][0] - took[grown] - jitter <= start:
+        if grown is None or left[0][0] - 2 * took[grown] - jitter <= start:
             found.append((took[-size] - left[0][0], batch(model, -size, left)))
     return best(found)
 

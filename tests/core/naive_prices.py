@@ -18,9 +18,10 @@ def next_to_run(batches, start):
         kept.append(i)
         if start + sum(batches[k][2] for k in kept[:-1]) > batches[i][0]:
             least = min(Fraction(batches[k][3], batches[k][1]) for k in kept)
-            # of equals the one that did not fit goes, else the first
+            # of equals the first goes, but the one that did not fit if another GPU has it too
             equal = [k for k in kept if Fraction(batches[k][3], batches[k][1]) == least]
-            kept.remove(i if i in equal else equal[0])
+            elsewhere = batches[i][2] < batches[i][1]
+            kept.remove(i if i in equal and elsewhere else equal[0])
     return kept[0] if kept else None
 
 
@@ -48,31 +49,36 @@ def offer(queue, start, took, price):
     return chosen
 
 
-def grows(size, left, start, took, gap, guard):
-    """Whether a denser batch would fill in time."""
-    rows = len(left[:size])
-    found = False
+def grows(size, left, start, took, gap, guard, patient):
+    """Whether a denser batch would fill in time, and the first request has waited for less than half of it or is patient."""
+    rows, until = len(left[:size]), 0
     for larger in sorted(took):
         if larger > rows:
-            if start + gap * (larger - rows) + took[larger] > left[0][0] - guard:
+            latest = left[0][0] - guard - took[larger]
+            if start + gap * (larger - rows) > latest:
                 break
-            found = found or Fraction(larger, took[larger]) > Fraction(rows, took[size])
-    return found
+            if Fraction(larger, took[larger]) > Fraction(rows, took[size]):
+                until = latest
+    came = left[0][1]
+    return until > start if patient else came + (until - came) // 2 > start
 
 
-def priced(queues, start, took, price, gaps, guard, eager):
-    """cwd with no model owed anything: {the batch that it may run}; empty: none."""
+def priced(queues, start, took, price, gaps, guard, mood):
+    """cwd with no model owed anything: {the batch that it may run}; empty: none.
+
+    `mood`: "eager" with time to spare, "busy" with little, "full" with none, "short" where somebody was lost.
+    """
     listed, rest = [], []
     for model in sorted((m for m in queues if queues[m]), key=lambda m: (queues[m][0][0], m)):
         chosen = offer(queues[model], start, took, price)
         if chosen is None:
             continue
         size, left = chosen
-        rows, waits = len(left[:size]), grows(size, left, start, took, gaps[model], guard)
+        rows, waits = len(left[:size]), grows(size, left, start, took, gaps[model], guard, mood in ("full", "short"))
         entry = (Fraction(rows, took[size]), naive.batch(model, size, left))
-        if eager or (not waits and took[size] <= rows * price):
+        if mood == "eager" or (not waits and (mood != "short" or took[size] <= rows * price)):
             listed.append(((left[0][0] - took[size], took[size], took[size], rows), entry[1]))
-        elif not waits:
+        elif not waits or mood == "busy":
             rest.append(entry)
     i = next_to_run([batch for batch, _ in listed], start)
     if i is not None:

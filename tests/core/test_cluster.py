@@ -35,11 +35,11 @@ def drive(world: MiniWorld, rate: float, seconds: float, slo_ns: int, *, seed: i
 def test_a_light_load_is_served_whole(policy, seed):
     """6 models of 7 pages on two GPUs of 20: loads and evictions all the time, and every request is in time.
 
-    Who defers keeps models on the GPUs that others wait for: symphony may lose some, but none late.
+    Of two that wait for their last moments, as symphony's do, one may find the GPU taken by the other: none is late for it.
     """
     world = MiniWorld(seed=seed, policy=policy)
     count = drive(world, 100, 0.4, 150 * MS, seed=seed)
-    assert world.count(Code.OK) >= (count * 9 // 10 if policy == "symphony" else count)
+    assert world.count(Code.OK) >= (count - 1 if policy == "symphony" else count)
     counters = world.world.counters[0]
     assert counters["loads"] >= 6 and counters["stale"] == counters["requeued"] == counters["missed"] == 0
 

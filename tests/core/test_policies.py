@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from script import MS, T0, US, Script, only
 
-from cwd.core import engine
+from cwd.core import engine, estimate
 from cwd.core.presets import PRESETS
-from cwd.core.world import ACTION_EXEC, ACTION_LOAD, ACTION_UNLOAD, OUT_ACTION, OUT_REPLY, Config
+from cwd.core.world import ACTION_EXEC, ACTION_LOAD, ACTION_UNLOAD, MARGIN_END, OUT_ACTION, OUT_REPLY, Config
 from cwd.errors import Code, CwdError
 
 SMALL = settings(max_examples=60, deadline=None)
@@ -194,14 +194,99 @@ def test_symphony_looks_again_when_its_batch_is_ripe():
     script.ask(1)
     assert script.tick() == []
     look = int(engine.next_timer(script.world, script.now))
-    # deadline, reply's way, end margin, two rows, jitter, way there
-    assert look == script.now + 100 * MS - 200 * US - 400 * US - 4 * MS - 100 * US - 200 * US
+    # deadline, reply's way, end margin, two rows, jitter, way there; nothing was measured, so two rows may take twice as long
+    assert look == script.now + 100 * MS - 200 * US - 400 * US - 8 * MS - 100 * US - 200 * US
     assert only(script.tick(later=look - script.now), verb=ACTION_EXEC, rows=1)
     script = Script(policy="symphony")
     script.hold()
     for number in range(4):
         script.ask(number)
     assert only(script.tick(), verb=ACTION_EXEC, rows=4)
+
+
+def test_symphony_waits_by_what_was_measured_lately_and_by_no_margin_below_the_configured_one():
+    script = Script(policy="symphony")
+    script.hold()
+    base = int(script.world.settings[0]["margin_base"])
+    for number in range(40):
+        for batch_index, took_ms in ((0, 3), (1, 5 if number == 20 else 4)):
+            row = batch_index * int(script.world.settings[0]["classes_max"])
+            estimate.observe(script.world.estimates[row], script.now, took_ms * MS)
+        estimate.observe(script.world.estimates[base + MARGIN_END], script.now, 10 * US)
+    script.ask(1)
+    assert script.tick() == []
+    look = int(engine.next_timer(script.world, script.now))
+    assert look == script.now + 100 * MS - 200 * US - 400 * US - 5 * MS - 100 * US - 200 * US
+
+
+def test_symphony_waits_no_longer_than_until_its_request_is_given_up():
+    """A request came while executions took 50 ms; they do so no more, but it is given up by what was believed then."""
+    script = Script(policy="symphony")
+    script.hold()
+    tails = script.world.estimates["tail_ns"]
+    tails[0] = 50 * MS
+    script.ask(1, slo=500 * MS)
+    tails[0] = 3 * MS
+    records = script.tick()
+    assert records == []
+    while not records:
+        records = script.tick(later=int(engine.next_timer(script.world, script.now)) - script.now)
+    assert only(records, verb=ACTION_EXEC, rows=1)
+
+
+def test_symphony_waits_for_nobody_while_a_model_is_nowhere():
+    """Two models for whom there is room for one: the second finds it as soon as the first has run."""
+    script = Script(policy="symphony", pages=10)
+    script.hold()
+    script.ask(1, slo=2_000 * MS)
+    assert script.tick() == []
+    other = script.add()
+    script.ask(2, slo=2_000 * MS, model=other)
+    script.done(only(script.tick(later=MS), verb=ACTION_EXEC, rows=1))
+    script.take()
+    assert [out["verb"] for out in script.tick()] == [ACTION_UNLOAD, ACTION_LOAD]
+
+
+@pytest.mark.parametrize("policy", ["symphony", "nexus"])
+def test_who_waits_on_purpose_leaves_others_room_in_the_table(policy):
+    """Of four rows three are taken by requests that could wait for seconds: a batch goes out, and nobody is turned away."""
+    script = Script(policy=policy, requests_max=4)
+    script.hold()
+    if policy == "nexus":
+        # the first of a round finds that its turn has long come
+        script.ask(100, slo=3_000 * MS)
+        script.done(only(script.tick(), verb=ACTION_EXEC, rows=1))
+        script.take()
+    for number in range(2):
+        script.now += 100 * MS
+        script.ask(number, slo=3_000 * MS)
+        # of a round as planned more are needed, and its end is far
+        script.world.copies["quota"] = 7
+        assert script.tick() == []
+    script.ask(2, slo=3_000 * MS)
+    assert only(script.tick(), verb=ACTION_EXEC, rows=3)
+
+
+def test_nexus_serves_whom_a_full_batch_left_behind_before_it_is_too_late():
+    """Five wait where the round has room for four: the fifth would be late by the next turn, and the GPU has time."""
+    script = Script(policy="nexus")
+    script.hold()
+    script.ask(0, slo=200 * MS)
+    script.done(only(script.tick(), verb=ACTION_EXEC, rows=1))
+    script.take()
+    gpu = script.world.gpus[0]
+    for number in range(1, 6):
+        script.ask(number, slo=200 * MS)
+    due = script.now + 200 * MS
+    gpu["cycle_ns"], script.world.copies["quota"] = 300 * MS, 4
+    script.done(only(script.tick(), verb=ACTION_EXEC, rows=4))
+    script.take()
+    gpu["cycle_ns"], script.world.copies["quota"] = 300 * MS, 4
+    records = script.tick()
+    assert records == []
+    while not records:
+        records = script.tick(later=int(engine.next_timer(script.world, script.now)) - script.now)
+    assert only(records, verb=ACTION_EXEC, rows=1) and due - 20 * MS < script.now < due - 3 * MS
 
 
 def test_orloj_leaves_out_who_would_make_the_others_late():

@@ -54,14 +54,20 @@ def naive_worth(world, now, copy):
     return naive.per_page(naive.share(value, int(model["copies_count"])), 10 * MS, int(model["pages"]))
 
 
-def naive_victim(world, now, limit):
-    """The copy of GPU 0 that may leave and is worth least, the first of equals from the one used longest ago; -1: none."""
+def leavers(world):
+    """The copies of GPU 0 that may leave, from the one used longest ago on."""
     found, copy = [], int(world.gpus[0]["lru_first"])
     while copy != NONE:
         row = world.copies[copy]
         if row["state"] == COPY_READY and row["running"] == 0 and world.models[row["model"]]["queued"] == 0:
             found.append(copy)
         copy = int(row["lru_next"])
+    return found
+
+
+def naive_victim(world, now, limit):
+    """The copy of GPU 0 that may leave and is worth least, the first of equals from the one used longest ago; -1: none."""
+    found = leavers(world)
     worths = [naive_worth(world, now, copy) for copy in found]
     assert worths == [worth.of_copy(world, now, copy) for copy in found]
     return found[worths.index(min(worths))] if found and min(worths) < limit else NONE
@@ -83,6 +89,11 @@ def test_the_cheapest_leaves(models, limit):
         row = script.world.memory[model & 255]
         row["arrived_ns"], row["work_ns"], row["faded_ns"] = script.now - silent * SECOND, work * MS, script.now
     assert worth.cheapest(script.world, script.now, 0, limit) == naive_victim(script.world, script.now, limit)
+    room = int(script.world.gpus[0]["pages_free"]) + sum(
+        int(script.world.copies[copy]["pages"]) for copy in leavers(script.world)
+        if naive_worth(script.world, script.now, copy) < limit)
+    for pages in (1, room - 1, room, room + 1):
+        assert worth.could_free(script.world, script.now, 0, pages, limit) == (pages <= room)
 
 
 def test_the_only_copy_of_a_rare_model_outlasts_the_second_of_a_busier_one():

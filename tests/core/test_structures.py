@@ -121,6 +121,7 @@ def test_an_estimate_is_the_third_largest_of_the_window_and_the_mean_of_the_rest
         assert estimate.tail(row, now) >= sorted(naive.samples)[-3]
         for later in (now, now + 2**30 - 1, now + 2**30, now + 5 * 2**30, now + 80 * 2**30):
             assert (estimate.tail(row, later), estimate.typical(row, later)) == (naive.tail(later), naive.typical(later))
+            assert estimate.careful(row, later) == naive.careful(later) >= naive.tail(later)
 
 
 @SMALL

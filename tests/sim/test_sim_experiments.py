@@ -43,6 +43,13 @@ def test_figure_5_comes_near_the_batch_ceiling():
         assert row["goodput_rps"] < 1.02 * 16_000 / min(b16_ms, 2 * 9.93)
 
 
+@pytest.mark.parametrize(("objective", "share"), [("goodput", 0.99), ("fair", 0.96)])
+def test_figure_5_has_full_batches_that_take_most_of_the_slo(objective, share):
+    """25 ms, of which a batch of 16 takes 17.3: clients who wait for it in vain must be fresh again when it counts."""
+    row = command.run("fig5", "cwd", 1, objective=objective, quick=True, b16_ms=17.3)["rows"][0]
+    assert row["slo_ms"] == 25 and row["goodput_rps"] > share * 16_000 / 17.3
+
+
 def test_profiles_are_those_of_the_table():
     assert len(v100()) == 64
     resnet = profile("resnet50_v2")

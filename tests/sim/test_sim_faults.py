@@ -77,6 +77,17 @@ def test_small_worlds_by_chance(policy, seed):
     assert facts["rows"][0]["offered_rps"] > 0
 
 
+@pytest.mark.parametrize(("policy", "seed"), [
+    # a table of eight requests, all of which wait; a profile half as long as the truth; both
+    ("symphony", 1), ("symphony", 10), ("nexus", 10), ("symphony", 19), ("symphony", 3),
+    # a margin that had faded to the least seen; one left behind by a full batch
+    ("symphony", 7), ("nexus", 23),
+    # a model for whose pages others waited; a request given up by what was believed when it came
+    ("symphony", 79), ("symphony", 30)])
+def test_worlds_in_which_who_waited_on_purpose_was_late(policy, seed):
+    assert run("soak", policy, seed)["rows"]
+
+
 def test_overload_ends_when_it_was_planned_to():
     """Twenty times the rate for half a second in each two, and as much as before in the rest."""
     def offered(kind):

@@ -45,6 +45,25 @@ def test_jobs_in_processes():
         list(pool.each(_fail, [(number,) for number in range(4)], processes=1))
 
 
+def test_the_longest_points_are_played_first(monkeypatch):
+    """Whatever the order of the rows; and each is played once."""
+    played = []
+
+    def each(function, jobs, processes, dask):
+        played.extend(jobs)
+        return [(job, function(*job)) for job in jobs]
+
+    monkeypatch.setattr(compare, "each", each)
+    monkeypatch.setattr(compare, "run", lambda experiment, policy, seed, part, **_: {"rows": [{"part": part}]})
+    monkeypatch.setattr(compare, "table", lambda rows, policies: [])
+    facts = compare.compare(policies=("fifo", "edf"), experiments=("fig5", "scale", "overload"), quick=True)
+    sizes = [command.gpu_seconds(job[0], quick=True)[job[3]] for job in played]
+    assert sizes == sorted(sizes, reverse=True) and sizes[0] > sizes[-1]
+    names = [row["experiment"] for row in facts["rows"]]
+    assert names == sorted(names, key=("fig5", "scale", "overload").index) != [job[0] for job in played]
+    assert len(set(played)) == len(played) == len(facts["rows"])
+
+
 def test_without_distributed_it_says_what_to_install(monkeypatch, capfd):
     monkeypatch.setitem(sys.modules, "distributed", None)
     assert cwd(["sim", "compare", "--quick", "--experiment", "fig5", "--policy", "fifo", "--dask", "tcp://127.0.0.1:1"]) != 0

@@ -3,7 +3,8 @@
 Each of a GPU's most urgent models offers its densest batch (offers.py). Of those that will hardly grow the one goes
 first that is owed most to its model (floor.py); then the others, where requests are lost only those that are worth the
 price of GPU time (price.py), by when they have to start, less the least dense if not all can start in time
-(shortlist.py); then the densest of the rest. While the GPUs have time to spare nobody waits to grow. Work that is due
+(shortlist.py); then the densest of the rest. While the GPUs have time to spare nobody waits to grow; while all is served
+all the same, nobody for more than half of the time that they have, and no GPU for that alone. Work that is due
 beyond half a second runs where nothing urgent can, while the GPUs come free in time for urgent requests (background.py),
 and is never compared with them; where it waits and takes less than half of their slack, they wait for each other.
 Sources: Clockwork (OSDI'20) for windows and the timeline, Shepherd (NSDI'23) for density under overload, Symphony for
@@ -41,7 +42,10 @@ def _urgent(world, now_ns, gpu, copy):
     """What goes first of the most urgent models, from `copy` on."""
     start_ns = lanes.available_ns(world, now_ns, gpu, LANE_EXEC)
     short = pressed(world, now_ns, gpu)
-    eager = not short and not price.busy(world, now_ns) and not background.waits(world, gpu)
+    waits = background.waits(world, gpu)
+    eager = not short and not waits and not price.busy(world, now_ns)
+    # while nobody is lost, nobody waits for company for long, and no GPU for that alone
+    patient = short or waits or price.spare_ns(world, now_ns) < 0
     best, best_first, best_batch, best_rows, best_ns = NONE, NONE, NONE, 0, 1
     due, due_first, due_batch, due_rows, due_owed = NONE, NONE, NONE, 0, 0
     count, look_ns = 0, FOREVER_NS
@@ -69,7 +73,7 @@ def _urgent(world, now_ns, gpu, copy):
             return copy, first, 0, 1
         else:
             owed = floor.owed(world, m)
-            ripe_ns = offers.ripe_ns(world, now_ns, gpu, m, first, rows, batch_ns, start_ns)
+            ripe_ns = offers.ripe_ns(world, now_ns, gpu, m, first, rows, batch_ns, start_ns, patient)
             if ripe_ns <= start_ns and owed > 0:
                 if owed > due_owed:
                     due, due_first, due_batch, due_rows, due_owed = copy, first, b, rows, owed
@@ -79,7 +83,7 @@ def _urgent(world, now_ns, gpu, copy):
                 latest_ns = batches.latest_end_ns(world, now_ns, gpu, first) - tail_ns
                 copies = world.models[m]["copies_ready"]
                 count = shortlist.put(world.shortlist, count, copy, first, b, rows, batch_ns, latest_ns, copies)
-            elif ripe_ns > start_ns:
+            elif ripe_ns > start_ns and patient:
                 look_ns = ripe_ns if ripe_ns < look_ns else look_ns
             elif best == NONE or rows * best_ns > best_rows * batch_ns:
                 best, best_first, best_batch, best_rows, best_ns = copy, first, b, rows, batch_ns

@@ -5,13 +5,16 @@ although it waits for the last; the shortest of their periods is the round's; a 
 made anew for that period, fit into it (squishy bin packing). A model runs when its batch is there or its round has
 passed, in order of who ran longest ago. A batch drops the requests at the head that its planned size would make late.
 Departures: models are on GPUs by demand (loads.py), the packing only decides who is served in rounds; who does not fit
-gets the time that is left, until the next turn of one that does; the epoch is 1 s (theirs 30 s); sessions are models
-(theirs have one SLO each: ours take the SLO last asked for); at most 32 models of a GPU, the last used, are packed.
+gets the time that is left, until the next turn of one that does. Rates may rise within an epoch, and a batch leaves those
+behind for whom it has no room: whoever would be late by the next turn is served in time that is left, too; and nobody
+waits for a turn while the table of requests has little room left, since others would be turned away. The epoch is 1 s
+(theirs 30 s); sessions are models (theirs have one SLO each: ours take the SLO last asked for); at most 32 models of a GPU,
+the last used, are packed.
 """
 
 from __future__ import annotations
 
-from cwd.core import batches, lanes, memory, ordered, ready
+from cwd.core import batches, lanes, memory, ordered, queues, ready
 from cwd.core.admission import end_margin_ns
 from cwd.core.estimate import exec_tail_ns, margin_ns
 from cwd.core.world import COPY_READY, FOREVER_NS, LANE_EXEC, MARGIN_SEND, NONE
@@ -145,9 +148,21 @@ def _window(world, now_ns, gpu, m, rows_max, start_ns):
 
 
 @inner_kernel
+def _wait_until_ns(world, now_ns, gpu, m):
+    """Until when the model's queue, less than a batch of the round, may wait for its turn."""
+    model = world.models[m]
+    if model["queue_head"] == NONE:
+        return FOREVER_NS
+    b = batches.index_for(world, model["program"], model["queued"])
+    return batches.wait_until_ns(world, now_ns, gpu, model["queue_head"], b)
+
+
+@inner_kernel
 def _next_turn(world, now_ns, gpu, start_ns):
-    """The first batch of the round whose turn it is, in order of who ran longest ago; and when the next turn begins."""
-    turn_ns = FOREVER_NS
+    """The first batch of the round whose turn it is, in order of who ran longest ago; if it is nobody's turn, of who would
+    be late by theirs. And when the next of either begins."""
+    turn_ns, late = FOREVER_NS, NONE
+    crowded = queues.crowded(world)
     copy = ready.most_urgent(world, now_ns, gpu)
     for _ in range(ready.COMPARED):
         if copy == NONE:
@@ -156,13 +171,22 @@ def _next_turn(world, now_ns, gpu, start_ns):
         rows_max = quota(world, copy)
         if rows_max > 0:
             due_ns = row["turn_ns"] + world.gpus[gpu]["cycle_ns"]
-            if start_ns >= due_ns or world.models[row["model"]]["queued"] >= rows_max:
+            if crowded or start_ns >= due_ns or world.models[row["model"]]["queued"] >= rows_max:
                 first, b, rows = _window(world, now_ns, gpu, row["model"], rows_max, start_ns)
                 if first != NONE:
                     return copy, first, b, rows, start_ns
-            elif due_ns < turn_ns:
-                turn_ns = due_ns
+            else:
+                until_ns = _wait_until_ns(world, now_ns, gpu, row["model"])
+                if until_ns <= start_ns:
+                    late = copy if late == NONE else late
+                    until_ns = due_ns
+                due_ns = until_ns if until_ns < due_ns else due_ns
+                turn_ns = due_ns if due_ns < turn_ns else turn_ns
         copy = ordered.successor(world.copy_nodes, copy)
+    if late != NONE:
+        first, b, rows = _window(world, now_ns, gpu, world.copies[late]["model"], quota(world, late), start_ns)
+        if first != NONE:
+            return late, first, b, rows, start_ns
     return NONE, NONE, NONE, 0, turn_ns
 
 
