@@ -15,7 +15,7 @@ import numpy as np
 from cwd.errors import Code
 from cwd.jit import inner_kernel, lean_kernel
 from cwd.net.clock import monotonic_ns
-from cwd.net.native import load_acquire
+from cwd.net.native import load_acquire, pause
 from cwd.net.sync import ring_advance, ring_arm, ring_disarm, ring_peek
 from cwd.net.wake import eventfd_clear, spin_until, wait_fd
 from cwd.tables import Tables
@@ -32,6 +32,9 @@ START = 1
 STOP = 2
 STAGE = 3
 STAGED = 4
+
+#: how long `lane_ahead` looks; the end of an execution is noticed within it
+LOOK_NS = 10_000
 
 DONE = np.dtype([("status", "i8"), ("begin_ns", "i8"), ("end_ns", "i8"), ("device_ns", "i8"), ("rows_done", "i8"),
                  ("pages_free", "i8")], align=True)
@@ -93,9 +96,18 @@ def lane_wait(lane, spin_ns):
 
 @lean_kernel
 def lane_ahead(lane):
-    """The lane's thread, while it works: whether an EXEC has come that will be next; it is in `lane.ahead[0]`, once."""
-    _take_in(lane)
-    return _ahead(lane)
+    """The lane's thread, while the device works: whether an EXEC has come that will be next; it is in `lane.ahead[0]`, once.
+
+    It looks for LOOK_NS without the GIL: one that is taken and given back all the time is hardly ever another thread's.
+    """
+    until_ns = monotonic_ns() + LOOK_NS
+    while True:
+        _take_in(lane)
+        if _ahead(lane):
+            return True
+        if monotonic_ns() >= until_ns:
+            return False
+        pause()
 
 
 @inner_kernel

@@ -62,7 +62,9 @@ class CudaGpu:
 
     def memory(self, size: int) -> torch.Tensor:
         try:
-            return torch.zeros(size, dtype=torch.uint8, device=self.device)
+            found = torch.zeros(size, dtype=torch.uint8, device=self.device)
+            torch.cuda.current_stream().synchronize()  # other streams may be the first to use it
+            return found
         except torch.OutOfMemoryError:
             free, total = torch.cuda.mem_get_info(self.device)
             raise CwdError(f"{format_size(size)} do not fit the GPU: {format_size(free)} of {format_size(total)} are free",

@@ -28,13 +28,16 @@ class GpuPool:
         if pages < 1 or page_bytes < WORD_BYTES or page_bytes % WORD_BYTES or depth < 1:
             raise CwdError(f"a pool needs pages of a multiple of {WORD_BYTES} bytes; got {pages} of {page_bytes}")
         self.gpu, self.pages, self.page_bytes, self.shared_pages, self.depth = gpu, pages, page_bytes, row_pages, depth
-        self.mapped = gpu.mapped(pages, page_bytes) if mapped else None
-        memory = gpu.memory(pages * page_bytes) if self.mapped is None else self.mapped.memory
-        #: i64[pages, words]: what executions gather from
-        self.words = memory.view(torch.int64).view(pages, -1)
-        self._pages = list(memory.view(pages, page_bytes).unbind())
-        #: i64[pages, row_pages]: there are no more instances than pages
-        self.table = gpu.memory(pages * row_pages * WORD_BYTES).view(torch.int64).view(pages, row_pages)
+        # one page and one row more: an instance whose weights are all zero, to warm up with
+        self.zeros_row, rows = pages, pages + 1
+        self.mapped = gpu.mapped(rows, page_bytes) if mapped else None
+        memory = gpu.memory(rows * page_bytes) if self.mapped is None else self.mapped.memory
+        #: i64[pages + 1, words]: what executions gather from
+        self.words = memory.view(torch.int64).view(rows, -1)
+        self._pages = list(memory.view(rows, page_bytes).unbind())
+        #: i64[pages + 1, row_pages]: there are no more instances than pages
+        self.table = gpu.memory(rows * row_pages * WORD_BYTES).view(torch.int64).view(rows, row_pages)
+        self.table[self.zeros_row].fill_(pages)
         self._row = gpu.pinned(row_pages * WORD_BYTES).view(torch.int64)
         self._begin, self._copied = gpu.event(), [gpu.event() for _ in range(depth)]
         self._given = 0

@@ -118,9 +118,7 @@ class PagedBackend:
         # the largest first: what they leave of the memory that they share suffices the others
         for shape in sorted(shapes.values(), key=lambda shape: -len(shape.inputs)):
             with self.gpu.quiet:
-                self._warm(shape)
-                if shape.binding is not None:
-                    self._capture(program, shape)
+                self._warm(program, shape)
         self._shapes[program] = shapes
         gc.freeze()
 
@@ -156,11 +154,7 @@ class PagedBackend:
     def start(self, slot: int, bound: int | Binding) -> None:
         self._running = shape, _ = self._staged[slot]
         self.gpu.follow(self._uploaded[slot])
-        self._begin.record()
-        shape.inputs.copy_(shape.uploads[slot][1])
-        self._launch(shape, bound)
-        self.gpu.copy(shape.host_output, shape.output)
-        self._end.record()
+        self._run(shape, slot, bound)
 
     def ended(self) -> bool:
         return self._end.query()
@@ -175,13 +169,8 @@ class PagedBackend:
         if shape is None:
             raise RepositoryError(f"the program has no batch size {batch} or size class {size_class}", code=Code.BAD_BATCH)
         found = []
-        shape.inputs.zero_()  # what was left there may be no valid input of this program
         for _ in range(repeats):
-            self._begin.record()
-            self._launch(shape, bound)
-            self.gpu.copy(shape.host_output, shape.output)
-            self._end.record()
-            self._end.synchronize()
+            self._warm_run(shape, bound)  # what a slot holds otherwise may be no valid input of this program
             found.append(int(self._begin.elapsed_time(self._end) * 1e6))
         return found
 
@@ -190,6 +179,14 @@ class PagedBackend:
 
     def _any(self, program: bytes) -> Program:
         return next(iter(self._shapes[program].values())).program
+
+    def _run(self, shape: Shape, slot: int, bound: int | Binding) -> None:
+        """From the slot's inputs on the device to outputs in pinned memory, between the two events."""
+        self._begin.record()
+        shape.inputs.copy_(shape.uploads[slot][1])
+        self._launch(shape, bound)
+        self.gpu.copy(shape.host_output, shape.output)
+        self._end.record()
 
     def _launch(self, shape: Shape, bound: int | Binding) -> None:
         if isinstance(bound, Binding):
@@ -215,15 +212,25 @@ class PagedBackend:
         for target, found in zip(shape.outputs, shape.program.run_in(binding, shape.buffers), strict=True):
             target.copy_(found)
 
-    def _warm(self, shape: Shape) -> None:
-        """Run with weights and inputs of zeros: libraries choose what they do, and take memory, in the first runs."""
-        if shape.binding is not None:
-            self._gather(shape)  # a kernel is loaded by its first launch, which is not to be in a capture
-        self._window.zero_()
-        shape.inputs.zero_()
-        binding = shape.binding or shape.program.bind(self.gpu.memory(shape.program.layout.image_bytes))
+    def _warm(self, program: bytes, shape: Shape) -> None:
+        """Run with weights and inputs of zeros, and capture what can be: libraries choose what they do, take memory and load
+        their kernels in the first runs, which are neither to be captured nor to be somebody's."""
+        bound: int | Binding = self.pool.zeros_row
+        if shape.binding is None:
+            bound = shape.program.bind(self.gpu.memory(shape.program.layout.image_bytes))
         for _ in range(WARM_UPS):
-            self._forward(shape, binding)
+            self._warm_run(shape, bound)
+        if shape.binding is not None:
+            self._capture(program, shape)
+            self._warm_run(shape, bound)
+
+    def _warm_run(self, shape: Shape, bound: int | Binding) -> None:
+        """An execution of zeros, like any other."""
+        for pinned, uploaded in shape.uploads:
+            pinned.zero_()
+            self.gpu.copy(uploaded, pinned)
+        self._run(shape, 0, bound)
+        self._end.synchronize()
 
     def _capture(self, program: bytes, shape: Shape) -> None:
         """Capture a warm shape, or leave it eager, and say so."""
