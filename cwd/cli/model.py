@@ -214,7 +214,7 @@ def _measurer(repo: Repository, device: str, image_bytes: int) -> tuple[str, Cal
     from cwd.worker.backends.paged import PagedBackend
     from cwd.worker.measure import measure_gpu
 
-    gpu = CudaGpu(int(index or 0), 2 * image_bytes)
+    gpu = CudaGpu(int(index or 0), 2 * image_bytes + (2 << 20))
 
     def measure(entry: Entry, **options: Any) -> dict[str, Any]:
         backend = PagedBackend(repo, gpu, window_bytes=max(image_bytes, 1))

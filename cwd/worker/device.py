@@ -73,6 +73,7 @@ class Device:
         #: the slot that the next batch is staged in; and how that went, if it was done ahead (None: it could not be done)
         self._slot = 0
         self._ahead: int | None = None
+        self._ahead_program = b""
         #: why nothing will ever work again
         self.lost: CwdError | None = None
         self._lock = threading.Lock()
@@ -108,6 +109,7 @@ class Device:
             index = int(rs.resident_find(self.residency, 0, model))
             program = self.programs[self.residency.residents[0, index]["program"]] if index >= 0 else None
         if program is not None:
+            self._ahead_program = program
             try:
                 self._ahead = self._stage(program, entry, batch, size_class, rows)
             except Exception as error:
@@ -131,7 +133,8 @@ class Device:
         backend, (_, _, results, out_sizes) = self.backend, self._arrays[rows]
         opened, device_ns = False, 0
         try:
-            status = self._ahead if staged else None
+            # until its turn came the model may have left and come back as an instance of another program
+            status = self._ahead if staged and self._ahead_program == seat.program else None
             if status is None:
                 status = self._stage(seat.program, entry, batch, size_class, rows)
             if status == OK:
@@ -223,7 +226,7 @@ class Device:
         """Note and log a fault, a model's once for each kind; the code to answer with."""
         text = f"{type(error).__name__}: {error}".splitlines()[0][:300]
         if self.backend.lost(error):
-            self.lost = CwdError(f"the device is lost: {text}", code=Code.DEVICE_ERROR)
+            self.lost = self.lost or CwdError(f"the device is lost: {text}", code=Code.DEVICE_ERROR)
         elif (program, text) not in self._complained and len(self._complained) < 1000:
             self._complained.add((program, text))
             LOG.error("program %s failed: %s", program.hex(), text)
@@ -251,40 +254,43 @@ class Device:
             return int(Code.NOT_HERE), 0
         if pages < needed or data.size < self.backend.image_bytes(program):
             return int(Code.NO_PAGES), 0
-        index = self._take(model, low, high, pages)
+        index = self._take(model, low, high, pages, number)
         if index < 0:
             return -index, 0
-        self.residency.residents[0, index]["program"] = number
         rs.resident_pages(self.residency, 0, index, self._pages)
         return self._fill(index, program, needed, data)
 
     def _fill(self, index: int, program: bytes, needed: int, data: np.ndarray) -> tuple[int, int]:
         """Copy an image into a resident's pages: it is READY, or gone with its pages free again."""
-        seat, device_ns = self._take_seat(program, needed), -1
+        seat, device_ns = None, -1
         try:
+            seat = self._take_seat(program, needed)
             device_ns = self.pool.fill(seat.number, self._pages[:needed], data, self.bytes_per_s)
         except Exception as error:
             self._failed(program, error)
         with self._lock:
-            if device_ns < 0:
-                self._keep(seat)
+            if seat is None or device_ns < 0:
+                if seat is not None:
+                    self._keep(seat)
                 rs.resident_give(self.residency, 0, index)
                 return int(Code.DEVICE_ERROR), 0
             self._seat_of[index] = seat
             rs.resident_ready(self.residency, 0, index)
         return OK, device_ns
 
-    def _take(self, model: int, low: int, high: int, pages: int) -> int:
-        """Pages for the model, orphans giving way: index, or minus a code."""
-        with self._lock:
-            while True:
+    def _take(self, model: int, low: int, high: int, pages: int, number: int) -> int:
+        """Pages for an instance of the program with that number, orphans giving way: index, or minus a code."""
+        while True:
+            with self._lock:
                 index = int(rs.resident_take(self.residency, 0, model, low, high, pages))
+                if index >= 0:
+                    self.residency.residents[0, index]["program"] = number
                 orphan = int(rs.resident_orphan_any(self.residency, 0))
                 if index != -rs.NO_PAGES or pages > self.pages_free() or orphan < 0:
                     return index
                 while self._using == orphan:
                     self._wait_end()
-                self._give(orphan)
+            self._give(orphan)
 
     def unload(self, action: np.void) -> Done:
         """UNLOAD: when its last use has ended, its pages are free. IN_USE if that is after the window."""
@@ -303,15 +309,20 @@ class Device:
                     return int(Code.IN_USE)
                 self._wait_end(None if latest_ns == NEVER else min(left_ns / NS_PER_S, 60))
             rs.resident_drain(self.residency, 0, index)
-            self._give(index)
+        self._give(index)
         return OK
 
     def _give(self, index: int) -> None:
-        """With the lock: empty the seat of a resident that nobody uses, keep it for the next one, free the pages."""
-        seat = self._seat_of.pop(index)
+        """Empty the seat of a resident that nobody uses or can use, keep it for the next one, free the pages.
+
+        Only the load thread has residents come and go, so nothing changes while it does this without the lock.
+        """
+        seat = self._seat_of[index]
         self.pool.clear(seat.number, seat.pages)
-        self._keep(seat)
-        rs.resident_give(self.residency, 0, index)
+        with self._lock:
+            del self._seat_of[index]
+            self._keep(seat)
+            rs.resident_give(self.residency, 0, index)
 
     def _pages_of(self, program: bytes) -> int:
         return max(1, -(-self.backend.image_bytes(program) // self.pool.page_bytes))

@@ -96,7 +96,7 @@ class DeviceWorker:
         try:
             run()
         except BaseException as error:
-            self.failure = error
+            self.failure = self.failure or error
             LOG.critical("%s ended: %s: %s", threading.current_thread().name, type(error).__name__, error)
             eventfd_signal(self.events_fd)
 
@@ -107,6 +107,7 @@ class DeviceWorker:
             os.sched_setaffinity(0, {self.options.pin_core})
         set_timer_slack(_TIMER_SLACK_NS)
         with self.backend.thread():
+            self.backend.warm()
             self._work(self.exec_lane, self.options.spin_ns, self._exec_one, self.device.leave)
 
     def _load(self) -> None:

@@ -44,7 +44,7 @@ class HostStore:
         if out is None:
             raise RepositoryError(
                 f"{manifest.key}: the host store is full ({format_size(self.bytes_used)} of "
-                f"{format_size(self.bytes_max)} used, {format_size(size)} wanted)", code=Code.NOT_HERE)
+                f"{format_size(self.bytes_max)} used, {format_size(size)} in one piece wanted)", code=Code.NOT_HERE)
         self.repository.build_image(entry, out)
         out.flags.writeable = False
         self.images[image] = out

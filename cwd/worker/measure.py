@@ -17,8 +17,8 @@ from cwd.models.repository import Entry, Repository
 from cwd.units import NS_PER_S
 from cwd.worker.backends.paged import PagedBackend
 
-#: LOADs timed
-LOADS = 9
+#: copies of the instance take turns, of so many bytes together: more than a device's caches hold
+COPIES_BYTES, COPIES_MAX = 256 << 20, 64
 
 
 class BackendSubject:
@@ -32,11 +32,10 @@ class BackendSubject:
         backend.prepare(self._program)
         self._image = backend.host_memory(max(1, entry.manifest.image_bytes))
         repository.build_image(entry, self._image)
-        pages = -(-self._image.size // backend.pool.page_bytes)
-        self._pages = np.arange(pages, dtype=np.int32)
-        self._seat = backend.pool.reserve(pages)
-        self._load()
-        self._bound = backend.bind(self._program, self._seat)
+        self._pages = -(-self._image.size // backend.pool.page_bytes)
+        self._turn, copies = 0, backend.pool.pages // self._pages
+        self._seats = [backend.pool.reserve(self._pages) for _ in range(copies)]
+        self._loads_ns = [self._load(k) for k in range(copies)]
 
     def run(self, batch: int, size_class: int) -> Callable[[], int]:
         backend, full = self._backend, profile.full_batch(self.spec, batch, size_class)
@@ -45,8 +44,11 @@ class BackendSubject:
             code = backend.stage(0, self._program, batch, size_class, *full.requests[1:])
             if code != 0:
                 raise RepositoryError("the program's own sizes do not fit", code=Code(code))
+            backend.wait_staged(0)
+            self._turn = (self._turn + 1) % len(self._seats)
+            bound = backend.bind(self._program, self._seats[self._turn])
             start_ns = time.monotonic_ns()
-            backend.start(0, self._bound)
+            backend.start(0, bound)
             while not backend.ended():
                 pass
             backend.finish(full.targets)
@@ -55,14 +57,15 @@ class BackendSubject:
         return once
 
     def load_ns_per_page(self) -> int:
-        return max(1, sorted(self._load() for _ in range(LOADS))[LOADS // 2] // len(self._pages))
+        return max(1, sorted(self._loads_ns)[len(self._loads_ns) // 2] // self._pages)
 
     def facts(self, batch: int, size_class: int) -> dict[str, Any]:
         return {"tier": self._backend.tier(self._program, batch, size_class)}
 
-    def _load(self) -> int:
+    def _load(self, copy: int) -> int:
+        pages = np.arange(copy * self._pages, (copy + 1) * self._pages, dtype=np.int32)
         start_ns = time.monotonic_ns()
-        if self._backend.pool.fill(self._seat, self._pages, self._image) < 0:
+        if self._backend.pool.fill(self._seats[copy], pages, self._image) < 0:
             raise RepositoryError("the instance could not be copied to the device", code=Code.DEVICE_ERROR)
         return time.monotonic_ns() - start_ns
 
@@ -71,7 +74,9 @@ def measure_gpu(repository: Repository, entry: Entry, backend: PagedBackend, *, 
                 repeats: int = profile.REPEATS, budget_ns: int = 20 * NS_PER_S,
                 progress: profile.Progress | None = None) -> dict[str, Any]:
     """Measure the entry's program on a backend that has no pool yet, store and return its profile."""
-    backend.make_pool(max(1, -(-entry.manifest.image_bytes // page_bytes)), page_bytes)
+    pages = max(1, -(-entry.manifest.image_bytes // page_bytes))
+    copies = min(max(-(-COPIES_BYTES // (pages * page_bytes)), 2), COPIES_MAX)
+    backend.make_pool(copies * pages, page_bytes)
     with backend.thread():
         subject = BackendSubject(repository, entry, backend)
         return profile.measure(repository, entry, subject, page_bytes=page_bytes, repeats=repeats, budget_ns=budget_ns,

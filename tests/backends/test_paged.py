@@ -104,7 +104,6 @@ def place(backend, repository, entry, pages) -> int:
 
 def run(backend, program, seat, payloads, batch, slot=0):
     """Outputs of one execution."""
-    built = backend._any(program)
     requests = fit.requests_of(payloads, [()] * len(payloads))
     sizes = np.zeros(len(payloads), np.int64)
     backend.output_bytes(program, requests.dims, sizes)
@@ -114,7 +113,6 @@ def run(backend, program, seat, payloads, batch, slot=0):
     while not backend.ended():
         pass
     assert backend.finish(np.array([result.ctypes.data for result in results], np.int64)) >= 0
-    assert built is backend._any(program)
     return [result.tobytes() for result in results]
 
 
@@ -242,6 +240,22 @@ def test_what_cannot_be_captured_runs_eager_and_equals(repository):
         seat = place(backend, repository, entry, range(max(1, -(-entry.manifest.image_bytes // PAGE))))
         payloads = [payload_of(repository, program, 4)]
         assert run(backend, program, seat, payloads, 1) == wanted(repository, entry, payloads, 1)
+
+
+def test_a_program_that_does_not_run_is_refused_and_costs_no_other(repository, monkeypatch):
+    backend = backend_of(repository)
+    mlp, convnet = (next(one.manifest.program_hash for one in repository.entries() if one.manifest.name.startswith(name))
+                    for name in ("mlp", "convnet"))
+    with backend.thread():
+        backend.prepare(mlp)
+        whole = Program.run_in
+        monkeypatch.setattr(Program, "run_in", lambda *_: torch.zeros(3) + torch.zeros(2))
+        with pytest.raises(RepositoryError, match="does not run on host memory .* RuntimeError") as caught:
+            backend.prepare(convnet)
+        assert caught.value.code == Code.BAD_MODEL and backend.programs() == [mlp]
+        monkeypatch.setattr(Program, "run_in", whole)
+        backend.prepare(convnet)
+    assert sorted(backend.programs()) == sorted([mlp, convnet])
 
 
 @pytest.mark.parametrize("depth", [1, 2, 5])

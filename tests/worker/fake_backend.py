@@ -28,6 +28,7 @@ class FakeBackend:
 
     def __init__(self, slots: int = 1) -> None:
         self.slots = slots
+        self.stages: list[bytes] = []
         self.staged: dict[int, tuple[int, list[np.ndarray]]] = {}
         self.prepared: list[bytes] = []
         self.binds = 0
@@ -53,6 +54,9 @@ class FakeBackend:
         if program not in self.prepared:
             self.prepared.append(program)
 
+    def warm(self) -> None:
+        assert threading.get_ident() == self.inside
+
     def image_bytes(self, program: bytes) -> int:
         return self.weights_bytes
 
@@ -77,6 +81,7 @@ class FakeBackend:
         if size_class == 8 or any(sizes != dims[:, 0]):
             return int(Code.BAD_PAYLOAD_SIZE)
         assert 0 <= slot < self.slots
+        self.stages.append(program)
         rows = [memory(int(address), int(size)).copy() if size else np.zeros(0, np.uint8)
                 for address, size in zip(payloads, sizes, strict=True)]
         self.staged[slot] = size_class, rows

@@ -6,6 +6,7 @@ import time
 
 import pytest
 from device_rig import Rig
+from fake_backend import PROGRAM
 
 from cwd.errors import Code
 from cwd.wire.messages import Type
@@ -99,6 +100,23 @@ def test_an_exec_behind_the_load_of_its_model_runs(rig):
     rig.backend.gate.set()
     assert rig.controller.result(rig.peer)[1] == [b"b"]
     assert rig.controller.result(rig.peer)[1] == [b"c"]
+
+
+def test_a_model_that_comes_back_as_another_program_is_staged_anew(rig):
+    other = b"Q" * 16
+    assert rig.prepare(program=other, index=4) == 0 and rig.load(2) == 0
+    rig.backend.gate.clear()
+    send(rig, b"a")
+    assert rig.backend.running.wait(10)
+    rig.controller.execute(rig.peer, 2, (b"bb",), dims=(2,))
+    wait_for(lambda: staged(rig) == [b"bb"])
+    rig.controller.act(rig.peer, Type.UNLOAD, model=2)
+    assert rig.controller.result(rig.peer)[0]["status"] == 0
+    rig.controller.load(rig.peer, 2, pages=2, program_index=4)
+    assert rig.controller.result(rig.peer)[0]["status"] == 0
+    rig.backend.gate.set()
+    assert [rig.controller.result(rig.peer)[1] for _ in range(2)] == [[b"b"], [b"dd"]]
+    assert rig.backend.stages == [PROGRAM, PROGRAM, other]
 
 
 @pytest.mark.parametrize("slots", [1, 2])

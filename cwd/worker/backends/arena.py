@@ -28,7 +28,10 @@ class Arena:
         self._returned: deque[tuple[int, Run]] = deque()
 
     def take(self, size: int) -> np.ndarray:
-        """u1[size], whose memory is taken until the array is gone. `MemoryError` if no free run is long enough."""
+        """u1[size], whose memory is taken until this very array is gone (a slice of it does not keep it).
+
+        `MemoryError` if no free run is long enough.
+        """
         while self._returned:
             index, run = self._returned.popleft()
             self._free[index] = _with(self._free[index], run)

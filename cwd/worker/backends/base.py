@@ -39,7 +39,7 @@ class Pool(Protocol):
         """Take a seat's `pages` pages out of it; nothing uses them any more."""
 
     def close(self) -> None:
-        """Give the memory back."""
+        """Nothing executes any more."""
 
 
 class Backend(Protocol):
@@ -69,6 +69,9 @@ class Backend(Protocol):
     def prepare(self, program: bytes) -> None:
         """Build a program and warm it up. `RepositoryError` says why not; preparing twice does nothing."""
 
+    def warm(self) -> None:
+        """Called by the exec thread before its first execution: what only a thread's own first run sets up."""
+
     def image_bytes(self, program: bytes) -> int:
         """Size of the page image of an instance of a prepared program."""
 
@@ -93,8 +96,8 @@ class Backend(Protocol):
         """Whether what was started last has ended."""
 
     def finish(self, results: np.ndarray) -> int:
-        """Write each request's outputs to results i8[n] addresses of `output_bytes` each; returns the device time in ns
-        by the device's own clock, which stands still while it works for others; 0 where there is none."""
+        """Write each request's outputs to results i8[n] addresses of `output_bytes` each; returns the device's own time in
+        ns, a CPU's without what it did for others meanwhile; 0 where there is none."""
 
     def profile(self, program: bytes, bound: Any, batch: int, size_class: int, repeats: int) -> list[int]:
         """Time that many executions, in ns each. `RepositoryError` BAD_BATCH for what the program does not have."""

@@ -86,6 +86,9 @@ class CpuBackend:
         self._programs[program] = built
         gc.freeze()
 
+    def warm(self) -> None:
+        pass
+
     def image_bytes(self, program: bytes) -> int:
         return self._programs[program].layout.image_bytes
 

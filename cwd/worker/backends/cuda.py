@@ -2,7 +2,8 @@
 
 The exec lane's stream goes before the load lane's; that helps kernels only, copies queue in the order they were asked
 for, which is why LOADs keep few pages under way (gpu_pool.py). Page images lie in one arena that is page-locked when the
-worker starts: nothing is asked of the driver afterwards, but for programs that come while it serves.
+worker starts: nothing is asked of the driver afterwards, but for programs that come while it serves. Precision is torch's
+own default: convolutions may use TF32, matrix products do not.
 """
 
 from __future__ import annotations
@@ -46,6 +47,7 @@ class CudaGpu:
         # a lower number goes first
         self._exec, self._load, self._side = (torch.cuda.Stream(self.device, priority=level) for level in (-2, 0, -1))
         self._graphs = torch.cuda.graph_pool_handle()
+        self._failed: list[torch.cuda.CUDAGraph] = []
         self._arena = Arena(_locked_pieces(host_bytes))
 
     @contextlib.contextmanager
@@ -58,7 +60,7 @@ class CudaGpu:
         return torch.cuda.stream(self._side)
 
     def follow(self, event: torch.cuda.Event) -> None:
-        torch.cuda.current_stream().wait_event(event)
+        self._exec.wait_event(event)
 
     def memory(self, size: int) -> torch.Tensor:
         try:
@@ -93,7 +95,10 @@ class CudaGpu:
             with torch.cuda.graph(graph, pool=self._graphs, stream=self._exec, capture_error_mode="thread_local"):
                 body()
         except RuntimeError:
-            # for torch the pool is still being captured to: the next capture has to have another
+            # torch goes on recording to the pool, for a graph that is gone, unless it is told; and never takes that pool again
+            self._failed.append(graph)
+            with contextlib.suppress(RuntimeError, AttributeError):
+                torch._C._cuda_endAllocateToPool(self.device.index, self._graphs)
             self._graphs = torch.cuda.graph_pool_handle()
             raise
         return graph
@@ -102,8 +107,7 @@ class CudaGpu:
         return int(torch.cuda.memory_stats(self.device).get("num_device_alloc", 0))
 
     def lost(self, error: Exception) -> bool:
-        if not isinstance(error, RuntimeError):
-            return False
+        # whatever the error is: what was asked for before it must have ended before anything else happens to its memory
         try:
             torch.cuda.synchronize(self.device)
         except RuntimeError:
@@ -124,7 +128,7 @@ def _locked_pieces(size: int) -> list[np.ndarray]:
 
 def mapped(size: int, *, huge: bool = True) -> np.ndarray:
     """u1[size] of memory of our own, touched; `huge`: by huge pages where the kernel has them."""
-    memory = mmap.mmap(-1, size)
+    memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     if huge:
         with contextlib.suppress(OSError):  # a kernel without them
             memory.madvise(mmap.MADV_HUGEPAGE)

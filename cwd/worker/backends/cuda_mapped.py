@@ -51,9 +51,16 @@ class CudaMapped:
         return address
 
     def map(self, address: int, pages: list[int]) -> None:
-        for k, page in enumerate(pages):
-            _done(driver.cuMemMap(address + k * self.page_bytes, self.page_bytes, 0, self._handles[page], 0))
-        _done(driver.cuMemSetAccess(address, len(pages) * self.page_bytes, [self._access], 1))
+        shown = 0
+        try:
+            for page in pages:
+                at = address + shown * self.page_bytes
+                _done(driver.cuMemMap(at, self.page_bytes, 0, self._handles[page], 0))
+                shown += 1
+            _done(driver.cuMemSetAccess(address, len(pages) * self.page_bytes, [self._access], 1))
+        except RuntimeError:
+            self.unmap(address, shown)
+            raise
 
     def unmap(self, address: int, pages: int) -> None:
         for k in range(pages):  # each mapping has to be taken away whole

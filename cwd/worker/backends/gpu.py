@@ -83,7 +83,7 @@ class Gpu(Protocol):
         """Inside, the thread's work goes to a third stream, beside what its own has still to do."""
 
     def follow(self, event: Any) -> None:
-        """The thread's stream goes on when the event is done."""
+        """The exec lane's stream goes on when the event is done."""
 
     def memory(self, size: int) -> torch.Tensor:
         """u8[size] on the device, zeros. `CwdError` NO_PAGES."""

@@ -95,10 +95,15 @@ class GpuPool:
         if seat >= self.pages and self.mapped is not None:
             self.mapped.unmap(seat, pages)
 
+    def show_zeros(self, seat: int, pages: int) -> None:
+        """Put pages of zeros into a range of addresses; `clear` takes them out."""
+        assert self.mapped is not None and seat >= self.pages, "a row has no addresses of its own"
+        self.mapped.map(seat, [self.zeros_row] * pages)
+
     def view(self, seat: int) -> torch.Tensor:
         """u8 over the range of addresses that is a seat."""
         assert self.mapped is not None and seat >= self.pages, "a row has no addresses of its own"
         return self.mapped.view(seat)
 
     def close(self) -> None:
-        self._pages = []
+        """Nothing: captured work knows these addresses until the process ends."""

@@ -13,8 +13,10 @@ memory. All of it is written against gpu.py's `Gpu`; it knows no page numbers, h
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import logging
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -79,6 +81,8 @@ class PagedBackend:
         #: by slot: what is staged, and the dims of its requests; and of what was started last
         self._staged: dict[int, tuple[Shape, np.ndarray]] = {}
         self._running: tuple[Shape, np.ndarray]
+        #: ranges in which pages of zeros are shown, for programs larger than the window
+        self._zero_seats: dict[bytes, tuple[int, Binding]] = {}
 
     def thread(self) -> AbstractContextManager[None]:
         return self.gpu.thread(urgent=True)
@@ -105,6 +109,26 @@ class PagedBackend:
     def prepare(self, program: bytes) -> None:
         if program in self._shapes:
             return
+        try:
+            self._prepare(program)
+        except RepositoryError:
+            raise
+        except Exception as error:  # whatever a program does, it must not cost the others
+            if self.gpu.lost(error):
+                raise
+            raise RepositoryError(f"it does not run on {self.device}: {type(error).__name__}: "
+                                  f"{str(error).strip()[:300]}") from error
+        self.warm()
+        gc.freeze()
+
+    def warm(self) -> None:
+        for program, shapes in self._shapes.items():
+            for shape in shapes.values():
+                if shape.graph is None:
+                    with self._zeros(program, shape) as bound:
+                        self._warm_run(shape, bound)
+
+    def _prepare(self, program: bytes) -> None:
         with torch.inference_mode(False):
             built = Program.load(self.repository, program, device=self.gpu.device)
         large = -(-built.layout.image_bytes // self.pool.page_bytes) > self.pool.shared_pages
@@ -118,9 +142,8 @@ class PagedBackend:
         # the largest first: what they leave of the memory that they share suffices the others
         for shape in sorted(shapes.values(), key=lambda shape: -len(shape.inputs)):
             with self.gpu.quiet:
-                self._warm(program, shape)
+                self._warm_up(program, shape)
         self._shapes[program] = shapes
-        gc.freeze()
 
     def tier(self, program: bytes, batch: int, size_class: int) -> str:
         """How a prepared shape runs: "graph", "eager" or "mapped"."""
@@ -150,6 +173,10 @@ class PagedBackend:
                 self._uploaded[slot].record()
             self._staged[slot] = shape, dims
         return code
+
+    def wait_staged(self, slot: int) -> None:
+        """Return when the slot's inputs are on the device."""
+        self._uploaded[slot].synchronize()
 
     def start(self, slot: int, bound: int | Binding) -> None:
         self._running = shape, _ = self._staged[slot]
@@ -212,23 +239,38 @@ class PagedBackend:
         for target, found in zip(shape.outputs, shape.program.run_in(binding, shape.buffers), strict=True):
             target.copy_(found)
 
-    def _warm(self, program: bytes, shape: Shape) -> None:
+    def _warm_up(self, program: bytes, shape: Shape) -> None:
         """Run with weights and inputs of zeros, and capture what can be: libraries choose what they do, take memory and load
         their kernels in the first runs, which are neither to be captured nor to be somebody's."""
-        bound: int | Binding = self.pool.zeros_row
-        if shape.binding is None:
-            bound = shape.program.bind(self.gpu.memory(shape.program.layout.image_bytes))
-        for _ in range(WARM_UPS):
-            self._warm_run(shape, bound)
+        with self._zeros(program, shape) as bound:
+            for _ in range(WARM_UPS):
+                self._warm_run(shape, bound)
+            if shape.binding is not None:
+                self._capture(program, shape)
+                self._warm_run(shape, bound)
+
+    @contextlib.contextmanager
+    def _zeros(self, program: bytes, shape: Shape) -> Iterator[int | Binding]:
+        """What an instance is bound to whose weights are all zero."""
         if shape.binding is not None:
-            self._capture(program, shape)
-            self._warm_run(shape, bound)
+            yield self.pool.zeros_row
+            return
+        if program not in self._zero_seats:
+            seat = self.pool.reserve(shape.pages)
+            self._zero_seats[program] = seat, shape.program.bind(self.pool.view(seat))
+        seat, binding = self._zero_seats[program]
+        self.pool.show_zeros(seat, shape.pages)
+        try:
+            yield binding
+        finally:
+            self.pool.clear(seat, shape.pages)
 
     def _warm_run(self, shape: Shape, bound: int | Binding) -> None:
         """An execution of zeros, like any other."""
-        for pinned, uploaded in shape.uploads:
-            pinned.zero_()
-            self.gpu.copy(uploaded, pinned)
+        pinned, uploaded = shape.uploads[0]
+        self.wait_staged(0)  # an upload for somebody who was refused may still be under way
+        pinned.zero_()
+        self.gpu.copy(uploaded, pinned)
         self._run(shape, 0, bound)
         self._end.synchronize()
 
