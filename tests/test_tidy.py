@@ -48,7 +48,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
 #: what brings whole systems up, measures them or is the command itself: everything below cli, but never cli
 TOP = ("cwd", "cwd.cluster", "cwd.compile", "cwd.bench", "cwd.cli", "cwd.__main__")
 #: the only places where torch may be imported
-TORCH = ("cwd.worker.backends.cpu", "cwd.worker.backends.cuda", "cwd.models", "cwd.bench")
+TORCH = ("cwd.worker.backends.cpu", "cwd.worker.backends.gpu", "cwd.models", "cwd.bench")
 
 #: what the core may import from outside cwd; so no time, random, os, threading or logging
 CORE_IMPORTS = {"__future__", "collections", "dataclasses", "enum", "numba", "numpy", "typing"}

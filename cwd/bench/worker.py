@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 import zmq
 
+from cwd.bench import executor
 from cwd.client import Client, Model
 from cwd.client.connection import Connection
 from cwd.client.hot import Reply, encode_infer
@@ -126,7 +127,8 @@ class Driven:
 
 def run(requests: int = 4000, inflight: int = 64, rounds: int = 8, count: int = 16000,
         progress: Callable[[str], None] = lambda text: None) -> dict[str, Any]:
-    """{"one": {p50_ms, p99_ms, p999_ms, bare_p50_ms, ratio_to_bare, stages}, "inflight64": {rps, bare_rps, ...}}."""
+    """{"one": {p50_ms, p99_ms, p999_ms, bare_p50_ms, ratio_to_bare, stages}, "inflight64": {rps, bare_rps, ...},
+    "executor": see executor.py}."""
     from cwd.models.importers import add_zoo
     from cwd.models.profile import measure_cpu
     from cwd.models.repository import Repository
@@ -160,7 +162,7 @@ def run(requests: int = 4000, inflight: int = 64, rounds: int = 8, count: int = 
         finally:
             for child in (echo, forwarder):
                 child.stop(2)
-    return facts
+    return {**facts, "executor": executor.measure(requests // 2, rounds, progress)}
 
 
 def _one(sides: dict[str, Any], requests: int, rounds: int, progress: Callable[[str], None]) -> dict[str, Any]:

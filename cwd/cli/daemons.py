@@ -108,7 +108,7 @@ def controller(ctx: click.Context, **flags: Any) -> None:
 @settings(WorkerOptions, convert=True, skip=("repo",))
 @click.option("--repo", "--repository", "repo", envvar="CWD_REPOSITORY", help="The model repository.")
 def worker(**flags: Any) -> int:
-    """Run a worker: one device ("cpu"), or N emulated GPUs in one process ("emulated:N")."""
+    """Run a worker: one device ("cpu", "cuda:K"), or N emulated GPUs in one process ("emulated:N")."""
     _become_daemon()
     names = {_plain(field.name): field.name for field in dataclasses.fields(WorkerOptions)}
     given = {names[name]: value for name, value in flags.items() if value is not None}

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -90,9 +92,9 @@ def ls(repository: str, as_json: bool) -> None:
         manifest = found.manifest
         models.append({"name": manifest.name, "version": manifest.version, "program": manifest.program_hash.hex(),
                        "weights_bytes": manifest.weights_bytes, "batch_max": manifest.batch_sizes[-1],
-                       "profiled": repo.read_profile(manifest.program_hash, "cpu") is not None})
+                       "profiled": repo.profiled_kinds(manifest.program_hash)})
     rows = [[m["name"], m["version"], m["program"][:8], format_size(m["weights_bytes"]), m["batch_max"],
-             "yes" if m["profiled"] else "no"] for m in models]
+             ", ".join(m["profiled"]) or "no"] for m in models]
     emit({"repository": str(repo.root), "models": models, "unreadable": broken}, as_json,
          table(["name", "version", "program", "weights", "batch_max", "profiled"], rows)
          + [f"unreadable: {text}" for text in broken])
@@ -112,22 +114,29 @@ def show(name: str, verify: bool, repository: str, as_json: bool) -> None:
     if verify:
         repo.verify(entry)
     manifest = entry.manifest
-    profile = repo.read_profile(manifest.program_hash, "cpu")
+    profiles = {kind: repo.read_profile(manifest.program_hash, kind) for kind in repo.profiled_kinds(manifest.program_hash)}
     facts = {**manifest.manifest_map(), "program": manifest.program_hash.hex(), "weights_bytes": manifest.weights_bytes,
              "weights_sha256": manifest.weights_sha256, "folder": str(entry.folder), "verified": verify,
-             "profile": profile}
+             "profiles": profiles}
     lines = [f"{manifest.key}: {format_size(manifest.weights_bytes)} of weights, program {manifest.program_hash.hex()}"]
     for kind in ("inputs", "outputs"):
         lines += [f"  {kind[:-1]} {t['name']}: {t['dtype']}[{', '.join(map(str, t['shape']))}]" for t in facts[kind]]
     if manifest.axes:
         lines.append(f"  axes {', '.join(manifest.axes)}; size classes {facts['size_classes']}")
-    if profile is None:
-        lines.append("  not profiled on the CPU yet: run cwd model profile")
-    else:
-        lines += ["  " + line for line in table(["batch", "size class", "median", "p99"], [
-            [row["batch"], row["size_class"], format_duration(row["median_ns"]), format_duration(row["p99_ns"])]
-            for row in profile["exec"]])]
+    if not profiles:
+        lines.append("  not profiled yet: run cwd model profile")
+    for kind, profile in profiles.items():
+        lines += [f"  on {kind} ({profile['device']}):", *_rows(profile)]
     emit(facts, as_json, lines)
+
+
+def _rows(profile: dict[str, Any]) -> list[str]:
+    """A profile's rows as a table; `tier` says how a GPU runs them: captured ("graph"), or step by step ("eager")."""
+    tiers = any("tier" in row for row in profile["exec"])
+    names = ["batch", "size class", "median", "p99", *(["tier"] if tiers else [])]
+    return ["  " + line for line in table(names, [
+        [row["batch"], row["size_class"], format_duration(row["median_ns"]), format_duration(row["p99_ns"]),
+         *([row.get("tier", "")] if tiers else [])] for row in profile["exec"]])]
 
 
 @model.command()
@@ -154,9 +163,9 @@ def rm(name: str, prune: bool, repository: str, live: bool, admin_endpoint: str,
 
 @model.command()
 @click.argument("names", nargs=-1)
-@click.option("--device", default="cpu", show_default=True, type=click.Choice(["cpu"]))
+@click.option("--device", default="cpu", show_default=True, help="cpu, or cuda:K for the GPU with that index.")
 @click.option("--repeats", type=click.IntRange(1), help="Executions timed for each batch and size class.")
-@click.option("--page", "page_bytes", type=SIZE, show_default="1MiB", help="Page size for the load time.")
+@click.option("--page", "page_bytes", type=SIZE, show_default="1MiB, on a GPU 16MiB", help="Page size for the load time.")
 @click.option("--again", is_flag=True, help="Measure programs that have a profile, too.")
 @repository_option
 @json_option
@@ -172,28 +181,46 @@ def profile(names: tuple[str, ...], device: str, repeats: int | None, page_bytes
     measured = _profile(repo, entries, device, again=again or bool(names), repeats=repeats, page_bytes=page_bytes)
     lines = []
     for program, found in measured.items():
-        lines.append(f"program {program}:")
-        lines += ["  " + line for line in table(["batch", "size class", "median", "p99"], [
-            [row["batch"], row["size_class"], format_duration(row["median_ns"]), format_duration(row["p99_ns"])]
-            for row in found["exec"]])]
+        lines += [f"program {program}:", *_rows(found)]
     emit({"repository": str(repo.root), "device": device, "profiles": measured}, as_json, lines or ["all profiled"])
 
 
 def _profile(repo: Repository, entries: list[Entry], device: str, *, again: bool, repeats: int | None = None,
              page_bytes: int | None = None) -> dict[str, Any]:
     """Measure the program of each entry once; those with a profile only if `again`."""
-    from cwd.models import profile as profiles
-
     options = {"repeats": repeats, "page_bytes": page_bytes}
     measured: dict[str, Any] = {}
+    kind, measure = _measurer(repo, device, max(entry.manifest.image_bytes for entry in entries))
     for entry in entries:
         program = entry.manifest.program_hash
-        if program.hex() in measured or (not again and repo.read_profile(program, device) is not None):
+        if program.hex() in measured or (not again and repo.read_profile(program, kind) is not None):
             continue
         say(f"profiling program {program.hex()} on {device}")
-        measured[program.hex()] = profiles.measure_cpu(
-            repo, entry, progress=Ticker(), **{key: value for key, value in options.items() if value is not None})
+        measured[program.hex()] = measure(
+            entry, progress=Ticker(), **{key: value for key, value in options.items() if value is not None})
     return measured
+
+
+def _measurer(repo: Repository, device: str, image_bytes: int) -> tuple[str, Callable[..., dict[str, Any]]]:
+    """The kind of a device, and what measures an entry on it; the largest has so many bytes."""
+    from cwd.models import profile as profiles
+
+    if device == "cpu":
+        return device, functools.partial(profiles.measure_cpu, repo)
+    name, _, index = device.partition(":")
+    if name != "cuda" or not (index or "0").isdecimal():
+        raise CwdError(f"device {device!r} is not cpu or cuda:K", code=Code.BAD_ARGUMENT)
+    from cwd.worker.backends.cuda import CudaGpu
+    from cwd.worker.backends.paged import PagedBackend
+    from cwd.worker.measure import measure_gpu
+
+    gpu = CudaGpu(int(index or 0), 2 * image_bytes + (2 << 20))
+
+    def measure(entry: Entry, **options: Any) -> dict[str, Any]:
+        backend = PagedBackend(repo, gpu, window_bytes=max(image_bytes, 1))
+        return measure_gpu(repo, entry, backend, **options)
+
+    return gpu.kind, measure
 
 
 def _entry(repo: Repository, name: str) -> Entry:

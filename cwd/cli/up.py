@@ -16,17 +16,17 @@ from cwd.units import format_size
 
 @click.command()
 @repository_option
-@click.option("--device", envvar="CWD_DEVICE", default="cpu", show_default=True, help="cpu, or emulated:N for N "
-              "emulated GPUs.")
+@click.option("--device", envvar="CWD_DEVICE", default="cpu", show_default=True, help="cpu, cuda (a worker for "
+              "each GPU), cuda:K, or emulated:N for N emulated GPUs.")
 @click.option("--workers", envvar="CWD_WORKERS", default=1, show_default=True, type=click.IntRange(1),
               help="How many worker processes.")
 @click.option("--pool", envvar="CWD_POOL", default="1GiB", show_default=True, help="Memory for weights, per device.")
-@click.option("--page", envvar="CWD_PAGE", default="1MiB", show_default=True, help="Size of a page of it.")
+@click.option("--page", envvar="CWD_PAGE", help="Size of a page of it.  [default: 1MiB; on GPUs 16MiB]")
 @click.option("--policy", envvar="CWD_POLICY", default=POLICY, show_default=True, help="The scheduler's policy.")
 @click.option("--run-dir", envvar="CWD_RUN_DIR", type=click.Path(path_type=Path), default=run_dir, help="Folder of the "
               "sockets and logs.")
-def up(repository: str, device: str, workers: int, pool: str, page: str, policy: str, run_dir: Path) -> None:
-    """Bring up a controller and workers on this machine; Ctrl-C stops them.
+def up(repository: str, device: str, workers: int, pool: str, page: str | None, policy: str, run_dir: Path) -> None:
+    """Bring up a controller and workers on this machine; Ctrl-C stops them. A worker that ends is started again.
 
     Further settings of the daemons come from CWD_* variables.
     """
@@ -35,6 +35,7 @@ def up(repository: str, device: str, workers: int, pool: str, page: str, policy:
 
     settings = load_config()
 
+    page = page or ("16MiB" if device.startswith("cuda") else "1MiB")
     cluster = LocalCluster(repository if Path(repository).is_dir() else "", workers=workers, device=device, pool=pool,
                            page=page, policy=policy, folder=run_dir, controller={"state_dir": ""}, timeout=600,
                            progress=say)
@@ -53,7 +54,8 @@ def up(repository: str, device: str, workers: int, pool: str, page: str, policy:
                 say(f"every event is logged in {default_state_dir()}, {kept} (CWD_LOG_KEEP, CWD_LOG=no)")
             say(f"ready: clients connect to {cluster.endpoint()} (Ctrl-C stops)")
             while True:
-                cluster.check()
+                for text in cluster.mend():
+                    say(f"{text}; it is started again")
                 time.sleep(0.5)
     except KeyboardInterrupt:
         say("stopped")

@@ -23,6 +23,8 @@ from cwd.units import parse_size_bytes
 
 #: unix sockets' paths have at most 107 bytes
 _FOLDER_BYTES_MAX = 80
+#: a worker that ends more often than that within so many seconds is not started again
+_ENDS_MAX, _ENDS_S = 3, 60.0
 
 Settings = Mapping[str, Any]
 
@@ -30,9 +32,10 @@ Settings = Mapping[str, Any]
 class LocalCluster:
     """A controller and `workers` worker processes, from READY at the start of a `with` block to nothing at its end.
 
-    `repository` is the folder of models ("" for none); `device` is "cpu" or "emulated:N" (N GPUs in each worker's
-    process). Each device has a pool of `pool` bytes in pages of `page`. `controller` and `worker` hold further settings
-    of those daemons, by their names (`{"slo_max": "10s"}`); `cores` pins them: {"controller": [0], "worker": [1]}.
+    `repository` is the folder of models ("" for none); `device` is "cpu", "emulated:N" (N GPUs in each worker's
+    process), "cuda:K", or "cuda": a worker for each GPU of the machine, whatever `workers` says.
+    Each device has a pool of `pool` bytes in pages of `page`. `controller` and `worker` hold further settings of those
+    daemons, by their names (`{"slo_max": "10s"}`); `cores` pins them: {"controller": [0], "worker": [1]}.
     Raises `ChildDied` with a daemon's last words if one does not get ready within `timeout` seconds.
     """
 
@@ -55,8 +58,9 @@ class LocalCluster:
                  "page_bytes": page_bytes, "repository": os.path.abspath(repository) if repository else "", **(controller or {})}
         self._controller = Child("controller", ["controller", *_flags(given)], log=self.folder / "controller.log",
                                  folder=self.folder, cores=cores.get("controller"))
-        self._workers = []
-        for index in range(workers):
+        self._workers: list[Child] = []
+        self._ends: dict[str, list[float]] = {}
+        for index, device in enumerate(_devices(device, workers)):
             given = {"endpoint": self.endpoint("workers"), "device": device, "name": f"worker-{index}",
                      "repo": os.path.abspath(repository) if repository else "", "pages": pool_bytes // page_bytes,
                      "page_bytes": page_bytes, **(worker or {})}
@@ -111,6 +115,26 @@ class LocalCluster:
         for child in self.children:
             if not child.alive:
                 raise child.died()
+
+    def mend(self) -> list[str]:
+        """Start workers again that have ended, without waiting for them; their last words.
+
+        Raises `ChildDied` for the controller, or for a worker that does not stay: it ended more often than
+        `_ENDS_MAX` times within `_ENDS_S` seconds.
+        """
+        if not self._controller.alive:
+            raise self._controller.died()
+        found, now_s = [], time.monotonic()
+        for child in self._workers:
+            if child.alive:
+                continue
+            ends = self._ends.setdefault(child.name, [])
+            ends[:] = [at_s for at_s in ends if now_s - at_s < _ENDS_S] + [now_s]
+            if len(ends) > _ENDS_MAX:
+                raise child.died()
+            found.append(str(child.died()))
+            child.start()
+        return found
 
     # talking to it
 
@@ -191,6 +215,18 @@ def _flags(settings: Settings) -> list[str]:
         elif value != "":
             flags += [f"--{flag}", str(value)]
     return flags
+
+
+def _devices(device: str, workers: int) -> list[str]:
+    """The device of each worker."""
+    if device != "cuda":
+        return [device] * workers
+    from cwd.worker.backends.cuda import count
+
+    found = count()
+    if not found:
+        raise CwdError("torch sees no GPU on this machine", code=Code.BAD_ARGUMENT)
+    return [f"cuda:{index}" for index in range(found)]
 
 
 def _bytes(size: str | int) -> int:

@@ -178,8 +178,7 @@ class _Answerer:
         from cwd.models import profile
 
         found = {}
-        for path in self._repository.program_folder(program_hash).glob("profile.*.json"):
-            kind = path.name.removeprefix("profile.").removesuffix(".json")
+        for kind in self._repository.profiled_kinds(program_hash):
             try:
                 value = profile.read(self._repository, program_hash, kind)
             except CwdError as error:

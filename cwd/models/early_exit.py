@@ -45,7 +45,7 @@ class EarlyExitEncoder(nn.Module):
     def forward(self, features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """features: float32 [batch, tokens, width]; logits float32 [batch, classes], and the depth i64 [batch] they are of."""
         hidden = features + self.positions
-        logits, depths = features.new_zeros(0), torch.zeros(len(features), dtype=torch.int64)
+        logits, depths = features.new_zeros(0), torch.zeros(len(features), dtype=torch.int64, device=features.device)
         for depth, block in enumerate(self.blocks, 1):
             hidden = block(hidden)
             if str(depth) in self.exits:

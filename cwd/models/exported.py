@@ -33,14 +33,28 @@ def file_sha256(path: str | os.PathLike[str]) -> str:
         raise RepositoryError(f"{path}: {error.strerror}") from None
 
 
-def load_exported(path: str | os.PathLike[str], sha256: str, *, trusted: bool) -> torch.nn.Module:
-    """The stored program as a module on the meta device. UNTRUSTED_PROGRAM, CORRUPT, or BAD_MODEL."""
+def load_exported(path: str | os.PathLike[str], sha256: str, *, trusted: bool,
+                  device: torch.device | str = "cpu") -> torch.nn.Module:
+    """The stored program as a module whose weights are on the meta device, to be run on `device`. UNTRUSTED_PROGRAM,
+    CORRUPT, or BAD_MODEL."""
     if not trusted:
         raise RepositoryError(f"{path}: an exported program is code, and its repository has no file TRUSTED",
                               code=Code.UNTRUSTED_PROGRAM)
     if file_sha256(path) != sha256:
         raise RepositoryError(f"{path}: its sha256 differs from the one recorded", code=Code.CORRUPT)
-    return module_of(read_exported(path))
+    program = read_exported(path)
+    _retarget(program, torch.device(device))
+    return module_of(program)
+
+
+def _retarget(program: torch.export.ExportedProgram, device: torch.device) -> None:
+    """Have a program make its tensors on `device`, wherever it was exported (torch's own pass fails on meta weights)."""
+    for node in program.graph.nodes:
+        if node.kwargs.get("device") is not None:
+            node.kwargs = {**node.kwargs, "device": device}
+    for name, value in program.constants.items():
+        if isinstance(value, torch.Tensor):
+            program.constants[name] = value.to(device)
 
 
 def read_exported(path: str | os.PathLike[str]) -> torch.export.ExportedProgram:

@@ -2,7 +2,7 @@
 
 The module is built once, on the meta device, so it owns no weights. `bind` makes views into an instance's page image;
 running a binding first puts those views into the module's own `_parameters` and `_buffers` dictionaries, about 50 ns a
-tensor and no copy. Buffers that are no part of the weights (position ids, ...) are made once, on the CPU. Knows nothing
+tensor and no copy. Buffers that are no part of the weights (position ids, ...) are made once. Knows nothing
 of actions, windows or sockets. One thread at a time may run a program.
 """
 
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import importlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,6 +33,8 @@ DTYPES = {
     "BF16": torch.bfloat16, "I32": torch.int32, "F32": torch.float32, "I64": torch.int64, "F64": torch.float64,
 }
 Place = tuple[dict[str, Any], str]
+#: shape and dtype
+ArraySpec = tuple[torch.Size, torch.dtype]
 
 
 @dataclass(frozen=True)
@@ -64,9 +66,10 @@ class Buffers:
 class Program:
     """A built program. `plan` is what fit.py's kernels take."""
 
-    def __init__(self, spec: ProgramSpec, module: torch.nn.Module) -> None:
+    def __init__(self, spec: ProgramSpec, module: torch.nn.Module, device: torch.device | str = "cpu") -> None:
         self.spec = spec
         self.module = module
+        self.device = torch.device(device)
         self.layout = Layout.of(spec)
         self.plan = fit.make_plan(spec)
         self._dtypes = sorted({weight.dtype for weight in spec.weights})
@@ -78,13 +81,14 @@ class Program:
         self._forward = _without_detour(module)
 
     @classmethod
-    def load(cls, repository: Repository, program_hash: bytes) -> Program:
-        """Build a stored program. `RepositoryError`: UNTRUSTED_PROGRAM, CORRUPT, or BAD_MODEL with what went wrong."""
+    def load(cls, repository: Repository, program_hash: bytes, device: torch.device | str = "cpu") -> Program:
+        """Build a stored program for a device. `RepositoryError`: UNTRUSTED_PROGRAM, CORRUPT, or BAD_MODEL with what went
+        wrong."""
         spec = repository.program(program_hash)
         if spec.exported:
             path = repository.program_folder(program_hash) / EXPORTED_FILE
-            return cls(spec, load_exported(path, spec.exported, trusted=repository.trusted))
-        return cls(spec, build_module(spec.factory, spec.args, trusted=repository.trusted))
+            return cls(spec, load_exported(path, spec.exported, trusted=repository.trusted, device=device), device)
+        return cls(spec, build_module(spec.factory, spec.args, trusted=repository.trusted, device=device), device)
 
     def bind(self, flat: torch.Tensor) -> Binding:
         """Views of the instance's image `flat` (u8[>= image_bytes], 16-byte aligned); it must outlive the binding."""
@@ -105,7 +109,9 @@ class Program:
         """The input arrays to fill before `run`; made on first use and reused ever after."""
         found = self._buffers.get((batch, size_class))
         if found is None:
-            found = self._buffers[batch, size_class] = self._make_buffers(batch, size_class)
+            wanted, _ = self.array_specs(batch, size_class)
+            found = self.make_buffers(batch, size_class, tuple(torch.zeros(shape, dtype=dtype) for shape, dtype in wanted))
+            self._buffers[batch, size_class] = found
         return found
 
     def run(self, binding: Binding, batch: int, size_class: int) -> list[torch.Tensor]:
@@ -113,14 +119,15 @@ class Program:
 
         They may be overwritten by the next run. Raises `RepositoryError` if the module gives something else.
         """
-        return self._run(binding, self.buffers(batch, size_class))
+        return self.run_in(binding, self.buffers(batch, size_class))
 
     def call(self, binding: Binding, batch: int, size_class: int) -> Any:
         """What the module itself returns for the filled buffers."""
         with torch.inference_mode():
             return self._call(binding, self.buffers(batch, size_class))
 
-    def _run(self, binding: Binding, buffers: Buffers) -> list[torch.Tensor]:
+    def run_in(self, binding: Binding, buffers: Buffers) -> list[torch.Tensor]:
+        """`run` with buffers that were made before."""
         if torch.is_inference_mode_enabled():  # to enter it costs more than to ask
             return self._outputs(self._call(binding, buffers), buffers)
         with torch.inference_mode():
@@ -135,18 +142,28 @@ class Program:
             reordered.copy_(filled)
         return self._forward(*buffers.positional, **buffers.keywords)
 
-    def execute(self, binding: Binding, batch: int, size_class: int, payloads: np.ndarray, sizes: np.ndarray,
-                dims: np.ndarray, n: int, results: np.ndarray) -> int:
-        """Fit n requests, run, and trim into `results` (see fit.py for the arrays); returns 0 or fit_inputs' code."""
-        buffers = self._buffers.get((batch, size_class)) or self.buffers(batch, size_class)
-        inputs, patterns, out, _ = self.plan
-        code = fit.fit_inputs(inputs, patterns, buffers.limits, batch, payloads, sizes, dims, n, buffers.addresses)
-        if code != fit.OK:
-            return code
-        outputs = self._run(binding, buffers)
+    def fit(self, buffers: Buffers, batch: int, payloads: np.ndarray, sizes: np.ndarray, dims: np.ndarray,
+            targets: np.ndarray | None = None) -> int:
+        """Fill a batch's inputs from requests (see fit.py for the arrays), or others of their sizes at the addresses
+        `targets` i8[n]; returns 0 or fit_inputs' code."""
+        inputs, patterns, _, _ = self.plan
+        return fit.fit_inputs(inputs, patterns, buffers.limits, batch, payloads, sizes, dims, len(payloads),
+                              buffers.addresses if targets is None else targets)
+
+    def trim(self, buffers: Buffers, outputs: Sequence[torch.Tensor], dims: np.ndarray, results: np.ndarray) -> None:
+        """Write each request's part of a batch's `outputs`, which lie in host memory, to results i8[n]."""
         for index, tensor in enumerate(outputs):
             buffers.sources[index] = tensor.data_ptr()
-        return fit.fit_outputs(out, buffers.limits, dims, n, buffers.sources, results)
+        fit.fit_outputs(self.plan.outputs, buffers.limits, dims, len(results), buffers.sources, results)
+
+    def execute(self, binding: Binding, batch: int, size_class: int, payloads: np.ndarray, sizes: np.ndarray,
+                dims: np.ndarray, results: np.ndarray) -> int:
+        """Fit requests, run, and trim into `results`; returns 0 or fit_inputs' code."""
+        buffers = self.buffers(batch, size_class)
+        code = self.fit(buffers, batch, payloads, sizes, dims)
+        if code == fit.OK:
+            self.trim(buffers, self.run_in(binding, buffers), dims, results)
+        return code
 
     def infer(self, binding: Binding, payloads: list[bytes | np.ndarray], dims: list[tuple[int, ...]], *,
               batch: int = 0, size_class: int = -1) -> list[np.ndarray]:
@@ -159,28 +176,32 @@ class Program:
             raise RepositoryError(f"no size class holds {dims}", code=Code.UNKNOWN_SIZE)
         batch = batch or next((size for size in self.spec.batch_sizes if size >= n), n)
         results = [np.empty(int(fit.row_bytes(self.plan.outputs, row)), np.uint8) for row in requests.dims]
-        code = self.execute(binding, batch, size_class, requests.addresses, requests.sizes, requests.dims, n,
+        code = self.execute(binding, batch, size_class, requests.addresses, requests.sizes, requests.dims,
                             np.array([result.ctypes.data for result in results], np.int64))
         if code != fit.OK:
             raise RepositoryError("the requests do not fit", code=Code(code))
         return results
 
-    def _make_buffers(self, batch: int, size_class: int) -> Buffers:
+    def array_specs(self, batch: int, size_class: int) -> tuple[list[ArraySpec], list[ArraySpec]]:
+        """Shapes and dtypes of a batch's inputs, and of its outputs."""
         dims = self.spec.class_dims(size_class)
-        tensors = tuple(
-            torch.zeros((batch, *tensor.sizes(self.spec.axes, dims)), dtype=getattr(torch, tensor.dtype))
-            for tensor in self.spec.inputs)
-        addresses = np.array([tensor.data_ptr() for tensor in tensors], np.int64)
+        inputs, outputs = (
+            [(torch.Size((batch, *tensor.sizes(self.spec.axes, dims))), getattr(torch, tensor.dtype)) for tensor in tensors]
+            for tensors in (self.spec.inputs, self.spec.outputs))
+        return inputs, outputs
+
+    def make_buffers(self, batch: int, size_class: int, tensors: tuple[torch.Tensor, ...]) -> Buffers:
+        """Buffers whose inputs are these (of `array_specs`, on the program's device)."""
         given, pairs = tensors, []
         if self.spec.memory_format == "channels_last":
             given = tuple(torch.empty_like(tensor, memory_format=torch.channels_last) if tensor.ndim == 4 else tensor
                           for tensor in tensors)
             pairs = [pair for pair in zip(tensors, given, strict=True) if pair[0] is not pair[1]]
-        outputs = tuple((torch.Size((batch, *tensor.sizes(self.spec.axes, dims))), getattr(torch, tensor.dtype))
-                        for tensor in self.spec.outputs)
+        outputs = tuple(self.array_specs(batch, size_class)[1])
         names = [tensor.name for tensor in self.spec.inputs]
         positional = self.spec.call == "positional"
-        return Buffers(self.plan.classes[size_class], outputs, np.zeros(len(outputs), np.int64), tensors, addresses,
+        return Buffers(self.plan.classes[size_class], outputs, np.zeros(len(outputs), np.int64), tensors,
+                       np.array([tensor.data_ptr() for tensor in tensors], np.int64),
                        tuple(pairs), given if positional else (),
                        {} if positional else dict(zip(names, given, strict=True)))
 
@@ -231,8 +252,9 @@ def places_of(module: torch.nn.Module) -> list[tuple[list[str], list[Place], tor
     return list(groups.values())
 
 
-def build_module(factory: str, args: dict[str, Any], *, trusted: bool) -> torch.nn.Module:
-    """The factory's module on the meta device, in eval mode, with everything that is no weight made real on the CPU."""
+def build_module(factory: str, args: dict[str, Any], *, trusted: bool,
+                 device: torch.device | str = "cpu") -> torch.nn.Module:
+    """The factory's module on the meta device, in eval mode, with everything that is no weight made real on `device`."""
     make = find_factory(factory, trusted=trusted)
     try:
         with torch.device("meta"):
@@ -241,7 +263,7 @@ def build_module(factory: str, args: dict[str, Any], *, trusted: bool) -> torch.
         if strays:
             donor = dict(_modules_and_values(_call(make, factory, args)))
             for holder, key, path in strays:
-                holder[key] = donor[path].detach().clone()
+                holder[key] = donor[path].detach().clone().to(device)
     except RepositoryError:
         raise
     except Exception as error:

@@ -194,6 +194,11 @@ class Repository:
         path = self.profile_path(program_hash, kind)
         return read_json(path) if path.exists() else None
 
+    def profiled_kinds(self, program_hash: bytes) -> list[str]:
+        """Kinds of device for which the program has a profile, sound or not."""
+        names = (path.name for path in self.program_folder(program_hash).glob("profile.*.json"))
+        return sorted(name.removeprefix("profile.").removesuffix(".json") for name in names)
+
     def _program_folders(self) -> list[Path]:
         folder = self.root / PROGRAMS_FOLDER
         return sorted(path for path in folder.iterdir() if not path.name.startswith(".")) if folder.is_dir() else []

@@ -179,6 +179,25 @@ def agenda_next(agenda, lane, now_ns, out):
 
 
 @lean_kernel
+def agenda_ahead(agenda, lane, out):
+    """Copy the action that is next to the record `out`, whether it may start or not; False if none is, or it was there."""
+    state = agenda.lanes[lane]
+    if state["count"] == 0:
+        return False
+    action = agenda.actions[lane][state["head"]]
+    if action["session"] != state["session"] or same_action(action, out):
+        return False
+    copy_action(action, out)
+    return True
+
+
+@inner_kernel
+def same_action(one, other):
+    """Whether two records are of the same action: its number means something in its session."""
+    return one["action"] == other["action"] and one["session"] == other["session"]
+
+
+@lean_kernel
 def agenda_done(agenda, lane):
     """What `lane` started has ended; the next may start."""
     agenda.lanes[lane]["running"] = -1

@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from cwd.errors import CwdError, RepositoryError
+from cwd.errors import Code, CwdError, RepositoryError
 from cwd.models.repository import Entry, Repository
 from cwd.net.notify import notify
 from cwd.net.wake import drain, signal_pipe
@@ -26,13 +26,14 @@ from cwd.units import format_duration, format_size
 from cwd.worker.options import WorkerOptions
 
 if TYPE_CHECKING:
+    from cwd.worker.backends.base import Backend
     from cwd.worker.host import DeviceWorker
     from cwd.worker.host_store import HostStore
 
 LOG = logging.getLogger("cwd.worker")
 
-#: Windows bound ahead for each program; more are bound by the LOADs that need them.
-_WINDOWS_AHEAD = 256
+#: Seats bound ahead for each program; more are bound by the LOADs that need them.
+_SEATS_AHEAD = 256
 #: After so long without a controller a line says what is being waited for.
 _PATIENCE_S = 2.0
 _FDS_PER_GPU = 4
@@ -119,10 +120,8 @@ def _run_device(options: WorkerOptions, signals: _Signals) -> int:
     repository = Repository(options.repo)
     _say("loading kernels and torch")
     warm_device()
-    from cwd.worker.backends.cpu import CpuBackend
-
-    backend = CpuBackend(repository)
-    store = HostStore(repository, options.host_bytes)
+    backend = _backend(options, repository)
+    store = HostStore(repository, options.host_bytes, backend.host_memory)
     worker = DeviceWorker(options, backend, store)
     if options.preload:
         _preload(worker, store, signals)
@@ -139,9 +138,25 @@ def _run_device(options: WorkerOptions, signals: _Signals) -> int:
         notify(stopping=True)
         if worker.failure is None:
             worker.stop()
+        elif worker.failure is worker.device.lost:
+            worker.stop(str(worker.failure), int(Code.DEVICE_ERROR))
     if isinstance(worker.failure, CwdError):
         raise worker.failure
     return 0 if worker.failure is None else 1
+
+
+def _backend(options: WorkerOptions, repository: Repository) -> Backend:
+    """What runs the programs. torch is imported here, and CUDA only where it is asked for."""
+    if options.kind == "cpu":
+        from cwd.worker.backends.cpu import CpuBackend
+
+        return CpuBackend(repository)
+    from cwd.worker.backends.cuda import CudaGpu
+    from cwd.worker.backends.paged import PagedBackend
+
+    return PagedBackend(repository, CudaGpu(options.index, options.host_bytes), window_bytes=options.window_bytes,
+                        slot_bytes=options.slot_bytes, depth=options.copies_max,
+                        mapped=options.mapped)
 
 
 def _serve(worker: DeviceWorker, signals: _Signals, options: WorkerOptions) -> None:
@@ -180,7 +195,7 @@ def _preload(worker: DeviceWorker, store: HostStore, signals: _Signals) -> None:
     with worker.backend.thread():
         for fault in store.stage_all(usable, _progress("staging")):
             _say(fault)
-        worker.device.reserve_windows(_WINDOWS_AHEAD)
+        worker.device.reserve_seats(_SEATS_AHEAD)
 
 
 def _progress(what: str) -> Callable[[int, int, str], None]:

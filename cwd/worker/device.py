@@ -11,19 +11,19 @@ import logging
 import threading
 import time
 from collections import defaultdict
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from cwd.errors import Code, RepositoryError
+from cwd.errors import Code, CwdError, RepositoryError
 from cwd.units import NS_PER_S
 from cwd.worker import entries as en
 from cwd.worker import residency as rs
 from cwd.worker.agenda import NEVER
-from cwd.worker.backends.base import Backend
+from cwd.worker.backends.base import Backend, Pool
 from cwd.worker.hello import image_bytes, images_resident
 from cwd.worker.host_store import HostStore
-from cwd.worker.pages import PagePool
 
 LOG = logging.getLogger("cwd.worker")
 OK = int(Code.OK)
@@ -34,10 +34,10 @@ _now = time.monotonic_ns
 REPEATS_MAX = 1000
 
 
-class Window(NamedTuple):
-    """A range of addresses with what the backend bound to it, for instances of one program."""
+class Seat(NamedTuple):
+    """A seat of the pool with what the backend bound to it, for instances of one program."""
 
-    address: int
+    number: int
     pages: int
     program: bytes
     bound: Any
@@ -57,7 +57,7 @@ class Done(NamedTuple):
 class Device:
     """See above. `rows_max` bounds a batch; `bytes_per_s` throttles LOADs where it is not 0."""
 
-    def __init__(self, backend: Backend, store: HostStore, pool: PagePool, entries: en.Entries, *, rows_max: int,
+    def __init__(self, backend: Backend, store: HostStore, pool: Pool, entries: en.Entries, *, rows_max: int,
                  bytes_per_s: int = 0) -> None:
         self.backend, self.store, self.pool, self.entries = backend, store, pool, entries
         self.residency = rs.make_residency(1, pool.pages)
@@ -66,8 +66,16 @@ class Device:
         self.programs: list[bytes] = []
         #: (session, the controller's program_index) -> index into `programs`
         self._numbers: dict[tuple[int, int], int] = {}
-        self._window_of: dict[int, Window] = {}
-        self._spare: dict[bytes, list[Window]] = defaultdict(list)
+        self._seat_of: dict[int, Seat] = {}
+        #: seats that nobody has: by program, and the numbers of those that serve any
+        self._spare: dict[bytes, list[Seat]] = defaultdict(list)
+        self._shared: list[int] = []
+        #: the slot that the next batch is staged in; and how that went, if it was done ahead (None: it could not be done)
+        self._slot = 0
+        self._ahead: int | None = None
+        self._ahead_program = b""
+        #: why nothing will ever work again
+        self.lost: CwdError | None = None
         self._lock = threading.Lock()
         self._using = -1
         #: to wait for the end of what executes; and how many do
@@ -94,25 +102,54 @@ class Device:
 
     # the exec thread
 
-    def execute(self, model: int, entry: int, batch: int, size_class: int, rows: int) -> Done:
-        """EXEC: the batch whose `rows` payloads are in the entry."""
+    def stage_ahead(self, model: int, entry: int, batch: int, size_class: int, rows: int) -> None:
+        """Stage the inputs of the EXEC that will be next, while another executes or nothing may start yet."""
+        self._ahead = None
+        with self._lock:
+            index = int(rs.resident_find(self.residency, 0, model))
+            program = self.programs[self.residency.residents[0, index]["program"]] if index >= 0 else None
+        if program is not None:
+            self._ahead_program = program
+            try:
+                self._ahead = self._stage(program, entry, batch, size_class, rows)
+            except Exception as error:
+                self._failed(program, error)
+
+    def _stage(self, program: bytes, entry: int, batch: int, size_class: int, rows: int) -> int:
+        payloads, sizes = self._arrays[rows][:2]
+        en.entry_payloads(self.entries, entry, rows)
+        return self.backend.stage(self._slot, program, batch, size_class, payloads, sizes, self.entries.dims[entry, :rows])
+
+    def execute(self, model: int, entry: int, batch: int, size_class: int, rows: int, staged: bool,
+                meanwhile: Callable[[], None]) -> Done:
+        """EXEC: the batch whose `rows` payloads are in the entry; `staged`: `stage_ahead` was called for it last.
+
+        `meanwhile` is called again and again while the device works.
+        """
         begin_ns = _now()
-        window = self._enter(model)
-        if window is None:
+        seat = self._enter(model)
+        if seat is None:
             return Done(int(Code.NOT_RESIDENT), begin_ns, begin_ns)
-        payloads, sizes, results, out_sizes = self._arrays[rows]
-        dims = self.entries.dims[entry, :rows]
-        opened, clock_ns = False, self.backend.clock_ns()
+        backend, (_, _, results, out_sizes) = self.backend, self._arrays[rows]
+        opened, device_ns = False, 0
         try:
-            self.backend.output_bytes(window.program, dims, out_sizes)
-            opened = en.entry_open(self.entries, entry, rows)
-            status = self.backend.execute(window.program, window.bound, batch, size_class, payloads, sizes, dims,
-                                          results) if opened else int(Code.DEVICE_ERROR)
+            # until its turn came the model may have left and come back as an instance of another program
+            status = self._ahead if staged and self._ahead_program == seat.program else None
+            if status is None:
+                status = self._stage(seat.program, entry, batch, size_class, rows)
+            if status == OK:
+                backend.output_bytes(seat.program, self.entries.dims[entry, :rows], out_sizes)
+                opened = en.entry_open(self.entries, entry, rows)
+                status = OK if opened else int(Code.DEVICE_ERROR)
+            if status == OK:
+                slot, self._slot = self._slot, (self._slot + 1) % backend.slots
+                backend.start(slot, seat.bound)
+                while not backend.ended():
+                    meanwhile()
+                device_ns = backend.finish(results)
         except Exception as error:  # whatever a model does, it costs this action only
-            self._complain(window.program, error)
-            status = int(Code.DEVICE_ERROR)
+            status = self._failed(seat.program, error)
         if status == OK:
-            device_ns = self.backend.clock_ns() - clock_ns
             return Done(OK, begin_ns, _now(), device_ns, rows)
         if opened:
             en.entry_drop_outputs(self.entries, entry, rows)
@@ -121,19 +158,18 @@ class Device:
     def profile(self, action: np.void) -> Done:
         """PROFILE: device_ns is the median of the executions."""
         begin_ns = _now()
-        window = self._enter(int(action["model"]))
-        if window is None:
+        seat = self._enter(int(action["model"]))
+        if seat is None:
             return Done(int(Code.NOT_RESIDENT), begin_ns, begin_ns)
         median_ns, status = 0, OK
         try:
-            samples = self.backend.profile(window.program, window.bound, int(action["batch"]),
+            samples = self.backend.profile(seat.program, seat.bound, int(action["batch"]),
                                            int(action["size_class"]), min(max(int(action["repeats"]), 1), REPEATS_MAX))
             median_ns = sorted(samples)[len(samples) // 2]
         except RepositoryError as error:
             status = int(error.code)
         except Exception as error:
-            self._complain(window.program, error)
-            status = int(Code.DEVICE_ERROR)
+            status = self._failed(seat.program, error)
         return Done(status, begin_ns, _now(), median_ns)
 
     def prepare(self, session: int, fields: dict[str, Any]) -> Done:
@@ -151,8 +187,7 @@ class Device:
             LOG.warning("PREPARE of %s/%d: %s", fields["name"], fields["version"], error)
             status = int(error.code)
         except Exception as error:
-            self._complain(program, error)
-            status = int(Code.DEVICE_ERROR)
+            status = self._failed(program, error)
         if status == OK:
             number = self.programs.index(program)
             with self._lock:
@@ -165,14 +200,14 @@ class Device:
         if program not in self.programs:
             self.programs.append(program)
 
-    def _enter(self, model: int) -> Window | None:
-        """The window of the READY resident with that handle, whose pages now stay; None if there is none."""
+    def _enter(self, model: int) -> Seat | None:
+        """The seat of the READY resident with that handle, whose pages now stay; None if there is none."""
         with self._lock:
             index = rs.resident_usable(self.residency, 0, model)
             if index < 0:
                 return None
             self._using = index
-            return self._window_of[index]
+            return self._seat_of[index]
 
     def leave(self) -> None:
         """What executed is answered, and its pages may go: so no UNLOAD is answered before what it had to wait for."""
@@ -187,62 +222,75 @@ class Device:
         self._ended.wait(timeout_s)
         self._waiting -= 1
 
-    def _complain(self, program: bytes, error: Exception) -> None:
-        """Log a fault of a model, once for each kind."""
+    def _failed(self, program: bytes, error: Exception) -> int:
+        """Note and log a fault, a model's once for each kind; the code to answer with."""
         text = f"{type(error).__name__}: {error}".splitlines()[0][:300]
-        if (program, text) not in self._complained and len(self._complained) < 1000:
+        if self.backend.lost(error):
+            self.lost = self.lost or CwdError(f"the device is lost: {text}", code=Code.DEVICE_ERROR)
+        elif (program, text) not in self._complained and len(self._complained) < 1000:
             self._complained.add((program, text))
             LOG.error("program %s failed: %s", program.hex(), text)
+        return int(Code.DEVICE_ERROR)
 
     # the load thread
 
     def load(self, action: np.void) -> Done:
-        """LOAD: copy the image into free pages and map them."""
+        """LOAD: copy the image into free pages, and put those into a seat."""
         begin_ns = _now()
-        status = self._load(action)
-        return Done(status, begin_ns, _now(), pages_free=self.pages_free())
+        status, device_ns = self._load(action)
+        return Done(status, begin_ns, _now(), device_ns, pages_free=self.pages_free())
 
-    def _load(self, action: np.void) -> int:
+    def _load(self, action: np.void) -> tuple[int, int]:
         low, high, model, pages = (int(action[name]) for name in ("image_low", "image_high", "model", "pages"))
         number = self._numbers.get((int(action["session"]), int(action["program"])), -1)
         if number < 0:
-            return int(Code.NOT_PREPARED)
+            return int(Code.NOT_PREPARED), 0
         program, data = self.programs[number], self.store.images.get(image_bytes(low, high))
-        needed = max(1, -(-self.backend.image_bytes(program) // self.pool.page_bytes))
+        needed = self._pages_of(program)
         with self._lock:
             if rs.resident_adopt(self.residency, 0, model, low, high, pages) >= 0:
-                return OK
+                return OK, 0
         if data is None:
-            return int(Code.NOT_HERE)
+            return int(Code.NOT_HERE), 0
         if pages < needed or data.size < self.backend.image_bytes(program):
-            return int(Code.NO_PAGES)
-        index = self._take(model, low, high, pages)
+            return int(Code.NO_PAGES), 0
+        index = self._take(model, low, high, pages, number)
         if index < 0:
-            return -index
+            return -index, 0
         rs.resident_pages(self.residency, 0, index, self._pages)
-        window = self._window(program, needed)
-        if not self.pool.fill(window.address, self._pages[:needed], data, self.bytes_per_s):
-            self._spare[program].append(window)
-            with self._lock:
-                rs.resident_give(self.residency, 0, index)
-            return int(Code.DEVICE_ERROR)
-        with self._lock:
-            self.residency.residents[0, index]["program"] = number
-            self._window_of[index] = window
-            rs.resident_ready(self.residency, 0, index)
-        return OK
+        return self._fill(index, program, needed, data)
 
-    def _take(self, model: int, low: int, high: int, pages: int) -> int:
-        """Pages for the model, orphans giving way: index, or minus a code."""
+    def _fill(self, index: int, program: bytes, needed: int, data: np.ndarray) -> tuple[int, int]:
+        """Copy an image into a resident's pages: it is READY, or gone with its pages free again."""
+        seat, device_ns = None, -1
+        try:
+            seat = self._take_seat(program, needed)
+            device_ns = self.pool.fill(seat.number, self._pages[:needed], data, self.bytes_per_s)
+        except Exception as error:
+            self._failed(program, error)
         with self._lock:
-            while True:
+            if seat is None or device_ns < 0:
+                if seat is not None:
+                    self._keep(seat)
+                rs.resident_give(self.residency, 0, index)
+                return int(Code.DEVICE_ERROR), 0
+            self._seat_of[index] = seat
+            rs.resident_ready(self.residency, 0, index)
+        return OK, device_ns
+
+    def _take(self, model: int, low: int, high: int, pages: int, number: int) -> int:
+        """Pages for an instance of the program with that number, orphans giving way: index, or minus a code."""
+        while True:
+            with self._lock:
                 index = int(rs.resident_take(self.residency, 0, model, low, high, pages))
+                if index >= 0:
+                    self.residency.residents[0, index]["program"] = number
                 orphan = int(rs.resident_orphan_any(self.residency, 0))
                 if index != -rs.NO_PAGES or pages > self.pages_free() or orphan < 0:
                     return index
                 while self._using == orphan:
                     self._wait_end()
-                self._give(orphan)
+            self._give(orphan)
 
     def unload(self, action: np.void) -> Done:
         """UNLOAD: when its last use has ended, its pages are free. IN_USE if that is after the window."""
@@ -261,26 +309,42 @@ class Device:
                     return int(Code.IN_USE)
                 self._wait_end(None if latest_ns == NEVER else min(left_ns / NS_PER_S, 60))
             rs.resident_drain(self.residency, 0, index)
-            self._give(index)
+        self._give(index)
         return OK
 
     def _give(self, index: int) -> None:
-        """With the lock: unmap a resident that nobody uses, keep its window for the next one, free its pages."""
-        window = self._window_of.pop(index)
-        self.pool.clear(window.address, window.pages)
-        self._spare[window.program].append(window)
-        rs.resident_give(self.residency, 0, index)
+        """Empty the seat of a resident that nobody uses or can use, keep it for the next one, free the pages.
 
-    def _window(self, program: bytes, pages: int) -> Window:
-        """A spare window of the program, or a new one: binding is done once for each."""
-        if self._spare[program]:
+        Only the load thread has residents come and go, so nothing changes while it does this without the lock.
+        """
+        seat = self._seat_of[index]
+        self.pool.clear(seat.number, seat.pages)
+        with self._lock:
+            del self._seat_of[index]
+            self._keep(seat)
+            rs.resident_give(self.residency, 0, index)
+
+    def _pages_of(self, program: bytes) -> int:
+        return max(1, -(-self.backend.image_bytes(program) // self.pool.page_bytes))
+
+    def _take_seat(self, program: bytes, pages: int) -> Seat:
+        """A spare seat, or a new one: where seats are made to size, binding is done once for each."""
+        shared = pages <= self.pool.shared_pages
+        if not shared and self._spare[program]:
             return self._spare[program].pop()
-        address = self.pool.reserve(pages)
-        return Window(address, pages, program, self.backend.bind(program, address))
+        number = self._shared.pop() if shared and self._shared else self.pool.reserve(pages)
+        return Seat(number, pages, program, self.backend.bind(program, number))
 
-    def reserve_windows(self, limit: int) -> None:
-        """Bind windows ahead, at most `limit` for each program, so that no LOAD has to."""
+    def _keep(self, seat: Seat) -> None:
+        if seat.pages <= self.pool.shared_pages:
+            self._shared.append(seat.number)
+        else:
+            self._spare[seat.program].append(seat)
+
+    def reserve_seats(self, limit: int) -> None:
+        """Bind seats that are made to size ahead, at most `limit` for each program, so that no LOAD has to."""
         for program in self.programs:
-            needed = max(1, -(-self.backend.image_bytes(program) // self.pool.page_bytes))
-            made = [self._window(program, needed) for _ in range(min(limit, self.pool.pages // needed))]
-            self._spare[program].extend(made)
+            needed = self._pages_of(program)
+            if needed > self.pool.shared_pages:
+                made = [self._take_seat(program, needed) for _ in range(min(limit, self.pool.pages // needed))]
+                self._spare[program].extend(made)

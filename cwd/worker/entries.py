@@ -27,7 +27,7 @@ class Entries(Tables):
     outputs: np.ndarray  # u1 [n * rows_max, 64]: what the exec thread answers
     dims: np.ndarray  # u4 [n, rows_max, 4]
     used: np.ndarray  # i4 [n]: frames that are in use
-    batch: np.ndarray  # i8 [4, rows_max]: of the exec thread's entry, see PAYLOADS
+    batch: np.ndarray  # i8 [4, rows_max]: see PAYLOADS; the first two of what is staged, the others of what runs
     free: np.ndarray  # i4 [n]: a stack
     counts: np.ndarray  # i8 [2]: depth of the stack; the entry that the next message is read into
 
@@ -84,16 +84,22 @@ def entry_dims(entries, entry, address, n):
 
 
 @lean_kernel
-def entry_open(entries, entry, n):
-    """The exec thread: note in `batch` where the entry's n payloads lie, and make n output messages of OUT_SIZES bytes;
-    False: no memory."""
+def entry_payloads(entries, entry, n):
+    """The exec thread: note in `batch` where the entry's n payloads lie, and how long they are."""
     batch = entries.batch
     first = entry * (entries.frames.shape[0] // len(entries.used)) + 1
-    first_output = entry * rows_max(entries)
     for row in range(n):
         m = message(entries.frames, first + row)
         batch[PAYLOADS, row] = message_data(m)
         batch[SIZES, row] = message_size(m)
+
+
+@lean_kernel
+def entry_open(entries, entry, n):
+    """The exec thread: make n output messages of OUT_SIZES bytes, and note in `batch` where; False: no memory."""
+    batch = entries.batch
+    first_output = entry * rows_max(entries)
+    for row in range(n):
         out = message(entries.outputs, first_output + row)
         if message_alloc(out, batch[OUT_SIZES, row]) != 0:
             entry_drop_outputs(entries, entry, row)

@@ -33,7 +33,6 @@ from cwd.worker.device import Device, Done
 from cwd.worker.hello import caps_of
 from cwd.worker.host_store import HostStore
 from cwd.worker.options import WorkerOptions
-from cwd.worker.pages import PagePool
 from cwd.worker.session import Session
 
 LOG = logging.getLogger("cwd.worker")
@@ -53,10 +52,10 @@ class DeviceWorker:
     def __init__(self, options: WorkerOptions, backend: Backend, store: HostStore) -> None:
         self.options, self.backend = options, backend
         self.exchange = exchange = ex.make_exchange(options.agenda_max, options.rows_max, options.pages)
-        self.exec_lane = la.make_lane(exchange, exchange.exec_queue)
+        self.exec_lane = la.make_lane(exchange, exchange.exec_queue, stages=backend.slots > 1)
         self.load_lane = la.make_lane(exchange, exchange.load_queue)
         self.io = io_.Io(exchange=exchange, items=poll_fds(-1, int(exchange.fds[0])))
-        self.device = Device(backend, store, PagePool(options.pages, options.page_bytes), exchange.entries,
+        self.device = Device(backend, store, backend.make_pool(options.pages, options.page_bytes), exchange.entries,
                              rows_max=options.rows_max, bytes_per_s=options.load_bytes_per_s)
         self.context = make_context()
         #: the io thread's, with the exchange's lock: it closes and makes sockets
@@ -75,15 +74,15 @@ class DeviceWorker:
         for thread in self._threads:
             thread.start()
 
-    def stop(self, text: str = "the worker was told to stop") -> None:
-        """Say goodbye, finish what runs, end the threads, give everything back."""
+    def stop(self, text: str = "the worker was told to stop", code: int = 0) -> None:
+        """Finish what runs, end the threads, say goodbye with the reason, give everything back."""
         for lane in (self.exec_lane, self.load_lane):
             ex.queue_stop(lane.queue)
         for thread in self._threads[1:]:
             thread.join()
         ex.exchange_stop(self.exchange)
         self._threads[0].join()
-        self.session.goodbye(text)
+        self.session.goodbye(text, code)
         self.session.close(linger_ms=200)
         messages_close(self.exchange.entries.frames)
         messages_close(self.exchange.entries.outputs)
@@ -97,7 +96,7 @@ class DeviceWorker:
         try:
             run()
         except BaseException as error:
-            self.failure = error
+            self.failure = self.failure or error
             LOG.critical("%s ended: %s: %s", threading.current_thread().name, type(error).__name__, error)
             eventfd_signal(self.events_fd)
 
@@ -108,30 +107,47 @@ class DeviceWorker:
             os.sched_setaffinity(0, {self.options.pin_core})
         set_timer_slack(_TIMER_SLACK_NS)
         with self.backend.thread():
+            self.backend.warm()
             self._work(self.exec_lane, self.options.spin_ns, self._exec_one, self.device.leave)
 
     def _load(self) -> None:
         set_timer_slack(_TIMER_SLACK_NS)
-        self._work(self.load_lane, 0, self._load_one, lambda: None)
+        with self.backend.load_thread():
+            self._work(self.load_lane, 0, self._load_one, lambda: None)
 
-    def _work(self, lane: la.Lane, spin_ns: int, one: Callable[[np.ndarray], Done], after: Callable[[], None]) -> None:
-        action, done, write = lane.action, lane.done, la.DONE_FIELDS.pack_into
-        while la.lane_wait(lane, spin_ns) == la.START:
-            write(done, 0, *one(action))
+    def _work(self, lane: la.Lane, spin_ns: int, one: Callable[[np.ndarray, bool], Done],
+              after: Callable[[], None]) -> None:
+        action, done, write, device = lane.action, lane.done, la.DONE_FIELDS.pack_into, self.device
+        while (what := la.lane_wait(lane, spin_ns)) != la.STOP:
+            if what == la.STAGE:
+                self._stage_ahead()
+                continue
+            write(done, 0, *one(action, what == la.STAGED))
             la.lane_answer(lane)
             after()
+            if device.lost is not None:
+                raise device.lost
 
-    def _exec_one(self, action: np.ndarray) -> Done:
+    def _stage_ahead(self) -> None:
+        model, _, entry, batch, size_class, rows = ag.EXEC_FIELDS.unpack_from(self.exec_lane.ahead, ag.EXEC_AT)
+        self.device.stage_ahead(model, entry, batch, size_class, rows)
+
+    def _meanwhile(self) -> None:
+        """While the device executes: what has come that is next?"""
+        if la.lane_ahead(self.exec_lane):
+            self._stage_ahead()
+
+    def _exec_one(self, action: np.ndarray, staged: bool) -> Done:
         model, kind, entry, batch, size_class, rows = ag.EXEC_FIELDS.unpack_from(action, ag.EXEC_AT)
         if kind == TYPE_EXEC:
-            return self.device.execute(model, entry, batch, size_class, rows)
+            return self.device.execute(model, entry, batch, size_class, rows, staged, self._meanwhile)
         if kind == TYPE_PROFILE:
             return self.device.profile(action[0])
         session = int(action["session"][0])
         fields = self._prepares.pop((session, int(action["action"][0])), None)
         return Done(int(Code.ABANDONED), 0, 0) if fields is None else self.device.prepare(session, fields)
 
-    def _load_one(self, action: np.ndarray) -> Done:
+    def _load_one(self, action: np.ndarray, staged: bool) -> Done:
         return self.device.load(action[0]) if action["kind"][0] == TYPE_LOAD else self.device.unload(action[0])
 
     # the io thread, which has the exchange's lock whenever it is here

@@ -18,10 +18,11 @@ LOG = logging.getLogger("cwd.worker")
 
 
 class HostStore:
-    """Images by their 16-byte hash, within `bytes_max`."""
+    """Images by their 16-byte hash, within `bytes_max`; `memory` gives a u1 array for each, or raises `MemoryError`."""
 
-    def __init__(self, repository: Repository, bytes_max: int) -> None:
-        self.repository, self.bytes_max = repository, bytes_max
+    def __init__(self, repository: Repository, bytes_max: int,
+                 memory: Callable[[int], np.ndarray] = lambda size: np.empty(size, np.uint8)) -> None:
+        self.repository, self.bytes_max, self._memory = repository, bytes_max, memory
         self.bytes_used = 0
         #: image hash -> u1[image_bytes]; (entries are only ever added while actions run)
         self.images: dict[bytes, np.ndarray] = {}
@@ -36,11 +37,14 @@ class HostStore:
         size = max(manifest.image_bytes, 1)
         if self.bytes_used + size > self.bytes_max:
             self._forget_removed()
-        if self.bytes_used + size > self.bytes_max:
+        try:
+            out = self._memory(size) if self.bytes_used + size <= self.bytes_max else None
+        except MemoryError:
+            out = None
+        if out is None:
             raise RepositoryError(
                 f"{manifest.key}: the host store is full ({format_size(self.bytes_used)} of "
-                f"{format_size(self.bytes_max)} used, {format_size(size)} wanted)", code=Code.NOT_HERE)
-        out = np.empty(size, np.uint8)
+                f"{format_size(self.bytes_max)} used, {format_size(size)} in one piece wanted)", code=Code.NOT_HERE)
         self.repository.build_image(entry, out)
         out.flags.writeable = False
         self.images[image] = out

@@ -2,6 +2,7 @@
 
 A lane's thread sleeps without the GIL in `lane_wait` until the agenda says START, does the work in Python, writes how
 it ended into `lane.done`, sends that with `lane_answer` and waits again. What the agenda refuses never reaches Python.
+Where inputs can be staged ahead the thread also learns, while it works (`lane_ahead`) or waits, which EXEC is next.
 It must not know what the work is.
 """
 
@@ -14,10 +15,11 @@ import numpy as np
 from cwd.errors import Code
 from cwd.jit import inner_kernel, lean_kernel
 from cwd.net.clock import monotonic_ns
-from cwd.net.native import load_acquire
+from cwd.net.native import load_acquire, pause
 from cwd.net.sync import ring_advance, ring_arm, ring_disarm, ring_peek
 from cwd.net.wake import eventfd_clear, spin_until, wait_fd
 from cwd.tables import Tables
+from cwd.wire.kernel import TYPE_EXEC
 from cwd.worker import agenda as ag
 from cwd.worker import exchange as ex
 
@@ -25,9 +27,14 @@ OK = int(Code.OK)
 TOO_LATE = int(Code.TOO_LATE)
 ABANDONED = int(Code.ABANDONED)
 
-#: What `lane_wait` returns.
+#: What `lane_wait` returns; STAGED: start what STAGE, or `lane_ahead`, has told of before.
 START = 1
 STOP = 2
+STAGE = 3
+STAGED = 4
+
+#: how long `lane_ahead` looks; the end of an execution is noticed within it
+LOOK_NS = 10_000
 
 DONE = np.dtype([("status", "i8"), ("begin_ns", "i8"), ("end_ns", "i8"), ("device_ns", "i8"), ("rows_done", "i8"),
                  ("pages_free", "i8")], align=True)
@@ -43,11 +50,14 @@ class Lane(Tables):
     agenda: ag.Agenda  # one lane
     action: np.ndarray  # ACTION [1]: what runs
     done: np.ndarray  # DONE [1]: how it ended; pages_free -1: as before
+    ahead: np.ndarray  # ACTION [1]: what was last said to be next; session -1: nothing yet
+    stages: np.ndarray  # i8 [1]: 1 if the thread wants to know
 
 
-def make_lane(exchange: ex.Exchange, queue: ex.Queue) -> Lane:
+def make_lane(exchange: ex.Exchange, queue: ex.Queue, *, stages: bool = False) -> Lane:
     return Lane(exchange=exchange, queue=queue, agenda=ag.make_agenda(1, len(queue.actions.records)),
-                action=np.zeros(1, ag.ACTION), done=np.zeros(1, DONE))
+                action=np.zeros(1, ag.ACTION), done=np.zeros(1, DONE), ahead=ag.make_action(session=-1),
+                stages=np.array([stages], np.int64))
 
 
 @lean_kernel
@@ -61,7 +71,8 @@ def lane_answer(lane):
 
 @lean_kernel
 def lane_wait(lane, spin_ns):
-    """The lane's thread: sleep until an action may start (START: it is in `lane.action[0]`) or the lane ends (STOP)."""
+    """The lane's thread: sleep until an action may start (START, STAGED: it is in `lane.action[0]`), one has come that
+    will be next (STAGE: it is in `lane.ahead[0]`), or the lane ends (STOP)."""
     action = lane.action[0]
     while True:
         _take_in(lane)
@@ -70,15 +81,38 @@ def lane_wait(lane, spin_ns):
         now_ns = monotonic_ns()
         verdict, until_ns = ag.agenda_next(lane.agenda, 0, now_ns, action)
         if verdict == ag.START:
-            return START
+            return STAGED if ag.same_action(action, lane.ahead[0]) else START
         if verdict == ag.REFUSE:
             _refuse(lane, action, TOO_LATE)
         elif verdict == ag.DROP:
             _refuse(lane, action, ABANDONED)
+        elif _ahead(lane):
+            return STAGE
         elif verdict == ag.WAIT and until_ns - now_ns <= spin_ns:
             spin_until(until_ns)
         else:
             _sleep(lane, until_ns, spin_ns)
+
+
+@lean_kernel
+def lane_ahead(lane):
+    """The lane's thread, while the device works: whether an EXEC has come that will be next; it is in `lane.ahead[0]`, once.
+
+    It looks for LOOK_NS without the GIL: one that is taken and given back all the time is hardly ever another thread's.
+    """
+    until_ns = monotonic_ns() + LOOK_NS
+    while True:
+        _take_in(lane)
+        if _ahead(lane):
+            return True
+        if monotonic_ns() >= until_ns:
+            return False
+        pause()
+
+
+@inner_kernel
+def _ahead(lane):
+    return lane.stages[0] != 0 and ag.agenda_ahead(lane.agenda, 0, lane.ahead[0]) and lane.ahead[0]["kind"] == TYPE_EXEC
 
 
 @inner_kernel

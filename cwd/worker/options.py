@@ -16,7 +16,7 @@ GPUS_MAX = 4096
 class WorkerOptions:
     """See the comments; sizes in bytes, times in nanoseconds."""
 
-    #: "cpu", or "emulated:N" for N emulated GPUs in this one process
+    #: "cpu", "cuda:K" for the GPU with that index, or "emulated:N" for N emulated GPUs in this one process
     device: str = "cpu"
     #: the controller's socket for workers
     endpoint: str = "ipc:///run/cwd/workers.sock"
@@ -25,8 +25,14 @@ class WorkerOptions:
     repo: str = ""
     pages: int = 64
     page_bytes: int = 16 << 20
-    #: how much memory the page images of the host store may take (cpu)
+    #: how much memory the page images of the host store may take (cpu, cuda: there it is set aside and page-locked)
     host_bytes: int = 8 << 30
+    #: cuda: the largest instance's weights; the largest batch's inputs, or outputs; page copies under way at most
+    window_bytes: int = 1 << 30
+    slot_bytes: int = 64 << 20
+    copies_max: int = 2
+    #: cuda: let programs larger than the window run where their pages are mapped, step by step (needs cuda-bindings)
+    mapped: bool = False
     #: slow LOADs down to this many bytes per second, to imitate a bus; 0 for none. Emulated LOADs take exactly this
     load_bytes_per_s: int = 0
     #: pin the exec thread (emulated: the process) to this core; -1 for no pinning
@@ -47,14 +53,15 @@ class WorkerOptions:
     profile_kind: str = "emulated"
 
     def __post_init__(self) -> None:
-        if not re.fullmatch(r"cpu|emulated(:[0-9]+)?", self.device):
-            raise CwdError(f"device {self.device!r} is not cpu or emulated:N")
+        if not re.fullmatch(r"cpu|(cuda|emulated)(:[0-9]{1,9})?", self.device):
+            raise CwdError(f"device {self.device!r} is not cpu, cuda:K or emulated:N")
         if self.kind == "emulated" and not 1 <= self.gpus <= GPUS_MAX:
             raise CwdError(f"{self.gpus} emulated GPUs: 1 to {GPUS_MAX} are possible")
-        if self.kind == "cpu" and not self.repo:
-            raise CwdError("the cpu backend needs a repository (--repo)")
+        if self.kind in ("cpu", "cuda") and not self.repo:
+            raise CwdError(f"the {self.kind} backend needs a repository (--repo)")
         for name, low in (("pages", 1), ("page_bytes", 1), ("agenda_max", 1), ("rows_max", 1), ("host_bytes", 0),
-                          ("load_bytes_per_s", 0), ("spin_ns", 0), ("out_bytes", 0), ("noise_ppm", 0)):
+                          ("window_bytes", 1), ("slot_bytes", 1), ("copies_max", 1), ("load_bytes_per_s", 0),
+                          ("spin_ns", 0), ("out_bytes", 0), ("noise_ppm", 0)):
             if getattr(self, name) < low:
                 raise CwdError(f"{name} is {getattr(self, name)}, wanted at least {low}")
         if self.page_bytes % mmap.PAGESIZE:
@@ -69,4 +76,9 @@ class WorkerOptions:
     @property
     def gpus(self) -> int:
         """How many devices this process stands for."""
-        return int(self.device.partition(":")[2] or 1)
+        return int(self.device.partition(":")[2] or 1) if self.kind == "emulated" else 1
+
+    @property
+    def index(self) -> int:
+        """Which of the machine's GPUs it is."""
+        return int(self.device.partition(":")[2] or 0)

@@ -3,7 +3,8 @@
 A *window* is a range of addresses that is reserved once and never moves. LOAD copies a page image into free pages of
 the pool and maps those pages, in order, into a window: the model's weights are contiguous there, without fragmentation
 and without a second copy. UNLOAD takes the mapping away, so that a stray use faults instead of reading another model.
-What is bound to a window's addresses (tensors) stays valid for the next model that is mapped there.
+What is bound to a window's addresses (tensors) stays valid for the next model that is mapped there: a window is a *seat*
+of backends/base.py's Pool, its number the address.
 
 It knows memory and nothing of models, torch or the accounting of pages (residency.py).
 """
@@ -39,6 +40,9 @@ _munmap = external("munmap", I4, I8, I8)
 class PagePool:
     """`pages` pages of `page_bytes` each, allocated and touched at once; nothing is allocated afterwards."""
 
+    #: each window has the size it was made for
+    shared_pages = 0
+
     def __init__(self, pages: int, page_bytes: int) -> None:
         if pages < 1 or page_bytes < 1 or page_bytes % mmap.PAGESIZE:
             raise CwdError(f"a pool needs pages, of a multiple of {mmap.PAGESIZE} bytes; got {pages} of {page_bytes}")
@@ -65,13 +69,17 @@ class PagePool:
             raise CwdError("the address space is full of windows", code=Code.NO_PAGES)
         return address
 
-    def fill(self, window: int, pages: np.ndarray, source: np.ndarray, bytes_per_s: int = 0) -> bool:
-        """Copy `source` u1[...] into the pool's `pages` i4[n] and map them at `window`; False if mapping failed.
+    def fill(self, window: int, pages: np.ndarray, source: np.ndarray, bytes_per_s: int = 0) -> int:
+        """Copy `source` u1[...] into the pool's `pages` i4[n] and map them at `window`; 0, or -1 if mapping failed.
 
         `bytes_per_s` above 0 holds the copy down to that rate, to imitate a slower bus.
         """
         pages = np.ascontiguousarray(pages, np.int32)
         _copy_pages(self.address, self.page_bytes, pages, source.ctypes.data, source.nbytes, bytes_per_s)
+        return 0 if self.map(window, pages) else -1
+
+    def map(self, window: int, pages: np.ndarray) -> bool:
+        """Map the pool's `pages` i4[n] at `window`, as they are; False if that failed."""
         return bool(_map_window(self._fd, self.page_bytes, window, pages))
 
     def clear(self, window: int, pages: int) -> None:

@@ -110,11 +110,11 @@ class Session:
             self._error(fields)
         return None
 
-    def goodbye(self, text: str) -> None:
+    def goodbye(self, text: str, code: int = 0) -> None:
         """Tell the controller that this device leaves; nothing happens if it does not listen."""
         if self.open:
             try:
-                self.socket.send(codec.encode(Type.GOODBYE, code=0, text=text), zmq.DONTWAIT)
+                self.socket.send(codec.encode(Type.GOODBYE, code=code, text=text), zmq.DONTWAIT)
             except zmq.ZMQError:
                 LOG.info("%s: the controller did not take the goodbye", self.name)
 

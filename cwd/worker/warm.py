@@ -52,6 +52,8 @@ def warm_device() -> None:
     la.lane_answer(exec_lane)
     ex.queue_stop(load_lane.queue)
     la.lane_wait(load_lane, 0)
+    la.lane_ahead(exec_lane)
+    en.entry_payloads(entries, 0, 1)
     en.entry_open(entries, 0, 1)
     en.entry_drop_outputs(entries, 0, 1)
     en.entry_close(entries, 1)

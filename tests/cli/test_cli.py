@@ -141,7 +141,7 @@ def test_repository_life(capfd, tmp_path):
     code, out, _ = call(capfd, "model", "profile", "-r", "r", "--repeats", "5", "--json")
     assert code == 0 and len(json.loads(out)["profiles"]) == 1
     code, out, _ = call(capfd, "model", "show", "m-001/1", "--verify", "-r", "r", "--json")
-    assert code == 0 and json.loads(out)["profile"]["exec"] and json.loads(out)["verified"]
+    assert code == 0 and json.loads(out)["profiles"]["cpu"]["exec"] and json.loads(out)["verified"]
     weights = tmp_path / "r" / "m-001" / "1" / "weights.safetensors"
     raw = bytearray(weights.read_bytes())
     raw[-1] ^= 1

@@ -14,7 +14,7 @@ import cwd
 from cwd.cli.main import run
 from cwd.errors import Code
 
-pytest.importorskip("torch")
+torch = pytest.importorskip("torch")
 pytestmark = pytest.mark.e2e
 
 EXEC_NS = 4_000_000
@@ -180,6 +180,29 @@ def test_killed_worker_is_said_and_comes_back(emulated):
         assert client.infer("same-000", BYTE, "5s").cold
 
 
+def test_a_worker_that_ends_is_started_again_unless_it_keeps_ending(emulated):
+    assert emulated.mend() == []
+    for _ in range(3):
+        emulated.kill_worker()
+        (text,) = emulated.mend()
+        assert text.startswith("worker-0 ended by signal 9")
+    with emulated.client() as client:
+        assert served_within(client, 60)
+    emulated.kill_worker()
+    with pytest.raises(cwd.CwdError, match="worker-0 ended"):
+        emulated.mend()
+    emulated.restart_worker()
+
+
+def test_gpus_that_are_not_there(tmp_path):
+    (tmp_path / "models").mkdir()
+    if not torch.cuda.is_available():
+        with pytest.raises(cwd.CwdError, match="no GPU"):
+            cwd.LocalCluster(tmp_path / "models", device="cuda")
+        with pytest.raises(cwd.CwdError, match="worker-0 ended with code 1: .*no cuda:0"):
+            cwd.LocalCluster(tmp_path / "models", device="cuda:0").start()
+
+
 def test_a_daemon_that_dies_says_why(tmp_path):
     (tmp_path / "models").mkdir()
     with pytest.raises(cwd.CwdError, match="worker-0 ended with code 1: .*emulated GPUs"):
@@ -226,6 +249,17 @@ def test_up_serves_until_it_is_stopped(repository, tmp_path):
     finally:
         up.kill()
         up.stderr.close()
+
+
+def served_within(client, seconds):
+    """Ask again and again while nobody can answer."""
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        try:
+            return client.infer("same-000", BYTE, "1s")
+        except cwd.Refused:
+            time.sleep(0.05)
+    return None
 
 
 def alive(pid):

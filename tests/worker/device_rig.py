@@ -14,9 +14,9 @@ from cwd.worker.options import WorkerOptions
 class Rig:
     """A started worker, a controller that welcomed it, a prepared program with index 3."""
 
-    def __init__(self, endpoint: str, heartbeat_ms: int = 500, lost_ms: int = 5_000, **more) -> None:
+    def __init__(self, endpoint: str, heartbeat_ms: int = 500, lost_ms: int = 5_000, slots: int = 1, **more) -> None:
         self.endpoint = endpoint
-        self.backend = FakeBackend()
+        self.backend = FakeBackend(slots)
         options = WorkerOptions(**{"device": "cpu", "repo": "unused", "endpoint": endpoint, "name": "w", "pages": 5,
                                    "page_bytes": PAGE, "agenda_max": 4, "rows_max": 8, "spin_ns": 0, **more})
         self.worker = DeviceWorker(options, self.backend, FakeStore(self.backend.weights_bytes))

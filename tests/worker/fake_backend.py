@@ -12,6 +12,7 @@ from types import SimpleNamespace
 import numpy as np
 
 from cwd.errors import Code, RepositoryError
+from cwd.worker.pages import PagePool
 
 PAGE = 4096
 PROGRAM = b"P" * 16
@@ -25,9 +26,12 @@ class FakeBackend:
     kind = "cpu"
     device = "fake"
 
-    def __init__(self) -> None:
+    def __init__(self, slots: int = 1) -> None:
+        self.slots = slots
+        self.stages: list[bytes] = []
+        self.staged: dict[int, tuple[int, list[np.ndarray]]] = {}
         self.prepared: list[bytes] = []
-        self.binds = self.ticks = 0
+        self.binds = 0
         #: while cleared, executions hang here
         self.gate = threading.Event()
         self.gate.set()
@@ -50,41 +54,67 @@ class FakeBackend:
         if program not in self.prepared:
             self.prepared.append(program)
 
+    def warm(self) -> None:
+        assert threading.get_ident() == self.inside
+
     def image_bytes(self, program: bytes) -> int:
         return self.weights_bytes
 
-    def bind(self, program: bytes, address: int) -> int:
+    def load_thread(self):
+        return contextlib.nullcontext()
+
+    def make_pool(self, pages: int, page_bytes: int) -> PagePool:
+        return PagePool(pages, page_bytes)
+
+    def bind(self, program: bytes, seat: int) -> int:
         self.binds += 1
-        return address
+        return seat
+
+    def lost(self, error: Exception) -> bool:
+        return isinstance(error, ConnectionError)
 
     def output_bytes(self, program: bytes, dims: np.ndarray, sizes: np.ndarray) -> None:
         sizes[:] = dims[:, 0]
 
-    def execute(self, program, bound, batch, size_class, payloads, sizes, dims, results) -> int:
+    def stage(self, slot, program, batch, size_class, payloads, sizes, dims) -> int:
+        assert threading.get_ident() == self.inside
+        if size_class == 8 or any(sizes != dims[:, 0]):
+            return int(Code.BAD_PAYLOAD_SIZE)
+        assert 0 <= slot < self.slots
+        self.stages.append(program)
+        rows = [memory(int(address), int(size)).copy() if size else np.zeros(0, np.uint8)
+                for address, size in zip(payloads, sizes, strict=True)]
+        self.staged[slot] = size_class, rows
+        return 0
+
+    def start(self, slot, bound) -> None:
         assert threading.get_ident() == self.inside
         assert self.alone.acquire(blocking=False), "two executions at once"
-        try:
-            self.running.set()
+        size_class, rows = self.staged.pop(slot)
+        self.runs = bound, rows
+        self.running.set()
+        if self.slots == 1:
             assert self.gate.wait(30)
-            if size_class == 9:
-                raise ValueError("a model that fails")
-            if size_class == 8 or any(sizes != dims[:, 0]):
-                return int(Code.BAD_PAYLOAD_SIZE)
-            weights = memory(bound, self.weights_bytes)
-            assert weights[0] == weights[-1]
-            for row in range(len(payloads)):
-                size = int(sizes[row])
-                if size:
-                    memory(int(results[row]), size)[:] = memory(int(payloads[row]), size) + weights[0]
-            return 0
-        finally:
-            self.running.clear()
-            self.alone.release()
+        if size_class in (7, 9):
+            self._end()
+            raise ConnectionError("sticky") if size_class == 7 else ValueError("a model that fails")
 
-    def clock_ns(self) -> int:
-        """Three ticks from one reading to the next."""
-        self.ticks += 3
-        return self.ticks
+    def ended(self) -> bool:
+        return self.gate.is_set()
+
+    def finish(self, results) -> int:
+        bound, rows = self.runs
+        weights = memory(bound, self.weights_bytes)
+        assert weights[0] == weights[-1]
+        for address, row in zip(results, rows, strict=True):
+            if row.size:
+                memory(int(address), row.size)[:] = row + weights[0]
+        self._end()
+        return 3
+
+    def _end(self) -> None:
+        self.running.clear()
+        self.alone.release()
 
     def profile(self, program, bound, batch, size_class, repeats) -> list[int]:
         if batch > 8:

@@ -30,7 +30,7 @@ def test_scattered_pages_are_one_range_with_the_images_bytes(pool):
     image = np.random.default_rng(1).integers(0, 256, 3 * PAGE - 100, np.uint8)
     window = pool.reserve(3)
     for pages in ([5, 0, 3], [1, 2, 3], [7, 6, 0], [3, 4, 1]):
-        assert pool.fill(window, np.array(pages, np.int32), image)
+        assert pool.fill(window, np.array(pages, np.int32), image) == 0
         assert np.array_equal(seen(window, image.size), image)
         held = [seen(pool.address + page * PAGE, PAGE) for page in pages]
         assert np.array_equal(np.concatenate(held)[:image.size], image)
@@ -58,7 +58,7 @@ def test_windows_do_not_disturb_each_other_and_follow_random_loads():
             image = rng.integers(0, 256, count * PAGE - int(rng.integers(PAGE)), np.uint8)
             out = np.zeros(pages, np.int32)
             assert rs.resident_pages(residency, 0, index, out) == count
-            assert pool.fill(windows[model], out[:count], image)
+            assert pool.fill(windows[model], out[:count], image) == 0
             loaded[model] = index, image
         rs.check_residency(residency, 0)
     for model, (_, image) in loaded.items():
@@ -72,7 +72,7 @@ def test_the_throttle_takes_at_least_the_time_of_the_bus(pool):
     image = np.zeros(8 * PAGE, np.uint8)
     window = pool.reserve(8)
     begin_ns = time.monotonic_ns()
-    assert pool.fill(window, np.arange(8, dtype=np.int32), image, bytes_per_s=1_000_000)
+    assert pool.fill(window, np.arange(8, dtype=np.int32), image, bytes_per_s=1_000_000) == 0
     assert time.monotonic_ns() - begin_ns >= image.size * 1000 - 1_000_000
 
 

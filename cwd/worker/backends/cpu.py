@@ -7,12 +7,12 @@ can be: torch's thread pools, denormals, gradients; garbage collection is the da
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import gc
 import logging
 import os
 import time
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import numpy as np
 
@@ -25,7 +25,9 @@ try:
 except ImportError:
     raise CwdError("the cpu backend needs torch: pip install 'cwd[server]'") from None
 
-from cwd.models.program import Binding, Program
+from cwd.models.program import Binding, Buffers, Program
+from cwd.worker.backends.gpu import tensor_at
+from cwd.worker.pages import PagePool
 
 LOG = logging.getLogger("cwd.worker")
 
@@ -33,15 +35,27 @@ LOG = logging.getLogger("cwd.worker")
 WARM_NS = 1_000_000_000
 
 
+class Batch(NamedTuple):
+    """What is staged."""
+
+    built: Program
+    buffers: Buffers
+    dims: np.ndarray
+
+
 class CpuBackend:
     """Backend (see base.py) on this machine's processor."""
 
     kind = "cpu"
+    slots = 1
 
     def __init__(self, repository: Repository, *, warm_ns: int = WARM_NS) -> None:
         self.device = f"{os.uname().machine}, torch {torch.__version__.partition('+')[0]}"
         self.repository, self.warm_ns = repository, warm_ns
         self._programs: dict[bytes, Program] = {}
+        self._staged: Batch
+        self._outputs: list[torch.Tensor] = []
+        self._clock_ns = 0
         torch.set_num_threads(1)
 
     @contextlib.contextmanager
@@ -50,6 +64,15 @@ class CpuBackend:
         torch.set_flush_denormal(True)
         with torch.inference_mode():  # once for all: to enter and leave it costs an execution some microseconds
             yield
+
+    def load_thread(self) -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext()
+
+    def make_pool(self, pages: int, page_bytes: int) -> PagePool:
+        return PagePool(pages, page_bytes)
+
+    def host_memory(self, size: int) -> np.ndarray:
+        return np.empty(size, np.uint8)
 
     def programs(self) -> list[bytes]:
         return list(self._programs)
@@ -63,25 +86,39 @@ class CpuBackend:
         self._programs[program] = built
         gc.freeze()
 
+    def warm(self) -> None:
+        pass
+
     def image_bytes(self, program: bytes) -> int:
         return self._programs[program].layout.image_bytes
 
-    def bind(self, program: bytes, address: int) -> Binding:
+    def bind(self, program: bytes, seat: int) -> Binding:
         built = self._programs[program]
-        return built.bind(_tensor_at(address, built.layout.image_bytes))
+        return built.bind(tensor_at(seat, built.layout.image_bytes))
 
     def output_bytes(self, program: bytes, dims: np.ndarray, sizes: np.ndarray) -> None:
         fit.rows_bytes(self._programs[program].plan.outputs, dims, sizes)
 
-    def execute(self, program: bytes, bound: Binding, batch: int, size_class: int, payloads: np.ndarray,
-                sizes: np.ndarray, dims: np.ndarray, results: np.ndarray) -> int:
+    def stage(self, slot: int, program: bytes, batch: int, size_class: int, payloads: np.ndarray, sizes: np.ndarray,
+              dims: np.ndarray) -> int:
         built = self._programs[program]
         if batch not in built.spec.batch_sizes or size_class >= len(built.spec.size_classes):
             return int(Code.BAD_BATCH)
-        return built.execute(bound, batch, size_class, payloads, sizes, dims, len(payloads), results)
+        self._clock_ns = time.thread_time_ns()
+        buffers = built.buffers(batch, size_class)
+        self._staged = Batch(built, buffers, dims)
+        return built.fit(buffers, batch, payloads, sizes, dims)
 
-    def clock_ns(self) -> int:
-        return time.thread_time_ns()
+    def start(self, slot: int, bound: Binding) -> None:
+        self._outputs = self._staged.built.run_in(bound, self._staged.buffers)
+
+    def ended(self) -> bool:
+        return True
+
+    def finish(self, results: np.ndarray) -> int:
+        built, buffers, dims = self._staged
+        built.trim(buffers, self._outputs, dims, results)
+        return time.thread_time_ns() - self._clock_ns
 
     def profile(self, program: bytes, bound: Binding, batch: int, size_class: int, repeats: int) -> list[int]:
         built = self._programs[program]
@@ -108,10 +145,5 @@ class CpuBackend:
                 LOG.info("warmed %d of %d shapes; the others warm up in their first execution", done + 1, len(shapes))
                 break
 
-
-def _tensor_at(address: int, size: int) -> torch.Tensor:
-    """u8[size] over that memory, which need not be accessible yet and must outlive the tensor."""
-    if size == 0:
-        return torch.zeros(0, dtype=torch.uint8)
-    memory = (ctypes.c_uint8 * size).from_address(address)
-    return torch.frombuffer(memory, dtype=torch.uint8)
+    def lost(self, error: Exception) -> bool:
+        return False
