@@ -10,15 +10,17 @@ from __future__ import annotations
 import platform
 import time
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 
 from cwd.errors import Code, RepositoryError
-from cwd.models import fit
 from cwd.models.repository import Entry, Repository
 from cwd.models.spec import ProgramSpec
 from cwd.units import NS_PER_S
+
+if TYPE_CHECKING:
+    from cwd.models.fit import Requests
 
 #: called with (measured, in all, a word on what is being measured)
 Progress = Callable[[int, int, str], None]
@@ -138,7 +140,7 @@ class CpuSubject:
         def once() -> int:
             start_ns = time.monotonic_ns()
             code = self._program.execute(self._binding, batch, size_class, *full.requests[1:], full.targets)
-            if code != fit.OK:
+            if code != 0:
                 raise RepositoryError("the program's own sizes do not fit", code=Code(code))
             return time.monotonic_ns() - start_ns
 
@@ -161,7 +163,7 @@ class CpuSubject:
 class FullBatch(NamedTuple):
     """Requests of a class's largest size, as many as a batch takes, and room for their results."""
 
-    requests: fit.Requests
+    requests: Requests
     results: list[np.ndarray]
     #: i8 [batch]: addresses of the results
     targets: np.ndarray
@@ -169,6 +171,7 @@ class FullBatch(NamedTuple):
 
 def full_batch(spec: ProgramSpec, batch: int, size_class: int) -> FullBatch:
     """A full batch of sample requests."""
+    from cwd.models import fit
     from cwd.models.probe import raw_bytes, sample_payload
 
     sizes = spec.size_classes[size_class]
