@@ -248,9 +248,9 @@ def let_in(world, now_ns, r, loader):
     """Whether a request for which there is no plan is taken all the same, since its model's batches go before others'.
 
     It is owed one, and the next batch has room; or it is worth its price, or about that, in the densest batch that the slack
-    has time for, which by luck may fill. What is queued is no reason to refuse it: of that as much may be lost, and which
-    model has a full batch when the GPU comes free nobody knows. `loader` is where it would be loaded. Nobody is taken who
-    could not be saved by an idle GPU.
+    has time for, which by luck may fill, and the batch after the next has room. What others have queued is no reason to
+    refuse it: of that as much may be lost, and which model has a full batch when the GPU comes free nobody knows. `loader` is
+    where it would be loaded. Nobody is taken who could not be saved by an idle GPU.
     """
     request = world.requests[r]
     m, size_class = request["model"], request["size_class"]
@@ -259,8 +259,11 @@ def let_in(world, now_ns, r, loader):
         return False
     kind, program = world.gpus[gpu]["kind"], world.models[m]["program"]
     sizes = world.programs[program]
-    if floor.owed(world, m) > 0 and world.models[m]["queued"] < sizes["batches"][sizes["n_batches"] - 1]:
+    queued, largest = world.models[m]["queued"], sizes["batches"][sizes["n_batches"] - 1]
+    if queued < largest and floor.owed(world, m) > 0:
         return True
+    if queued >= 2 * largest:
+        return False
     b = _best_batch(world, now_ns, kind, program, size_class, request["due_ns"] - now_ns, 1)
     return price.about_worth_it(world, sizes["batches"][b], exec_ns(world, now_ns, program, kind, b, size_class))
 

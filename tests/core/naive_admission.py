@@ -144,11 +144,11 @@ class Admission:
 
     def let_in(self, now, model, due, size_class):
         """Whether a model's request is taken without a plan: it can still be saved, and is cheap enough in a batch that fills
-        at once."""
+        at once, and two of the largest have room."""
         last = due - self.need(size_class)
         if not model.copies:
             last -= LOAD + SEND + RESULT
-        if last < now:
+        if last < now or len(model.queued) >= 2 * max(TOOK):
             return False
         return self.cheap(self.batch(size_class, due - now, 1), size_class)
 
