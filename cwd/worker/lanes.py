@@ -98,7 +98,7 @@ def lane_wait(lane, spin_ns):
 def lane_ahead(lane):
     """The lane's thread, while the device works: whether an EXEC has come that will be next; it is in `lane.ahead[0]`, once.
 
-    It looks for LOOK_NS without the GIL: one that is taken and given back all the time is hardly ever another thread's.
+    It looks for LOOK_NS without the GIL: where that is taken and given back all the time other threads wait longer for it.
     """
     until_ns = monotonic_ns() + LOOK_NS
     while True:

@@ -89,6 +89,10 @@ def backend_of(repository, gpu=None, pages=700, **more) -> PagedBackend:
     return made
 
 
+def an_mlp(repository):
+    return next(one for one in repository.entries() if one.manifest.name.startswith("mlp"))
+
+
 def image_of(repository, entry) -> np.ndarray:
     image = np.zeros(entry.manifest.image_bytes, np.uint8)
     repository.build_image(entry, image)
@@ -158,7 +162,7 @@ def test_instances_in_scattered_pages_equal_the_program_run_directly(repository)
 
 def test_the_next_batch_is_staged_while_one_runs(repository):
     backend = backend_of(repository)
-    entry = next(one for one in repository.entries() if one.manifest.name.startswith("mlp"))
+    entry = an_mlp(repository)
     program = entry.manifest.program_hash
     with backend.thread():
         backend.prepare(program)
@@ -180,7 +184,7 @@ def test_the_next_batch_is_staged_while_one_runs(repository):
 
 def test_what_does_not_fit_is_refused(repository):
     backend = backend_of(repository)
-    entry = next(one for one in repository.entries() if one.manifest.name.startswith("mlp"))
+    entry = an_mlp(repository)
     program = entry.manifest.program_hash
     with backend.thread():
         backend.prepare(program)
@@ -232,7 +236,7 @@ def test_what_cannot_be_captured_runs_eager_and_equals(repository):
     gpu = FlakyGpu()
     gpu.captures = False
     backend = backend_of(repository, gpu)
-    entry = next(one for one in repository.entries() if one.manifest.name.startswith("mlp"))
+    entry = an_mlp(repository)
     program = entry.manifest.program_hash
     with backend.thread():
         backend.prepare(program)
@@ -332,7 +336,7 @@ def test_kinds_are_names_of_files():
 
 
 def test_measuring_on_a_backend_is_stored_under_its_kind_with_the_tier(repository):
-    entry = next(one for one in repository.entries() if one.manifest.name.startswith("mlp"))
+    entry = an_mlp(repository)
     for captures in (True, False):
         gpu = FlakyGpu()
         gpu.captures = captures

@@ -6,13 +6,13 @@ first executes by the worker's own backend.
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
+from cwd.bench.gpu.alongside import Alongside
 from cwd.bench.gpu.graphs import Placer, make_backend
 from cwd.bench.gpu.models import Runner
 from cwd.bench.gpu.models_names import RESNET
@@ -28,41 +28,27 @@ PAUSE_NS = 10_000
 _BATCHES = (1, 16)
 
 
-class Saturation:
-    """LOADs one behind the other, in a thread of their own, inside `with`."""
+class Saturation(Alongside):
+    """LOADs one behind the other."""
+
+    urgent = False
 
     def __init__(self, gpu: Gpu, pool: GpuPool, image: np.ndarray) -> None:
-        self._gpu, self._pool, self._image = gpu, pool, image
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, daemon=True)
-        self.failure: BaseException | None = None
+        super().__init__(gpu)
+        self._pool, self._image = pool, image
         self.copied_bytes, self.taken_s = 0, 0.0
         self.loads_ns: list[int] = []
 
-    def __enter__(self) -> Saturation:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        self._thread.join()
-        if self.failure is not None:
-            raise self.failure
-
-    def _run(self) -> None:
-        try:
-            with self._gpu.thread(urgent=False):
-                pages = np.arange(self._pool.pages, dtype=np.int32)
-                seat, begin = self._pool.reserve(len(pages)), time.monotonic()
-                while not self._stop.is_set():
-                    taken_ns = self._pool.fill(seat, pages, self._image)
-                    if taken_ns < 0:
-                        raise RuntimeError("a copy failed")
-                    self.loads_ns.append(taken_ns)
-                    self.copied_bytes += self._image.size
-                self.taken_s = time.monotonic() - begin
-        except BaseException as error:
-            self.failure = error
+    def _work(self) -> None:
+        pages = np.arange(self._pool.pages, dtype=np.int32)
+        seat, begin = self._pool.reserve(len(pages)), time.monotonic()
+        while not self._stop.is_set():
+            taken_ns = self._pool.fill(seat, pages, self._image)
+            if taken_ns < 0:
+                raise RuntimeError("a copy failed")
+            self.loads_ns.append(taken_ns)
+            self.copied_bytes += self._image.size
+        self.taken_s = time.monotonic() - begin
 
 
 def run(bench: Workbench, until: Deadline, out: dict[str, Any]) -> None:

@@ -7,12 +7,12 @@ never unmapped: every unmapping here waits for the device first.
 from __future__ import annotations
 
 import contextlib
-import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable
 from typing import Any
 
+from cwd.bench.gpu.alongside import Alongside
 from cwd.bench.gpu.rig import Vmm
 from cwd.bench.gpu.timing import Deadline, spread_us, wait
 from cwd.bench.gpu.workbench import Workbench
@@ -22,41 +22,27 @@ ROUNDS = 60
 _KERNELS = 10
 
 
-class Loop:
-    """A graph on memory of its own, replayed without a pause in an exec thread, inside `with`; and how long each took."""
+class Loop(Alongside):
+    """A graph on memory of its own, replayed without a pause; and how long each took, ns."""
+
+    urgent = True
 
     def __init__(self, gpu: Gpu, graph: Graph) -> None:
-        self._gpu, self._graph = gpu, graph
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, daemon=True)
+        super().__init__(gpu)
+        self._graph = graph
         self.device_ns: list[int] = []
         self.host_ns: list[int] = []
-        self.failure: BaseException | None = None
 
-    def __enter__(self) -> Loop:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        self._thread.join()
-        if self.failure is not None:
-            raise self.failure
-
-    def _run(self) -> None:
-        try:
-            with self._gpu.thread(urgent=True):
-                begin, end = self._gpu.event(), self._gpu.event()
-                while not self._stop.is_set():
-                    asked = time.perf_counter_ns()
-                    begin.record()
-                    self._graph.replay()
-                    end.record()
-                    wait(end)
-                    self.host_ns.append(time.perf_counter_ns() - asked)
-                    self.device_ns.append(int(begin.elapsed_time(end) * 1e6))
-        except BaseException as error:
-            self.failure = error
+    def _work(self) -> None:
+        begin, end = self._gpu.event(), self._gpu.event()
+        while not self._stop.is_set():
+            asked = time.perf_counter_ns()
+            begin.record()
+            self._graph.replay()
+            end.record()
+            wait(end)
+            self.host_ns.append(time.perf_counter_ns() - asked)
+            self.device_ns.append(int(begin.elapsed_time(end) * 1e6))
 
 
 def run(bench: Workbench, until: Deadline, out: dict[str, Any]) -> None:

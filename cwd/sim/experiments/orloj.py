@@ -38,8 +38,6 @@ WORKLOADS = {
 TEXTS = "texts"
 CORPORA = ("tokens_trec_questions.npz", "tokens_sst.npz", "tokens_agnews_a.npz")
 TEXT_MS, TOKEN_MS = 2.0, 0.25
-#: instants between two looks at the whole world
-LOOK_EVERY = 100
 #: share in time of the reconstruction: its Clockwork, Nexus, Orloj, and batches scored as sets
 PUBLISHED = [
     {"workload": workload, "c1": c1, "multiple": multiple, "rho": rho, "cv": cv, "policy": policy, "on_time": on_time}
@@ -117,7 +115,5 @@ def _point(name: str, modes: tuple[Mode, ...], c1: float, multiple: float, rho: 
              "slo_ms": round(slo_ns / NS_PER_MS, 1), "rate_rps": round(rate_rps, 1)}
     return Point(swept, Scenario(
         (Profile(name, exec_ns, NS_PER_MS, 1),), (0,), (load,), pages=4, warmup_ns=total_ns // 10,
-        measure_ns=total_ns - total_ns // 10,
-        # a look at the whole world takes as long as ten requests
-        look_every=LOOK_EVERY, config=dict(requests_max=2048, events_max=256, apps_max=16)))
+        measure_ns=total_ns - total_ns // 10, config=dict(requests_max=2048, events_max=256, apps_max=16)))
 

@@ -227,13 +227,10 @@ class PagedBackend:
 
     def _gather_and_forward(self, shape: Shape) -> None:
         """All that the device does for an execution in the window, but to bring inputs and fetch outputs."""
-        self._gather(shape)
         assert shape.binding is not None, "only what fits into the window is gathered"
-        self._forward(shape, shape.binding)
-
-    def _gather(self, shape: Shape) -> None:
         torch.index_select(self.pool.table, 0, self._row, out=self._numbers)
         torch.index_select(self.pool.words, 0, self._numbers[0, :shape.pages], out=self._window_words[:shape.pages])
+        self._forward(shape, shape.binding)
 
     def _forward(self, shape: Shape, binding: Binding) -> None:
         for target, found in zip(shape.outputs, shape.program.run_in(binding, shape.buffers), strict=True):
