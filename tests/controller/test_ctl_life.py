@@ -20,23 +20,6 @@ from cwd.models.repository import Repository
 from cwd.wire.messages import Type
 
 
-@pytest.fixture
-def started(tmp_path):
-    """A function that starts a controller on a repository of `models` fixed models."""
-    running: list[Controller] = []
-
-    def start(models: int = 3, dynamic: int = 0, **settings) -> Controller:
-        make_repository(tmp_path / "repo", models, dynamic)
-        controller = Controller(tmp_path, repository=str(tmp_path / "repo"), **settings)
-        running.append(controller)
-        controller.start()
-        return controller
-
-    yield start
-    for controller in running:
-        controller.__exit__()
-
-
 def _ready(controller: Controller, name: str = "worker", programs: int = 1, **caps):
     worker = controller.worker(name, **caps)
     worker.settle(programs)
