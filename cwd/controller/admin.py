@@ -117,10 +117,11 @@ class Admin:
         for worker in rest[:WORKERS_PAGE]:
             peer, gpu = self._host.peers[worker.slot], self._world.gpus[worker.gpu]
             workers[str(worker.gpu)] = {
-                "name": worker.name, "draining": worker.draining, "kind": worker.kind, "device": worker.device, "pages_total": worker.pages_total,
-                "pages_free": int(gpu["pages_free"]), "models": int(gpu["copies"]), "queued": int(peer["queued"]),
-                "actions": int(self._host.gpus[worker.gpu]["actions"]), "programs": len(worker.numbered),
-                "heard_ns": monotonic_ns() - int(peer["last_heard_ns"]), "loop_max_ns": int(peer["loop_max_ns"]),
+                "name": worker.name, "draining": worker.draining, "kind": worker.kind, "device": worker.device,
+                "pages_total": worker.pages_total, "pages_free": int(gpu["pages_free"]), "models": int(gpu["copies"]),
+                "queued": int(peer["queued"]), "actions": int(self._host.gpus[worker.gpu]["actions"]),
+                "programs": len(worker.numbered), "heard_ns": monotonic_ns() - int(peer["last_heard_ns"]),
+                "loop_max_ns": int(peer["loop_max_ns"]),
             }
         result["workers"] = workers
         result["next"] = rest[WORKERS_PAGE].gpu if len(rest) > WORKERS_PAGE else 0
