@@ -364,19 +364,3 @@ def test_images_are_staged_by_prepare_before_the_worker_gets_work(started):
 
 def test_the_constants_of_these_tests_fit_together():
     assert FIXED.payload_bytes(()) == 8 and DYNAMIC.payload_bytes((17,)) == 68 and PAGE_BYTES == 1 << 20
-
-
-def test_status_under_load_does_not_lengthen_pythons_share(started):
-    controller = started(models=40)
-    worker, client, admin = _ready(controller), controller.client(), controller.admin()
-    model = client.lookup("fixed-0")
-    admin.ask("status")
-    longest_ns = []
-    for _ in range(30):
-        requests = {client.infer(model, slo_ns=5 * SECOND) for _ in range(20)}
-        facts = admin.ask("status")[1]
-        admin.ask("model.ls", after=0)
-        serve(worker, client, requests)
-        longest_ns.append(facts["loop"]["python_recent_max_ns"])
-    # processor time of the one thread: what the machine does beside does not count. The median, since a page fault may
-    assert sorted(longest_ns)[len(longest_ns) // 2] < 200_000, longest_ns
