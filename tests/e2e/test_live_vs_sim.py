@@ -19,7 +19,7 @@ def test_live_vs_sim(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
     pytest.importorskip("matplotlib")
     command = [sys.executable, str(ROOT / "tools" / "live_vs_sim.py"), "--copies", "3", "--seconds", "6", "--load", "2.5",
                "--profile-seconds", "0.5", "--capacity-seconds", "1", "--out", str(tmp_path / "run")]
-    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=170)
+    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr
     facts = json.loads(done.stdout.splitlines()[-1])
     assert facts["replayed"]["differences"] == [] and facts["replayed"]["actions"] > 0
