@@ -5,13 +5,19 @@ How long the longest piece takes is `cwd bench controller`'s to say (`python_p50
 
 from __future__ import annotations
 
+import os
+import signal
+import threading
+
 import pytest
 from play import SECOND, WAIT_MS, Admin
 from stepped import Stepped
 
+from cwd.controller import loop
 from cwd.controller.host import ADMINS, CLIENTS
 from cwd.controller.host import WORKERS as WORKERS_SOCKET
 from cwd.errors import Code
+from cwd.net.clock import monotonic_ns
 from cwd.wire.messages import Type
 
 #: bytecodes of any piece at the most; packing the largest page is the largest, with under 3000
@@ -78,6 +84,21 @@ def test_with_no_time_for_python_each_chunk_is_one_piece(stepped, each):
     assert more_pieces == 10 * PIECES["model.ls"] + PIECES["status"]
     assert more_chunks - chunks == (more_pieces if each else 11)
     assert stepped.controller.python["slices"] - slices >= more_chunks - chunks, "a slice of the loop before each"
+
+
+@pytest.mark.parametrize("stepped", [0], indirect=True)
+def test_a_signal_ends_a_slice_that_would_go_on_for_a_minute(stepped):
+    before = signal.signal(signal.SIGUSR1, stepped.controller.stop)
+    timer = threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGUSR1))
+    try:
+        timer.start()
+        until_ns = monotonic_ns() + 60 * SECOND
+        while stepped.controller._stops == 0 and monotonic_ns() < until_ns:
+            why = loop.run(stepped.controller.host, stepped.controller.world, until_ns)
+        assert (why, stepped.controller._stops) == (loop.SIGNAL, 1)
+    finally:
+        timer.join()
+        signal.signal(signal.SIGUSR1, before)
 
 
 @pytest.mark.parametrize("stepped", [0], indirect=True)
