@@ -5,6 +5,7 @@ import threading
 import time
 from collections import Counter
 from datetime import datetime
+from pathlib import Path
 
 import pytest
 from peers import BYTE, PAGE_BYTES, make_repository
@@ -108,8 +109,17 @@ def test_a_signal_to_an_idle_controller(cluster):
     assert cluster.children[0].stop(25) == 0
 
 
+def _stopped(pid):
+    """Whether all threads of a process have been stopped."""
+    states = [path.read_text().rpartition(")")[2].split()[0] for path in Path(f"/proc/{pid}/task").glob("*/stat")]
+    return set(states) == {"T"}
+
+
 def test_a_second_signal_does_not_wait_for_the_queue(repository):
-    """With requests queued that nobody will answer soon, the first signal drains and the second ends it."""
+    """With requests queued that nobody will answer soon, the first signal drains and the second ends it.
+
+    The controller gives up an execution without a result after half a second: so many are queued that this takes long.
+    """
     with cwd.LocalCluster(repository.root, workers=1, device="emulated:1", pool=16 * PAGE_BYTES, page=PAGE_BYTES,
                           timeout=600, controller={"lost": "60s"}) as cluster:
         cluster.wait_servable()
@@ -117,9 +127,11 @@ def test_a_second_signal_does_not_wait_for_the_queue(repository):
         with cluster.client() as client:
             client.infer("same-000", BYTE, "20s")
             worker.signal(signal.SIGSTOP)
+            while not _stopped(worker.pid):
+                time.sleep(0.01)
             try:
-                pendings = [client.submit("same-000", BYTE, "60s") for _ in range(10)]
-                while cluster.status()["in_flight"] < len(pendings):
+                pendings = [client.submit("same-000", BYTE, "60s") for _ in range(1000)]
+                while cluster.status()["in_flight"] < 500:
                     time.sleep(0.01)
                 controller.signal(signal.SIGTERM)
                 assert controller.wait(0.3) is None, "it did not wait for what is queued"
