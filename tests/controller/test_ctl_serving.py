@@ -40,7 +40,7 @@ def _until_gone(controller: Controller) -> None:
 
 
 def test_a_request_is_loaded_executed_and_answered_with_its_own_payload(worker, client):
-    model = client.lookup("fixed-0")
+    model = client.lookup("fixed-0", version=1)
     request = client.infer(model, b"12345678")
     kinds, action, payload = worker.serve_one(b"answer!!")
     assert kinds == [Type.LOAD, Type.EXEC]
