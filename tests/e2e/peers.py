@@ -47,7 +47,8 @@ class RawPeer:
     def say(self, kind: Type, *payload: bytes, **fields: Any) -> None:
         self.send(encode(kind, **fields), *payload)
 
-    def infer(self, request: int, model: int, payload: bytes = b"\7", slo_ns: int = 15 * 10**9, dims: Any = (), **fields: Any) -> None:
+    def infer(self, request: int, model: int, payload: bytes = b"\7", slo_ns: int = 15 * 10**9, dims: Any = (),
+              **fields: Any) -> None:
         self.say(Type.INFER, payload, request=request, model=model, slo_ns=slo_ns, deadline_ns=0, app=0, dims=dims, **fields)
 
     def hear(self, *wanted: Type, patience_s: float = 20.0) -> tuple[Type, dict[str, Any]]:

@@ -26,7 +26,7 @@ def test_serve_counts_answers_in_time():
     (row,) = facts["rows"]
     assert row["slo_ms"] == 500 and row["goodput_rps"] > 0 and row["bound_rps"] > 0
     assert row["ratio"] == pytest.approx(row["goodput_rps"] / row["bound_rps"])
-    assert row["attempts_rps"] >= row["goodput_rps"] * 0.5 and row["p99_ms"] <= 500
+    assert row["attempts_rps"] >= row["goodput_rps"] * 0.5 and (row["late"] or row["p99_ms"] <= 500)
 
 
 def test_controller_beside_the_bare_forwarder_and_what_an_operator_costs():
