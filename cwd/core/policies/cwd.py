@@ -74,7 +74,10 @@ def _urgent(world, now_ns, gpu, copy):
         else:
             owed = floor.owed(world, m)
             ripe_ns = offers.ripe_ns(world, now_ns, gpu, m, first, rows, batch_ns, start_ns, patient)
-            if ripe_ns <= start_ns and owed > 0:
+            company_ns = offers.company_ns(world, now_ns, gpu, m, first, rows, batch_ns)
+            if company_ns > start_ns:
+                look_ns = company_ns if company_ns < look_ns else look_ns
+            elif ripe_ns <= start_ns and owed > 0:
                 if owed > due_owed:
                     due, due_first, due_batch, due_rows, due_owed = copy, first, b, rows, owed
             elif eager or (ripe_ns <= start_ns and (not short or price.worth_it(world, rows, batch_ns))):
