@@ -1,4 +1,4 @@
-"""What policies remember of a model: how fast requests come, what its batches took, whom it passed over.
+"""What policies remember of a model: how fast requests come and how many are lost, what its batches took, whom it passed over.
 
 Only kept where a policy asks for it."""
 
