@@ -301,8 +301,8 @@ def _background(world) -> bool:
 
 def _prices(world) -> bool:
     counters, owed = world.counters[0], world.memory["owed"]
-    return (0 <= counters["price_ns"] and 0 <= counters["usual_ns"] and 0 <= counters["share"] <= ONE
-            and bool(((-AHEAD_MAX * ONE <= owed) & (owed <= OWED_MAX * ONE)).all()))
+    return (min(counters["price_ns"], counters["usual_ns"], counters["spent_ns"], counters["spent_rows"]) >= 0
+            and 0 <= counters["share"] <= ONE and bool(((-AHEAD_MAX * ONE <= owed) & (owed <= OWED_MAX * ONE)).all()))
 
 
 def _heap_holds(table, count) -> set[int] | None:

@@ -1,15 +1,15 @@
-"""What policies remember of a model: how fast requests come, what its batches took, whom it passed over.
+"""What policies remember of a model: how fast requests come and how many are lost, what its batches took, whom it passed over.
 
 Only kept where a policy asks for it."""
 
 from __future__ import annotations
 
-from cwd.core import ordered
+from cwd.core import ordered, price
 from cwd.core.world import NONE
 from cwd.jit import inner_kernel, lean_kernel
 
-#: the gap between arrivals follows each new one by 1 / 2**GAP_BITS
-GAP_BITS = 5
+#: the gap between arrivals follows each new one by 1 / 2**GAP_BITS, as shares of requests do, which are in parts of ONE
+GAP_BITS, ONE = 5, 1 << 16
 #: 2**33 ns: the half-life of work done, 8.6 s
 WORK_BITS = 33
 #: it fades in so many steps per half-life, each of 8.4 ms
@@ -24,7 +24,7 @@ def forget(world, m):
     row["arrived_ns"] = row["gap_ns"] = row["slo_ns"] = row["limit"] = row["small_ns"] = row["large_ns"] = 0
     row["passed_key"] = row["passed_tie"] = 0
     row["used"] = m
-    row["work_ns"] = row["faded_ns"] = row["owed"] = 0
+    row["work_ns"] = row["faded_ns"] = row["owed"] = row["soon"] = row["waited_ns"] = row["lost"] = 0
 
 
 @inner_kernel
@@ -35,12 +35,37 @@ def arrived(world, now_ns, r):
     gap_ns = now_ns - row["arrived_ns"]
     if row["arrived_ns"] == 0:
         gap_ns = request["slo_ns"]
+    else:
+        most_ns = worth_ns(world, request["model"])
+        row["soon"] += ((ONE if gap_ns < most_ns else 0) - row["soon"]) >> GAP_BITS
+        row["waited_ns"] += ((gap_ns if gap_ns < most_ns else most_ns) - row["waited_ns"]) >> GAP_BITS
     if row["gap_ns"] == 0:
         row["gap_ns"] = gap_ns
     else:
         row["gap_ns"] += (gap_ns - row["gap_ns"]) >> GAP_BITS
     row["arrived_ns"] = now_ns
     row["slo_ns"] = request["slo_ns"]
+
+
+@inner_kernel
+def worth_ns(world, m):
+    """How long a GPU may wait for one more request of the model: the time that goes by for each that is served, shared by
+    the model's GPUs, of which only one gets it."""
+    copies = world.models[m]["copies_ready"]
+    return price.each_ns(world) // (copies if copies > 0 else 1)
+
+
+@inner_kernel
+def ended(world, m, in_time):
+    """A request of the model was answered in time (1), or was refused or given up for want of time (0)."""
+    row = world.memory[m]
+    row["lost"] += ((0 if in_time == 1 else ONE) - row["lost"]) >> GAP_BITS
+
+
+@inner_kernel
+def loses(world, m):
+    """Whether more than one of the model's requests was lost of late."""
+    return world.memory[m]["lost"] > ONE >> GAP_BITS
 
 
 @lean_kernel

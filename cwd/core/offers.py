@@ -84,3 +84,27 @@ def ripe_ns(world, now_ns, gpu, m, first, rows, batch_ns, start_ns, patient):
         arrival_ns = world.requests[first]["arrival_ns"]
         return arrival_ns + (until_ns - arrival_ns) // 2
     return until_ns
+
+
+@inner_kernel
+def company_ns(world, now_ns, gpu, m, first, rows, batch_ns):
+    """Until when the batch should wait for one more request, even if the GPU then has nothing to do; 0: it should not.
+
+    Only where the model's requests are lost: there each that comes in time for the batch is one less. It is worth the GPU
+    time that goes by for each that is served, less what the batch then takes longer. A wait ends in vain after as long
+    a silence, or when the first request must start; and it begins only if such waits after each of the model's late
+    arrivals would have paid together. The mean gap would not tell: of requests that come in bursts most follow each other
+    closely, and the few long silences make up the mean, though who waits need not wait for their end.
+    """
+    row, program_index = world.memory[m], world.models[m]["program"]
+    program, kind = world.programs[program_index], world.gpus[gpu]["kind"]
+    b = batches.index_for(world, program_index, rows + 1)
+    if program["batches"][b] <= rows or not memory.loses(world, m):
+        return 0
+    more_ns = exec_ns(world, now_ns, program_index, kind, b, world.requests[first]["size_class"]) - batch_ns
+    worth_ns = memory.worth_ns(world, m) - more_ns // (program["batches"][b] - rows)
+    if row["soon"] * worth_ns <= row["waited_ns"] * memory.ONE:
+        return 0
+    until_ns = batches.wait_until_ns(world, now_ns, gpu, first, b)
+    silent_ns = row["arrived_ns"] + worth_ns
+    return silent_ns if silent_ns < until_ns else until_ns

@@ -22,8 +22,8 @@ _LEAST_BITS = 10
 SWING_BITS = 6
 #: work asked for fades within 2**27 ns; GPUs with no more than one part in so many to spare are busy
 DEMAND_BITS, BUSY_PARTS = 27, 6
-#: the usual duration follows each execution by 1 / 2**USUAL_BITS
-USUAL_BITS = 5
+#: what is usual follows each execution by 1 / 2**USUAL_BITS; requests are counted in parts of 2**ROWS_BITS
+USUAL_BITS, ROWS_BITS = 5, 10
 
 
 @lean_kernel
@@ -50,8 +50,19 @@ def paid(world, rows, batch_ns, idle_ns):
     if counters["price_ns"] == 0:
         counters["price_ns"] = 2 * batch_ns // rows
         counters["usual_ns"] = batch_ns
+        counters["spent_ns"], counters["spent_rows"] = batch_ns, rows << ROWS_BITS
     counters["price_ns"] = moved_ns(counters["price_ns"], rows, batch_ns, idle_ns)
     counters["usual_ns"] += (batch_ns - counters["usual_ns"]) >> USUAL_BITS
+    spent_ns = batch_ns + (idle_ns if idle_ns < LONGEST_NS else LONGEST_NS)
+    counters["spent_ns"] += (spent_ns - counters["spent_ns"]) >> USUAL_BITS
+    counters["spent_rows"] += ((rows << ROWS_BITS) - counters["spent_rows"]) >> USUAL_BITS
+
+
+@inner_kernel
+def each_ns(world):
+    """How much of a GPU's time, busy or not, goes by for each request that is served: what one more is worth."""
+    counters = world.counters[0]
+    return (counters["spent_ns"] << ROWS_BITS) // counters["spent_rows"] if counters["spent_rows"] > 0 else 0
 
 
 @lean_kernel

@@ -8,7 +8,7 @@ its head's last moment at the latest; it may be early, then it is set again.
 
 from __future__ import annotations
 
-from cwd.core import background, floor, hashmap, lanes, ordered, outbox, residency
+from cwd.core import background, floor, hashmap, lanes, memory, ordered, outbox, residency
 from cwd.core.estimate import load_ns, load_row, margin_ns
 from cwd.core.presets import BY_ARRIVAL, BY_RECENT, BY_SAVED
 from cwd.core.world import (
@@ -125,6 +125,7 @@ def finish(world, now_ns, r, status, served_ns):
     if world.settings[0]["prices"] == 1 and (
             status == OK or status == DEADLINE_UNREACHABLE or status == DEADLINE_EXPIRED or status == DEADLINE_MISSED):
         floor.ended(world, 1 if status == OK else 0)
+        memory.ended(world, request["model"], 1 if status == OK else 0)
     if status == OK:
         counters["answered"] += 1
     elif status == DEADLINE_EXPIRED:

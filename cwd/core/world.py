@@ -133,8 +133,11 @@ ODDS = np.dtype(
 #: what policies remember of a model: the gap between arrivals (smoothed), the SLO last asked for; the largest batch, in
 #: 1024ths; a line of latency over batch size, as the latencies of the smallest and the largest batch; which of its queue
 #: were passed over, as key and tie of the first that was not; used: a number that grows with each use; the GPU time that
-#: it was given, faded up to faded_ns; the service owed. What `cwd` reads comes first, in one line
-MEMORY = _table("arrived_ns gap_ns owed slo_ns work_ns faded_ns used limit small_ns large_ns passed_key passed_tie", LINE)
+#: it was given, faded up to faded_ns; the service owed; of its requests those that came soon after the one before, and those
+#: that were lost, and how long waiting for the next one took. What `cwd` reads comes first, in one line
+MEMORY = _table(
+    "arrived_ns gap_ns owed work_ns faded_ns soon waited_ns lost slo_ns used limit small_ns large_ns passed_key passed_tie", LINE
+)
 #: a batch that should run soon: share_ns of it on each of its model's GPUs; out: it has given way (shortlist.py)
 SHORTLIST = _table("copy first batch rows batch_ns latest_ns share_ns out")
 #: scratch of sets.py: the requests looked at, the applications that wait, their groups, and the best batch so far
@@ -158,7 +161,7 @@ COUNTERS = _table(
     "wanted_root wanted_head map_count copy_map_count "
     "accepted refused answered dropped missed failed requeued stale expired loads unloads execs rows cold replicas "
     "background_runs background_care background_until_ns background_urgent_ns slack_ns urgent_ns urgent_asked_ns "
-    "spread_model spread_ns price_ns usual_ns demand_ns asked_ns share"
+    "spread_model spread_ns price_ns usual_ns spent_ns spent_rows demand_ns asked_ns share"
 )
 SETTINGS = _table(
     "policy admission foresight queue_order copy_order load_order replicate load_saves evict_queued "

@@ -478,4 +478,5 @@ def _prices(world):
     for m in range(len(world.memory)):
         if not -AHEAD_MAX * ONE <= world.memory[m]["owed"] <= OWED_MAX * ONE:
             return False
-    return counters["price_ns"] >= 0 and counters["usual_ns"] >= 0 and 0 <= counters["share"] <= ONE
+    least = min(counters["price_ns"], counters["usual_ns"], counters["spent_ns"], counters["spent_rows"])
+    return least >= 0 and 0 <= counters["share"] <= ONE

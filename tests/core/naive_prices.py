@@ -93,3 +93,22 @@ def price_after(price, rows, batch_ns, idle_ns, dearer, doubling, longest, least
     down = 0 if Fraction(batch_ns, rows) > price else spent
     step = (up * (dearer - 1) - down) // dearer
     return max(price + (price // 2 ** least_bits) * step // (doubling // 2 ** least_bits), 2 ** least_bits)
+
+
+def smoothed(values, parts=32):
+    """Where a whole number ends that goes a part of the way to each value, from 0, rounded down."""
+    now = 0
+    for value in values:
+        now += (value - now) // parts
+    return now
+
+
+def company(rows, size, took, each, gaps, lost, came, latest):
+    """Until when a batch of so many rows waits for one more; None: not at all. `gaps`: (share of arrivals that came soon,
+    mean wait for the next); `lost`: share of requests; `latest`: latest start by size."""
+    larger = min((b for b in took if b > rows), default=None)
+    if larger is None or lost <= Fraction(1, 32):
+        return None
+    worth = each - (took[larger] - took[size]) // (larger - rows)
+    soon, waited = gaps
+    return min(came + worth, latest[larger]) if soon * worth > waited else None

@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from script import MS, US, Script, only
 
-from cwd.core import engine, floor, offers, price, shortlist
+from cwd.core import batches as of_model
+from cwd.core import engine, floor, memory, offers, price, shortlist
 from cwd.core.world import ACTION_EXEC, OUT_ACTION, OUT_REPLY, SHORTLIST, SLOT_MASK, Config
 from cwd.errors import Code, CwdError
 from cwd.jit import lean_kernel
@@ -173,6 +174,107 @@ def test_without_patience_the_first_waits_for_half_of_the_time_that_it_can(slo_m
                            for patient in (True, False))
     assert script.now < until_ns < came_ns + slo_ms * MS - TOOK[1]
     assert sooner_ns == came_ns + (until_ns - came_ns) // 2
+
+
+@lean_kernel
+def paid_ns(world, rows, batch_ns, idle_ns):
+    price.paid(world, rows, batch_ns, idle_ns)
+    return price.each_ns(world)
+
+
+def test_what_goes_by_for_each_that_is_served_counts_idle_time():
+    """Turns of 4 requests in 6 ms and one in 3 ms after 6 ms without work: 15 ms for 5 of them, whoever was last."""
+    script = Script(policy="cwd")
+    for turn in range(400):
+        each_ns = int(paid_ns(script.world, *((4, 6 * MS, 0) if turn % 2 else (1, 3 * MS, 6 * MS))))
+    assert each_ns == pytest.approx(3 * MS, rel=0.1)
+
+
+@SMALL
+@given(st.lists(st.tuples(st.integers(1, 8_000), st.booleans()), min_size=1, max_size=60), st.integers(1, 6), st.integers(1, 2))
+def test_how_soon_requests_follow_and_how_many_are_lost_is_as_in_the_twin(arrivals, each_ms, copies):
+    script = Script(pages=50, policy="cwd", gpus=2, requests_max=128)
+    for gpu in range(copies):
+        script.hold(gpu=gpu)
+    script.world.counters["spent_ns"], script.world.counters["spent_rows"] = each_ms * MS, 1 << price.ROWS_BITS
+    held = [int(engine.lane_reserve(script.world, script.now, gpu, 600 * MS)) for gpu in range(2)]
+    most_ns, soon, waited, lost, ends = each_ms * MS // copies, [], [], [], []
+    for number, (gap_us, late) in enumerate(arrivals):
+        script.now += gap_us * US
+        if number > 0:
+            soon.append(memory.ONE if gap_us * US < most_ns else 0)
+            waited.append(min(gap_us * US, most_ns))
+        code = script.ask(number, slo=5 * MS if late else 2_000 * MS)
+        assert code == (Code.DEADLINE_UNREACHABLE if late else 0)
+        (lost if late else ends).append(memory.ONE)
+    row = script.world.memory[script.model & SLOT_MASK]
+    assert (int(row["soon"]), int(row["waited_ns"])) == (naive.smoothed(soon), naive.smoothed(waited))
+    assert int(row["lost"]) == naive.smoothed(lost) and len(lost) + len(ends) == len(arrivals) and len(held) == 2
+
+
+@lean_kernel
+def company_ns(world, now_ns, first, rows, b):
+    took_ns = (3 * MS, 4 * MS, 6 * MS)[b]
+    return offers.company_ns(world, now_ns, 0, world.requests[first]["model"], first, rows, took_ns)
+
+
+@lean_kernel
+def latest_ns(world, now_ns, first, b):
+    return of_model.wait_until_ns(world, now_ns, 0, first, b)
+
+
+@SMALL
+@given(st.integers(1, 4), st.integers(0, 8_000), st.integers(0, memory.ONE), st.integers(0, 4_000),
+       st.sampled_from([0, memory.ONE // 32, memory.ONE // 32 + 1, memory.ONE]), st.integers(20, 40))
+def test_a_batch_waits_for_company_as_its_twin_does(rows, each_us, soon, waited_us, lost, slo_ms):
+    script = Script(pages=50, policy="cwd")
+    script.hold()
+    for number in range(rows):
+        assert script.ask(number, slo=slo_ms * MS) == 0
+    script.world.counters["spent_ns"], script.world.counters["spent_rows"] = each_us * US, 1 << price.ROWS_BITS
+    row = script.world.memory[script.model & SLOT_MASK]
+    row["soon"], row["waited_ns"], row["lost"] = soon, waited_us * US, lost
+    first = int(script.world.models[script.model & SLOT_MASK]["queue_head"])
+    b = (rows + 1) // 2 if rows < 4 else 2
+    latest = {size: int(latest_ns(script.world, script.now, first, i)) for i, size in enumerate(TOOK)}
+    twin = naive.company(rows, (1, 2, 4)[b], TOOK, each_us * US, (Fraction(soon, memory.ONE), waited_us * US),
+                         Fraction(lost, memory.ONE), script.now, latest)
+    assert int(company_ns(script.world, script.now, first, rows, b)) == (twin or 0)
+
+
+def with_company(lost, waited_ms):
+    """A world in which the GPU has nothing to do but one request that just came, to a model whose requests follow soon."""
+    script = Script(pages=50, policy="cwd")
+    script.hold()
+    script.world.counters["spent_ns"], script.world.counters["spent_rows"] = 5 * MS, 1 << price.ROWS_BITS
+    row = script.world.memory[script.model & SLOT_MASK]
+    row["soon"], row["waited_ns"], row["lost"] = memory.ONE, waited_ms * MS, lost
+    assert script.ask(1, slo=30 * MS) == 0
+    return script
+
+
+@pytest.mark.parametrize(("lost", "waited_ms"), [(0, 1), (memory.ONE // 32, 1), (memory.ONE // 2, 4)])
+def test_nobody_waits_for_company_where_nobody_is_lost_or_the_next_comes_late(lost, waited_ms):
+    assert only(with_company(lost, waited_ms).tick(), verb=ACTION_EXEC, rows=1)
+
+
+def test_who_waits_for_company_goes_with_it_and_alone_after_a_silence():
+    """A request is worth 5 ms, of which a batch of two takes 1 ms longer: 4 ms after the last that came it is over, less the
+    way there."""
+    for others in (0, 1, 2):
+        script = with_company(memory.ONE // 2, 1)
+        assert script.tick() == []
+        for number in range(others):
+            script.now += 2 * MS
+            assert script.ask(2 + number, slo=30 * MS) == 0 and script.tick() == []
+        look_ns = int(engine.next_timer(script.world, script.now))
+        # of three, who are in a batch of four already, the next one takes nothing more
+        assert look_ns == script.now + (5 if others == 2 else 4) * MS - 200 * US
+        assert only(script.tick(later=look_ns - script.now), verb=ACTION_EXEC, rows=1 + others)
+    script = with_company(memory.ONE // 2, 1)
+    for number in range(3):
+        assert script.ask(2 + number, slo=30 * MS) == 0
+    assert only(script.tick(), verb=ACTION_EXEC, rows=4)
 
 
 class Books:

@@ -4,7 +4,8 @@ Each of a GPU's most urgent models offers its densest batch (offers.py). Of thos
 first that is owed most to its model (floor.py); then the others, where requests are lost only those that are worth the
 price of GPU time (price.py), by when they have to start, less the least dense if not all can start in time
 (shortlist.py); then the densest of the rest. While the GPUs have time to spare nobody waits to grow; while all is served
-all the same, nobody for more than half of the time that they have, and no GPU for that alone. Work that is due
+all the same, nobody for more than half of the time that they have, and no GPU for that alone; a model that loses requests
+which follow each other closely waits for the next one, for as long as that is worth of GPU time. Work that is due
 beyond half a second runs where nothing urgent can, while the GPUs come free in time for urgent requests (background.py),
 and is never compared with them; where it waits and takes less than half of their slack, they wait for each other.
 Sources: Clockwork (OSDI'20) for windows and the timeline, Shepherd (NSDI'23) for density under overload, Symphony for
@@ -74,7 +75,10 @@ def _urgent(world, now_ns, gpu, copy):
         else:
             owed = floor.owed(world, m)
             ripe_ns = offers.ripe_ns(world, now_ns, gpu, m, first, rows, batch_ns, start_ns, patient)
-            if ripe_ns <= start_ns and owed > 0:
+            company_ns = offers.company_ns(world, now_ns, gpu, m, first, rows, batch_ns)
+            if company_ns > start_ns:
+                look_ns = company_ns if company_ns < look_ns else look_ns
+            elif ripe_ns <= start_ns and owed > 0:
                 if owed > due_owed:
                     due, due_first, due_batch, due_rows, due_owed = copy, first, b, rows, owed
             elif eager or (ripe_ns <= start_ns and (not short or price.worth_it(world, rows, batch_ns))):
