@@ -1,1 +1,0 @@
-cwd fair 1 | models=4026 gpus=12 rate_rps=9638.0 trace=synthetic | offered_rps=9659.83 goodput_rps=9659.83 on_time=1.0 batch_rps=0.0 p99_ms=12.911 max_ms=35.597 mean_batch=1.569 worst_model_on_time=1.0 refused=0 late=0 failed=0 6.7 s
