@@ -70,6 +70,14 @@ class EmulatedWorker:
         """How many GPUs the controller has welcomed."""
         return int((self.state.links["state"] == ln.OPEN).sum())
 
+    def summary(self) -> str:
+        """What it has, for people."""
+        return f"{self.open_count} of {self.options.gpus} emulated GPUs with a controller"
+
+    def executed(self) -> int:
+        """How many batches all of them have executed."""
+        return int(self.state.counts["executed"][0])
+
     def step(self) -> bool:
         """Serve until something rare has happened, and deal with it; False if woken by `wake_fd` or a signal."""
         what, device = em.emulated_run(self.state, self.epoll.fileno(), self.wake_fd, self.timer_fd)
