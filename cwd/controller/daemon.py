@@ -1,9 +1,9 @@
 """The controller's process: sets everything up, then turns between the compiled loop and Python's rare work.
 
 One thread. `serve` calls the loop for a slice; between two slices it runs rare messages and tasks for `chunk_ns` at
-most, which is measured (`python_max_ns`). SIGTERM drains and ends, a second one ends at once; SIGHUP has the settings read again. Files,
-JSON and the log are other processes' (reader.py, writer.py). A supervisor is told how it goes by this thread, between two
-slices, so that it hears nothing more when either of them hangs.
+most, which is measured (`python_max_ns`). SIGTERM drains and ends, a second one ends at once; SIGHUP has the settings
+read again. Files, JSON and the log are other processes' (reader.py, writer.py). A supervisor is told how it goes by this
+thread, between two slices, so that it hears nothing more when either of them hangs.
 """
 
 from __future__ import annotations
