@@ -47,7 +47,7 @@ LOG = logging.getLogger("cwd.controller")
 
 #: a slice without anything rare to do: only the watchdog and the status line wait for it
 IDLE_SLICE_NS = 100 * NS_PER_MS
-STATUS_NS = 5 * NS_PER_S
+STATUS_NS = 2 * NS_PER_S
 #: what a step of the start may take, beyond the supervisor's own timeout: the kernels, and some of the repository
 COMPILE_NS, SCAN_NS = 900 * NS_PER_S, 60 * NS_PER_S
 #: what the end of a drain takes: refusing what is still queued, and the log writer's last records
