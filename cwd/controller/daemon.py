@@ -19,8 +19,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from cwd.controller import loop
 from cwd.controller.admin import Admin
 from cwd.controller.config import RELOADABLE, ControllerConfig, default_run_dir, default_state_dir
@@ -52,6 +50,9 @@ STATUS_NS = 2 * NS_PER_S
 COMPILE_NS, SCAN_NS = 900 * NS_PER_S, 60 * NS_PER_S
 #: what the end of a drain takes: refusing what is still queued, and the log writer's last records
 END_NS = 15 * NS_PER_S
+#: how long whoever was told goodbye may take to hang up (a client that nobody waits on looks four times a second), and
+#: how often that is looked for
+PART_NS, PART_STEP_S = NS_PER_S, 0.005
 #: a payload that is too large is answered with TOO_LARGE; libzmq hangs up on one that is so many times too large
 HANG_UP = 2
 _NO_FIGURES = dict.fromkeys(
@@ -299,8 +300,7 @@ class Controller:
             if 0 <= client < len(self.host.peers) and self.host.peers[client]["role"] == ROLE_CLIENT:
                 self._outgoing.send(int(self.host.peers[client]["key"]), Type.REPLY, request=request % (1 << 64),
                                     status=int(Code.DRAINING), **_NO_FIGURES)
-        for slot in np.flatnonzero(self.host.peers["role"]):
-            self._outgoing.send(int(self.host.peers[slot]["key"]), Type.GOODBYE, code=0, text="the controller stops")
+        self._part()
         messages_close(self.host.messages)
         for socket in self._sockets:
             socket.close()
@@ -309,6 +309,20 @@ class Controller:
         if self._reader is not None:
             self._reader.close()
         os.close(self._timer_fd)
+
+
+    def _part(self) -> None:
+        """Say goodbye to everyone until they have hung up, so that nobody loses an answer.
+
+        libzmq throws away what a DEALER that waits for connections (ZMQ_IMMEDIATE) has received and not yet handed out
+        when it learns that the connection has ended. Who has hung up has read all that came before the goodbye.
+        """
+        left = self.host.peers["key"][self.host.peers["role"] != 0].tolist()
+        until_ns = monotonic_ns() + PART_NS
+        while left := [key for key in left if self._outgoing.send(key, Type.GOODBYE, code=0, text="the controller stops")]:
+            if self._stops > 1 or monotonic_ns() > until_ns:
+                break
+            time.sleep(PART_STEP_S)
 
 
 def serve(config: ControllerConfig, load: Callable[[], ControllerConfig] | None = None) -> None:
