@@ -140,7 +140,7 @@ def _worker_options(flags: dict[str, Any]) -> WorkerOptions:
 def _reread(ctx: click.Context) -> dict[str, Any]:
     """What the command's table in --config says now of whatever did not come from elsewhere; raises `CwdError`."""
     file = ctx.obj["config"]
-    table = read_toml(file).get(ctx.info_name, {}) if file is not None else {}
+    table = read_toml(file).get(str(ctx.info_name), {}) if file is not None else {}
     if not isinstance(table, dict):
         raise CwdError(f"{file}: {ctx.info_name} is {table!r}, wanted a table")
     told = {str(name).replace("-", "_"): value for name, value in table.items()}
