@@ -173,8 +173,8 @@ def example_text(own: bool = True) -> str:
 def test_the_example_has_every_setting(table: str, module: str, record: str, elsewhere: set[str]) -> None:
     if table not in root.COMMANDS:
         pytest.skip(f"this cwd has no {table}")
-    record = getattr(importlib.import_module(module), record)
-    names = {daemons._plain(field.name) for field in dataclasses.fields(record)}
+    settings_of: Any = getattr(importlib.import_module(module), record)
+    names = {daemons.plain_name(field.name) for field in dataclasses.fields(settings_of)}
     assert set(tomllib.loads(example_text())[table]) == names - elsewhere
     for name in elsewhere:
         assert f"--{name}" in arguments(f"cwd-{table}") and f"--{name}" in arguments(f"cwd-{table}@")
@@ -185,7 +185,7 @@ def test_the_examples_comments_are_the_defaults(tmp_path: Path) -> None:
     file.write_text(example_text(own=False))
     assert load_config({}, {}, file) == ControllerConfig()
     told = daemons.worker.make_context("worker", [], default_map=tomllib.loads(file.read_text())["worker"]).params
-    names = {daemons._plain(field.name): field.name for field in dataclasses.fields(WorkerOptions)}
+    names = {daemons.plain_name(field.name): field.name for field in dataclasses.fields(WorkerOptions)}
     given = {names[name]: value for name, value in told.items() if value is not None}
     assert dataclasses.replace(WorkerOptions(device="emulated", name="w"), **given) == WorkerOptions(device="emulated", name="w")
 

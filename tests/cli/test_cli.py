@@ -94,7 +94,7 @@ def test_precedence_flag_over_variable_over_file(tmp_path, monkeypatch):
     import cwd.cli.daemons as daemons
 
     seen, loads = [], []
-    monkeypatch.setattr(daemons, "_become_daemon", lambda: None)
+    monkeypatch.setattr(daemons, "become_daemon", lambda: None)
     monkeypatch.setitem(sys.modules, "cwd.worker.daemon", type(sys)("cwd.worker.daemon"))
     sys.modules["cwd.worker.daemon"].run_worker = lambda options, load: seen.append(options) or loads.append(load)
     config = tmp_path / "c.toml"
@@ -127,7 +127,7 @@ def test_controller_settings_reach_its_record(tmp_path, monkeypatch):
     import cwd.cli.daemons as daemons
 
     seen, loads = [], []
-    monkeypatch.setattr(daemons, "_become_daemon", lambda: None)
+    monkeypatch.setattr(daemons, "become_daemon", lambda: None)
     monkeypatch.setitem(sys.modules, "cwd.controller.daemon", type(sys)("cwd.controller.daemon"))
     sys.modules["cwd.controller.daemon"].serve = lambda config, load: seen.append(config) or loads.append(load)
     config = tmp_path / "c.toml"
