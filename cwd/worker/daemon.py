@@ -125,7 +125,7 @@ def _run_emulated(options: WorkerOptions, signals: _Signals) -> int:
     signals.wake_every(supervision.period_ns)
     ready, begin = False, time.monotonic()
     try:
-        while not signals.stop:
+        while not signals.stop and not worker.drained:
             if not worker.step():
                 signals.taken(ready)
             supervision.look()
@@ -193,10 +193,11 @@ def _backend(options: WorkerOptions, repository: Repository) -> Backend:
 
 
 def _serve(worker: DeviceWorker, signals: _Signals, options: WorkerOptions) -> None:
-    """Say READY when all is warm and the controller has said WELCOME; return when there is a signal, or a thread has died."""
+    """Say READY when all is warm and the controller has said WELCOME; return when there is a signal, a thread has died, or
+    it was drained."""
     ready, patient_until = False, time.monotonic() + _PATIENCE_S
     supervision = worker.supervision()
-    while not signals.stop and worker.failure is None:
+    while not signals.stop and worker.failure is None and not worker.session.drained:
         wait_s = supervision.wait_s
         if not ready and patient_until:
             left_s = max(patient_until - time.monotonic(), 0)

@@ -70,6 +70,11 @@ class EmulatedWorker:
         """How many GPUs the controller has welcomed."""
         return int((self.state.links["state"] == ln.OPEN).sum())
 
+    @property
+    def drained(self) -> bool:
+        """Whether the controller has let every GPU go."""
+        return all(session.drained for session in self.sessions)
+
     def summary(self) -> str:
         """What it has, for people."""
         return f"{self.open_count} of {self.options.gpus} emulated GPUs with a controller"

@@ -119,6 +119,8 @@ class Peer:
         self.socket.linger = 0
         self.socket.connect(endpoint)
         self.epoch = 0
+        #: heartbeat questions answered
+        self.beats = 0
         self.seen: list[tuple[Type, dict[str, Any], list[bytes]]] = []
 
     def send(self, kind: Type, *payload: bytes, **fields: Any) -> None:
@@ -132,6 +134,7 @@ class Peer:
             kind, fields = decode(frames[0])
             if kind == Type.HEARTBEAT and fields["reply"] == 0:
                 now_ns = time.monotonic_ns()
+                self.beats += 1
                 self.send(Type.HEARTBEAT, seq=1, reply=1, sent_ns=now_ns, echo_ns=fields["sent_ns"], hold_ns=0,
                           loop_max_ns=0, queued=0)
                 continue

@@ -20,23 +20,6 @@ from cwd.models.repository import Repository
 from cwd.wire.messages import Type
 
 
-@pytest.fixture
-def started(tmp_path):
-    """A function that starts a controller on a repository of `models` fixed models."""
-    running: list[Controller] = []
-
-    def start(models: int = 3, dynamic: int = 0, **settings) -> Controller:
-        make_repository(tmp_path / "repo", models, dynamic)
-        controller = Controller(tmp_path, repository=str(tmp_path / "repo"), **settings)
-        running.append(controller)
-        controller.start()
-        return controller
-
-    yield start
-    for controller in running:
-        controller.__exit__()
-
-
 def _ready(controller: Controller, name: str = "worker", programs: int = 1, **caps):
     worker = controller.worker(name, **caps)
     worker.settle(programs)
@@ -67,17 +50,17 @@ def test_models_come_and_go_while_others_are_served(started, tmp_path):
     repository.add("late", 1, program, {}, seed=7)
     code, result = admin.ask("model.add", name="late", version=0)
     assert code == 0 and result["ready"]
-    late = client.lookup("late")
+    late, name = client.lookup("late", 1), client.lookup("late")
     assert late == result["handle"]
     replies = serve(worker, client, {client.infer(late), client.infer(first)})
     assert {fields["status"] for fields in replies.values()} == {0}
     repository.add("late", 2, program, {}, seed=8)
     assert admin.ask("model.add", name="late")[0] == 0
-    newest = client.lookup("late")
-    assert newest != late and client.lookup("late", 1) == late
+    newest = client.lookup("late", 2)
+    assert newest != late and client.lookup("late", 1) == late and client.lookup("late") == name
     assert set(admin.ask("model.ls", after=0)[1]["models"]) == {"fixed-0/1", "fixed-1/1", "late/1", "late/2"}
     assert admin.ask("model.rm", name="late", version=0) == (0, {"removed": 2})
-    for handle in (late, newest):
+    for handle in (late, newest, name):
         request = client.infer(handle)
         assert client.reply(request)[0]["status"] == Code.UNKNOWN_MODEL
     kind, unload, _ = worker.next_action()
@@ -201,7 +184,7 @@ def test_after_kill_9_a_new_epoch_takes_residency_from_the_workers(started):
     assert worker.epoch > epoch
     worker.settle(1)
     adopted, _ = worker.until(Type.LOAD)
-    model = client.lookup("fixed-1")
+    model = client.lookup("fixed-1", 1)
     assert adopted["model"] == model and adopted["image"] == image and adopted["pages"] == 1
     worker.done(adopted)
     request = client.infer(model)
