@@ -39,7 +39,8 @@ def test_only_what_may_change_does(tmp_path: Path, caplog: pytest.LogCaptureFixt
 @pytest.mark.parametrize("text", [
     "[controller", "\udce4", "controller = 3", "[controller]\ndrain = 'soon'", "[controller]\nnosuch = 1",
     "[controller]\nlog_level = 'loud'", "[controller]\ncredits = -1", "[controller]\ndrain = ['1s']",
-    "[controller]\ndrain = {}", "[[controller]]\ndrain = 1",
+    "[controller]\ndrain = {}", "[controller]\ndrain = inf", "[controller]\ndrain = nan", "[controller]\nheld_max = 1e400",
+    "[controller]\nheld_max = 9223372036854775808", "[controller]\ndrain = '9999999999h'", "[[controller]]\ndrain = 1",
 ])
 def test_a_bad_file_changes_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture, text: str) -> None:
     file = tmp_path / "c.toml"

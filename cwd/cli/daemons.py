@@ -153,6 +153,8 @@ def _reread(ctx: click.Context) -> dict[str, Any]:
                 found[name] = parameter.type_cast_value(ctx, value)
             except click.ClickException as error:
                 raise CwdError(f"{file}: {error.format_message()}") from None
+            except (ArithmeticError, TypeError, ValueError):
+                raise CwdError(f"{file}: {value!r} is no value for {name}") from None
     if told:
         raise CwdError(f"{file}: [{ctx.info_name}] has no setting {min(told)!r}")
     return found

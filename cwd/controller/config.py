@@ -110,18 +110,25 @@ def _value(name: str, given: Any, origin: str) -> Any:
     kind = type(_FIELDS[name].default)
     try:
         if isinstance(given, str) and name.endswith("_ns"):
-            return parse_duration_ns(given)
+            return _int64(parse_duration_ns(given))
         if isinstance(given, str) and name.endswith("_bytes"):
-            return parse_size_bytes(given)
+            return _int64(parse_size_bytes(given))
         if kind is bool and isinstance(given, str):
             return {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}[given.lower()]
-        value = kind(given)
+        value = _int64(int(given)) if kind is int else kind(given)
         if name == "log_level":
             check_log_level(value)
-    except (KeyError, TypeError, ValueError, CwdError) as error:
+    except (KeyError, TypeError, ValueError, ArithmeticError, CwdError) as error:
         raise CwdError(f"{origin}: {given!r} is no value for {name}", code=Code.BAD_ARGUMENT) from error
     if kind is int and not isinstance(value, bool) and value < 0 and name not in ("cpu", "nice"):
         raise CwdError(f"{origin}: {name} is negative", code=Code.BAD_ARGUMENT)
+    return value
+
+
+def _int64(value: int) -> int:
+    """`value`, if the tables can hold it; raises `OverflowError`."""
+    if not -1 << 63 <= value < 1 << 63:
+        raise OverflowError
     return value
 
 

@@ -36,7 +36,7 @@ from cwd.worker.host_store import HostStore
 from cwd.worker.options import WorkerOptions
 from cwd.worker.pulse import Pulse
 from cwd.worker.session import Session
-from cwd.worker.supervision import Supervision
+from cwd.worker.supervision import STATUS_NS, Supervision
 
 LOG = logging.getLogger("cwd.worker")
 
@@ -87,7 +87,7 @@ class DeviceWorker:
 
     def supervision(self) -> Supervision:
         """For the thread that constructed this, once it has started."""
-        pulse = Pulse(self.exec_lane, self.load_lane, watchdog_period_ns())
+        pulse = Pulse(self.exec_lane, self.load_lane, watchdog_period_ns() or STATUS_NS)
         return Supervision(self.summary, lambda: int(self.exchange.counts["executed"][0]),
                            lambda now_ns: pulse.stuck(now_ns, self.device.waits))
 

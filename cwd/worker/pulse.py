@@ -17,8 +17,8 @@ from cwd.worker import lanes as la
 
 #: An action may take this many times as long as the controller expects, and the patience of whoever looks on top.
 _TIMES = 10
-#: What a PREPARE may take: it builds whatever the repository names, and nobody knows how long that takes.
-_PREPARE_NS = 900 * NS_PER_S
+#: What may be longer than anybody expects, since it does whatever the repository or an operator names; and how long.
+_LONG, _LONG_NS = (int(Type.PREPARE), int(Type.PROFILE)), 900 * NS_PER_S
 #: no action is expected to take longer, so that ten times that is still an int64
 _EXPECTED_MAX_NS = 3600 * NS_PER_S
 
@@ -64,8 +64,8 @@ class Pulse:
 
 
 def _may_take_ns(pulse: np.ndarray) -> int:
-    if pulse[la.KIND] == Type.PREPARE:
-        return _PREPARE_NS
+    if int(pulse[la.KIND]) in _LONG:
+        return _LONG_NS
     return _TIMES * min(max(int(pulse[la.EXPECTED_NS]), 0), _EXPECTED_MAX_NS)
 
 

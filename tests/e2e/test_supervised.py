@@ -236,8 +236,8 @@ def test_the_watchdog_starves_when_a_loop_hangs(hanging: Units) -> None:
         pending = client.submit("same-000", BYTE, "2s")
         _starves(worker)
         assert worker.statuses()[-1].startswith("stuck: the exec lane (EXEC for ")
-        # its io thread still answers the controller
-        assert [row["heard_ns"] < 10**9 for row in hanging.status()["workers"].values()] == [True]
+        # its io thread still answers the controller, which would have given it up by now
+        assert len(hanging.status()["workers"]) == 1
         assert isinstance(pending.exception(timeout=STOP_S), cwd.RequestError)
     controller.hang_file.touch()
     _starves(controller)
