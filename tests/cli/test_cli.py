@@ -117,7 +117,8 @@ def test_precedence_flag_over_variable_over_file(tmp_path, monkeypatch):
     assert (again.page_bytes, again.pages, again.rows_max, again.log_level) == (16384, 7, 9, "debug")
     assert (again.spin_ns, again.preload) == (50_000, True)
     for text, fault in (("[worker]\npagez = 5\n", "'pagez'"), ("[worker]\nspin = 'soon'\n", "soon"), ("[worker\n", "line 1"),
-                        ("worker = 3\n", "wanted a table"), ("[worker]\nrows_max = inf\n", "rows_max"), ("[worker]\nlog_level = 'loud'\ndevice = 'cpu'\n", "loud")):
+                        ("worker = 3\n", "wanted a table"), ("[worker]\nrows_max = inf\n", "rows_max"),
+                        ("[worker]\nlog_level = 'loud'\ndevice = 'cpu'\n", "loud")):
         config.write_text(text)
         with pytest.raises(CwdError, match=fault):
             loads[-1]()
