@@ -50,7 +50,7 @@ def this_machine(user: str = _USER, config: str = _CONFIG) -> Machine:
 
 
 def files(machine: Machine, root: Path) -> dict[Path, str]:
-    """What is to be written below `root`: {path: text}, the configuration last. Raises `CwdError` if it cannot work."""
+    """What is to be written below `root`: {path: text}, the configuration last."""
     found = {}
     for source in sorted(SOURCE.iterdir()):
         if source.name != _EXAMPLE:
@@ -62,9 +62,13 @@ def files(machine: Machine, root: Path) -> dict[Path, str]:
 
 def notes(machine: Machine) -> list[str]:
     """What people should know before they start these units here."""
-    hidden = [str(folder) for folder in machine.folders if _within(folder, _HOMES)]
-    return [f"{machine.user} must be able to read {hidden[0]}; the units open home folders for reading, which /opt would not "
-            "need"] if hidden else []
+    found = []
+    for folder in machine.folders:
+        if _within(folder, _TEMPORARY):
+            found.append(f"daemons do not see {folder}, since they have folders of their own for temporary files")
+        elif _within(folder, _HOMES):
+            found.append(f"{machine.user} must be able to read {folder}, and the units let daemons read homes for its sake")
+    return found
 
 
 def install(found: dict[Path, str], force: bool = False) -> tuple[list[Path], list[Path]]:
@@ -92,8 +96,6 @@ def _old(path: Path) -> str:
 
 def _adapted(text: str, machine: Machine) -> str:
     """A unit, or a list of users or folders, for this machine."""
-    if any(_within(folder, _TEMPORARY) for folder in machine.folders):
-        raise CwdError("this cwd is installed in a folder for temporary files, which the units hide", code=Code.BAD_ARGUMENT)
     text = text.replace(_PROGRAM, " ".join(map(_word, machine.program))).replace(_CONFIG, _word(machine.config))
     text = re.sub(rf"^(User|Group)={_USER}$", rf"\1={machine.user}", text, flags=re.MULTILINE)
     text = re.sub(rf"^u {_USER} ", f"u {machine.user} ", text, flags=re.MULTILINE)
