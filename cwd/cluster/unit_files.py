@@ -46,7 +46,7 @@ def this_machine(user: str = _USER, config: str = _CONFIG) -> Machine:
     command = Path(sys.executable).with_name("cwd")
     program = [str(command)] if command.is_file() else [sys.executable, "-m", "cwd"]
     folders = [Path(sys.prefix), Path(sys.base_prefix), SOURCE.parents[1]]
-    return Machine(program, [folder.resolve() for folder in folders], user, config)
+    return Machine(program, list(dict.fromkeys(folder.resolve() for folder in folders)), user, config)
 
 
 def files(machine: Machine, root: Path) -> dict[Path, str]:
