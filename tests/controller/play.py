@@ -60,7 +60,7 @@ class Controller:
     def __init__(self, root: Path, **settings: Any) -> None:
         self.run_dir, self.state_dir = root / "run", root / "state"
         self.settings = {"run_dir": str(self.run_dir), "state_dir": str(self.state_dir), "page_bytes": PAGE_BYTES,
-                         "lost_ns": 3 * SECOND, **settings}
+                         "lost_ns": 15 * SECOND, **settings}
         self.process: subprocess.Popen[bytes] | None = None
         self.context = zmq.Context()
 
@@ -182,7 +182,7 @@ class Client(Peer):
             assert kind == Type.ERROR and time.monotonic() < end, (kind, fields)
             time.sleep(0.01)
 
-    def infer(self, model: int, payload: bytes = bytes(8), slo_ns: int = SECOND, dims: tuple[int, ...] = (),
+    def infer(self, model: int, payload: bytes = bytes(8), slo_ns: int = 15 * SECOND, dims: tuple[int, ...] = (),
               request: int = 0, deadline_ns: int = 0) -> int:
         """Send a request; its id."""
         self.number += 1

@@ -13,7 +13,7 @@ from cwd.errors import Code
 class Load:
     """A closed loop of `flight` requests in a thread, so that no slice is idle; counts how each ended."""
 
-    def __init__(self, cluster, flight=64, slo="500ms"):
+    def __init__(self, cluster, flight=64, slo="2s"):
         self._client = cluster.client()
         self._flight, self._slo = flight, slo
         self._enough = threading.Event()
@@ -28,7 +28,7 @@ class Load:
                 while len(flying) < self._flight:
                     flying.append(self._client.submit(f"same-{self.sent % 4:03}", BYTE, self._slo))
                     self.sent += 1
-                first = next(cwd.as_completed(flying, timeout=5))
+                first = next(cwd.as_completed(flying, timeout=20))
             except cwd.RequestError as error:
                 self.ended["unsent", error.code] += 1
                 if self.ended["unsent", error.code] == 3:  # the controller has ended
@@ -40,12 +40,12 @@ class Load:
             self._count(pending)
 
     def _count(self, pending):
-        error = pending.exception(timeout=5)
+        error = pending.exception(timeout=20)
         self.ended[Code.OK if error is None else error.code] += 1
 
     def __enter__(self):
         self._thread.start()
-        until = time.monotonic() + 10
+        until = time.monotonic() + 60
         while self.ended[Code.OK] < 200:
             assert time.monotonic() < until, "no load comes about"
             time.sleep(0.01)
@@ -53,6 +53,6 @@ class Load:
 
     def __exit__(self, *exception):
         self._enough.set()
-        self._thread.join(20)
+        self._thread.join(60)
         assert not self._thread.is_alive(), "a request hangs"
         self._client.close()
