@@ -1,5 +1,6 @@
 """Readiness as systemd understands it, and the little supervisor that LocalCluster uses."""
 
+import os
 import socket
 import subprocess
 import sys
@@ -8,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from cwd.net.notify import NotifyListener, notify
+from cwd.net.notify import NotifyListener, notify, watchdog_period_ns
 
 
 def test_ready_and_status(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -47,3 +48,29 @@ def test_waiting_ends_with_the_process_or_the_time() -> None:
         done = subprocess.Popen([sys.executable, "-c", "raise SystemExit(3)"])
         assert not listener.wait_ready(600, alive=lambda: done.poll() is None)
         assert done.poll() == 3 and time.monotonic() - begin < 120
+
+
+def test_reloading_and_more_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with NotifyListener(tmp_path) as listener:
+        monkeypatch.setenv("NOTIFY_SOCKET", listener.path)
+        before_us = time.monotonic_ns() // 1000
+        assert notify(reloading=True)
+        told = listener.receive(1.0)
+        assert told is not None and told["RELOADING"] == "1" and set(told) == {"RELOADING", "MONOTONIC_USEC"}
+        assert before_us <= int(told["MONOTONIC_USEC"]) <= time.monotonic_ns() // 1000
+        assert notify(status="staging\n3/9", extend_ns=90_000_000_000)
+        assert listener.receive(1.0) == {"STATUS": "staging 3/9", "EXTEND_TIMEOUT_USEC": "90000000"}
+        assert not listener.ready
+
+
+@pytest.mark.parametrize("usec, pid, period_ns", [
+    ("30000000", "own", 15_000_000_000), ("30000000", "", 15_000_000_000), ("30000000", "1", 0), ("", "own", 0),
+    ("soon", "own", 0), ("30000000", "me", 0), ("-4", "own", 0), ("0", "own", 0),
+])
+def test_the_watchdog_is_for_whom_it_names(monkeypatch: pytest.MonkeyPatch, usec: str, pid: str, period_ns: int) -> None:
+    monkeypatch.setenv("NOTIFY_SOCKET", "/run/somebody")
+    monkeypatch.setenv("WATCHDOG_USEC", usec)
+    monkeypatch.setenv("WATCHDOG_PID", str(os.getpid()) if pid == "own" else pid)
+    assert watchdog_period_ns() == period_ns
+    monkeypatch.delenv("NOTIFY_SOCKET")
+    assert watchdog_period_ns() == 0

@@ -17,13 +17,14 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 SOURCES = sorted((ROOT / "cwd").rglob("*.py"))
 SCRIPTS = sorted(path for folder in ("tests", "tools") for path in (ROOT / folder).rglob("*.py"))
 
-_BASE = ("cwd", "cwd.errors", "cwd.units", "cwd.config")
+_BASE = ("cwd", "cwd.errors", "cwd.units", "cwd.config", "cwd.settings")
 _HOSTS = (*_BASE, "cwd.jit", "cwd.tables", "cwd.core", "cwd.wire", "cwd.net")
 #: module prefix -> prefixes that it may import (itself included implicitly); the longest matching prefix decides
 LAYERS: dict[str, tuple[str, ...]] = {
     "cwd.errors": (),
     "cwd.units": ("cwd.errors",),
     "cwd.config": ("cwd.errors", "cwd.units"),
+    "cwd.settings": ("cwd.errors", "cwd.units"),
     "cwd.jit": ("cwd.errors", "cwd.units"),
     "cwd.tables": (),
     "cwd.wire": (*_BASE, "cwd.jit"),

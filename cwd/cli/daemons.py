@@ -8,10 +8,13 @@ from collections.abc import Callable
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from cwd.cli.common import DURATION, SIZE, emit, json_option, say
-from cwd.config import endpoint
+from cwd.config import endpoint, read_toml
 from cwd.controller.config import ControllerConfig, load_config
+from cwd.errors import CwdError
+from cwd.settings import set_log_level
 from cwd.units import format_duration, format_size
 from cwd.worker.options import WorkerOptions
 
@@ -29,7 +32,7 @@ def settings(record: Any, convert: bool, skip: tuple[str, ...] = ()) -> Callable
             if default is dataclasses.MISSING:
                 default = field.default_factory()  # type: ignore[misc]
             name = field.name
-            plain = _plain(name)
+            plain = plain_name(name)
             # `--page-bytes 4096` and `--page 4KiB` are the same option
             flags = [f"--{one.replace('_', '-')}" for one in dict.fromkeys((plain, name))]
             text = f"{helps.get(name, '')} [{_shown(name, default)}]".strip()
@@ -66,7 +69,7 @@ def _comments(record: Any) -> dict[str, str]:
     return found
 
 
-def _plain(name: str) -> str:
+def plain_name(name: str) -> str:
     """A setting's name outside, where its value has a unit."""
     return name.removesuffix("_ns").removesuffix("_bytes")
 
@@ -79,13 +82,18 @@ def _shown(name: str, default: Any) -> str:
     return str(default) if default != "" else "none"
 
 
-def _become_daemon() -> None:
-    """A daemon logs to stderr, and ends with the process that started it if that asked for it."""
+def become_daemon() -> None:
+    """A daemon logs to stderr, and ends with the process that started it if that asked for it.
+
+    A supervisor ends one that hangs by SIGABRT: then all threads' stacks are written as well.
+    """
+    import faulthandler
     import logging
 
     from cwd.cluster.child import die_with_parent
 
     die_with_parent()
+    faulthandler.enable(file=2)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
 
 
@@ -94,28 +102,62 @@ def _become_daemon() -> None:
 @click.pass_context
 def controller(ctx: click.Context, **flags: Any) -> None:
     """Run the controller. Settings may also come from CWD_* variables and the [controller] table of --config."""
-    _become_daemon()
+    become_daemon()
     # the controller reads the file itself, where CWD_* variables win over it
     given = {name: value for name, value in flags.items()
-             if ctx.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE}
-    config = load_config(given, file=ctx.obj["config"])
+             if ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE}
+
+    def load() -> ControllerConfig:
+        return load_config(given, file=ctx.obj["config"])
+
+    config = load()
+    set_log_level(config.log_level)
     from cwd.controller.daemon import serve
 
-    serve(config)
+    serve(config, load)
 
 
 @click.command()
 @settings(WorkerOptions, convert=True, skip=("repo",))
 @click.option("--repo", "--repository", "repo", envvar="CWD_REPOSITORY", help="The model repository.")
-def worker(**flags: Any) -> int:
+@click.pass_context
+def worker(ctx: click.Context, **flags: Any) -> int:
     """Run a worker: one device ("cpu", "cuda:K"), or N emulated GPUs in one process ("emulated:N")."""
-    _become_daemon()
-    names = {_plain(field.name): field.name for field in dataclasses.fields(WorkerOptions)}
-    given = {names[name]: value for name, value in flags.items() if value is not None}
-    options = WorkerOptions(**{"endpoint": endpoint("workers"), **given})
+    become_daemon()
+    options = _worker_options(flags)
+    set_log_level(options.log_level)
     from cwd.worker.daemon import run_worker
 
-    return run_worker(options)
+    return run_worker(options, lambda: _worker_options({**flags, **_reread(ctx)}))
+
+
+def _worker_options(flags: dict[str, Any]) -> WorkerOptions:
+    names = {plain_name(field.name): field.name for field in dataclasses.fields(WorkerOptions)}
+    given = {names[name]: value for name, value in flags.items() if value is not None}
+    return WorkerOptions(**{"endpoint": endpoint("workers"), **given})
+
+
+def _reread(ctx: click.Context) -> dict[str, Any]:
+    """What the command's table in --config says now of whatever did not come from elsewhere; raises `CwdError`."""
+    file = ctx.obj["config"]
+    table = read_toml(file).get(str(ctx.info_name), {}) if file is not None else {}
+    if not isinstance(table, dict):
+        raise CwdError(f"{file}: {ctx.info_name} is {table!r}, wanted a table")
+    told = {str(name).replace("-", "_"): value for name, value in table.items()}
+    found: dict[str, Any] = {}
+    for parameter in ctx.command.params:
+        name = str(parameter.name)
+        value = told.pop(name, None)
+        if ctx.get_parameter_source(name) in (ParameterSource.DEFAULT, ParameterSource.DEFAULT_MAP):
+            try:
+                found[name] = parameter.type_cast_value(ctx, value)
+            except click.ClickException as error:
+                raise CwdError(f"{file}: {error.format_message()}") from None
+            except (ArithmeticError, TypeError, ValueError):
+                raise CwdError(f"{file}: {value!r} is no value for {name}") from None
+    if told:
+        raise CwdError(f"{file}: [{ctx.info_name}] has no setting {min(told)!r}")
+    return found
 
 
 @click.command("compile")

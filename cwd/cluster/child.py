@@ -90,9 +90,10 @@ class Child:
         # Without the parent's PYTHONPATH entries `-m cwd` might find another cwd, or none.
         root = str(Path(__file__).resolve().parents[2])
         path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH", "")]))
-        environment = {**os.environ, "PYTHONPATH": path, **self._environment, "NOTIFY_SOCKET": self._listener.path,
+        # what our own supervisor asks of us is not for it
+        inherited = {name: value for name, value in os.environ.items() if name not in ("WATCHDOG_USEC", "WATCHDOG_PID")}
+        environment = {**inherited, "PYTHONPATH": path, **self._environment, "NOTIFY_SOCKET": self._listener.path,
                        PARENT_VARIABLE: str(os.getpid())}
-        environment.pop("WATCHDOG_USEC", None)
         with open(self.log, "ab") as log:
             self._process = _spawner(os.getpid()).submit(
                 subprocess.Popen, [sys.executable, "-m", self.module, *self.arguments], stdin=subprocess.DEVNULL, stdout=log,

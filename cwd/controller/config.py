@@ -16,6 +16,7 @@ from typing import Any
 from cwd.config import POLICY
 from cwd.config import run_dir as default_run_dir
 from cwd.errors import Code, CwdError
+from cwd.settings import check_log_level
 from cwd.units import NS_PER_MS, NS_PER_S, parse_duration_ns, parse_size_bytes
 
 
@@ -87,12 +88,18 @@ class ControllerConfig:
     cpu: int = -1
     #: nice value of the controller's thread; a negative one takes effect where the system allows it
     nice: int = -10
+    #: debug, info, warning or error
+    log_level: str = "info"
 
     def endpoint(self, which: str) -> str:
         """The endpoint of `clients`, `workers` or `admin`."""
         given = str(getattr(self, f"{which}_bind"))
         return given or f"ipc://{Path(self.run_dir or default_run_dir()) / (which + '.sock')}"
 
+
+#: what SIGHUP may change. Not what sized a table, a ring or a socket when the daemon started, was told to peers in WELCOME
+#: (credits, payload_max, heartbeat, lost), or stands in the log's header for a replay (policy, slo_max)
+RELOADABLE = ("held_max_bytes", "slice_ns", "chunk_ns", "prepare_ns", "drain_ns", "log_level")
 
 _FIELDS = {field.name: field for field in dataclasses.fields(ControllerConfig)}
 _OUTSIDE = {name.removesuffix("_ns").removesuffix("_bytes"): name for name in _FIELDS}
@@ -103,16 +110,25 @@ def _value(name: str, given: Any, origin: str) -> Any:
     kind = type(_FIELDS[name].default)
     try:
         if isinstance(given, str) and name.endswith("_ns"):
-            return parse_duration_ns(given)
+            return _int64(parse_duration_ns(given))
         if isinstance(given, str) and name.endswith("_bytes"):
-            return parse_size_bytes(given)
+            return _int64(parse_size_bytes(given))
         if kind is bool and isinstance(given, str):
             return {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}[given.lower()]
-        value = kind(given)
-    except (KeyError, TypeError, ValueError, CwdError) as error:
+        value = _int64(int(given)) if kind is int else kind(given)
+        if name == "log_level":
+            check_log_level(value)
+    except (KeyError, TypeError, ValueError, ArithmeticError, CwdError) as error:
         raise CwdError(f"{origin}: {given!r} is no value for {name}", code=Code.BAD_ARGUMENT) from error
     if kind is int and not isinstance(value, bool) and value < 0 and name not in ("cpu", "nice"):
         raise CwdError(f"{origin}: {name} is negative", code=Code.BAD_ARGUMENT)
+    return value
+
+
+def _int64(value: int) -> int:
+    """`value`, if the tables can hold it; raises `OverflowError`."""
+    if not -1 << 63 <= value < 1 << 63:
+        raise OverflowError
     return value
 
 
@@ -133,7 +149,10 @@ def load_config(
             table = tomllib.loads(Path(file).read_text("utf-8"))
         except (OSError, ValueError) as error:
             raise CwdError(f"{file}: {error}", code=Code.BAD_ARGUMENT) from error
-        _merge(values, table.get("controller", {}), str(file))
+        given = table.get("controller", {})
+        if not isinstance(given, dict):
+            raise CwdError(f"{file}: controller is {given!r}, wanted a table", code=Code.BAD_ARGUMENT)
+        _merge(values, given, str(file))
     known = {outside: environment[key] for outside in _OUTSIDE if (key := f"CWD_{outside.upper()}") in environment}
     _merge(values, known, "environment")
     _merge(values, {key: value for key, value in (flags or {}).items() if value is not None}, "flags")

@@ -1,8 +1,9 @@
 """The controller's process: sets everything up, then turns between the compiled loop and Python's rare work.
 
 One thread. `serve` calls the loop for a slice; between two slices it runs rare messages and tasks for `chunk_ns` at
-most, which is measured (`python_max_ns`). SIGTERM drains and ends, a second one ends at once. Files, JSON and the log
-are other processes' (reader.py, writer.py).
+most, which is measured (`python_max_ns`). SIGTERM drains and ends, a second one ends at once; SIGHUP has the settings
+read again. Files, JSON and the log are other processes' (reader.py, writer.py). A supervisor is told how it goes by this
+thread, between two slices, so that it hears nothing more when either of them hangs.
 """
 
 from __future__ import annotations
@@ -14,15 +15,13 @@ import os
 import signal
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from cwd.controller import loop
 from cwd.controller.admin import Admin
-from cwd.controller.config import ControllerConfig, default_run_dir, default_state_dir
+from cwd.controller.config import RELOADABLE, ControllerConfig, default_run_dir, default_state_dir
 from cwd.controller.feed import feed_closing
 from cwd.controller.host import ADMINS, CLIENTS, RARE_AT, RARE_MESSAGE, SOCKETS, WORKERS, make_host
 from cwd.controller.outgoing import Outgoing
@@ -35,10 +34,11 @@ from cwd.core.world import Config, make_world
 from cwd.errors import Code, CwdError, InvariantError
 from cwd.net import wake
 from cwd.net.clock import monotonic_ns
-from cwd.net.notify import notify
+from cwd.net.notify import notify, watchdog_period_ns
 from cwd.net.priority import set_nice
 from cwd.net.sockets import bind_router, make_context
 from cwd.net.zmq import message, message_close, message_data, message_size, messages_close, poll_items
+from cwd.settings import on_reload, reloaded, set_log_level
 from cwd.units import NS_PER_MS, NS_PER_S
 from cwd.wire.messages import FRAME0_BYTES_MAX, Type
 
@@ -46,7 +46,14 @@ LOG = logging.getLogger("cwd.controller")
 
 #: a slice without anything rare to do: only the watchdog and the status line wait for it
 IDLE_SLICE_NS = 100 * NS_PER_MS
-STATUS_NS = 5 * NS_PER_S
+STATUS_NS = 2 * NS_PER_S
+#: what a step of the start may take, beyond the supervisor's own timeout: the kernels, and some of the repository
+COMPILE_NS, SCAN_NS = 900 * NS_PER_S, 60 * NS_PER_S
+#: what the end of a drain takes: refusing what is still queued, and the log writer's last records
+END_NS = 15 * NS_PER_S
+#: how long whoever was told goodbye may take to hang up (a client that nobody waits on looks four times a second), and
+#: how often that is looked for
+PART_NS, PART_STEP_S = NS_PER_S, 0.005
 #: a payload that is too large is answered with TOO_LARGE; libzmq hangs up on one that is so many times too large
 HANG_UP = 2
 
@@ -63,8 +70,9 @@ def core_config(config: ControllerConfig) -> Config:
 class Controller:
     """Everything of one controller; `serve` runs it to its end. Raises `CwdError` for what an operator can cause."""
 
-    def __init__(self, config: ControllerConfig) -> None:
+    def __init__(self, config: ControllerConfig, load: Callable[[], ControllerConfig] | None = None) -> None:
         self.config = config
+        self._load = load or (lambda: config)
         run_dir, state_dir = Path(config.run_dir or default_run_dir()), Path(config.state_dir or default_state_dir())
         check_state_dir(run_dir)
         check_state_dir(state_dir)
@@ -103,16 +111,25 @@ class Controller:
         self._scanned = self._reader is None
         self._ready = False
         self._drain_until_ns = 0
-        self._status_ns = 0
+        self._hangup = False
+        self._status_ns = self._watchdog_ns = 0
+        self._watchdog_period_ns = watchdog_period_ns()
+        #: at the last status: (time, models, requests, answered in time, answered at all)
+        self._before = (monotonic_ns(), 0, 0, 0, 0)
 
     def stop(self, *_: Any) -> None:
         """Drain and end; called again, end at once. Also the handler of SIGTERM and SIGINT."""
         self._stops += 1
 
+    def hang_up(self, *_: Any) -> None:
+        """Read the settings again. Also the handler of SIGHUP."""
+        self._hangup = True
+
     def serve(self) -> None:
         """Serve until stopped. Raises `InvariantError` if the core finds itself broken."""
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self.stop)
+        on_reload(self.hang_up)
         if self.config.cpu >= 0:
             os.sched_setaffinity(0, {self.config.cpu})
         if self._reader is not None:
@@ -142,6 +159,8 @@ class Controller:
         if why == loop.SIGNAL:
             wake.drain(self._wake_fd)
         worked = self._chunk(begin_ns + self.config.chunk_ns)
+        if self._hangup:
+            self._reload()
         self.workers.release_drained()
         self._watch(begin_ns)
         spent_ns = monotonic_ns() - begin_ns
@@ -226,16 +245,41 @@ class Controller:
         """READY once the repository has been read; the watchdog and the status line now and then."""
         if self._scanned and not self._ready:
             self._ready = True
-            notify(ready=True, status=self._summary())
+            notify(ready=True, status=self._summary(now_ns))
             LOG.info("serving %d models on %s", len(self.registry.models), self.config.endpoint("clients"))
-        elif now_ns >= self._status_ns and self._ready:
+        if now_ns >= self._status_ns:
             self._status_ns = now_ns + STATUS_NS
-            notify(watchdog=True, status=self._summary())
+            if self._ready:
+                notify(status=self._summary(now_ns))
+            elif self._before[1] != (models := len(self.registry.models)):
+                self._before = (now_ns, models, 0, 0, 0)
+                notify(status=f"reading the repository: {models} models", extend_ns=SCAN_NS)
+        if self._ready and self._watchdog_period_ns and now_ns >= self._watchdog_ns:
+            self._watchdog_ns = now_ns + self._watchdog_period_ns
+            notify(watchdog=True)
 
-    def _summary(self) -> str:
+    def _reload(self) -> None:
+        """Take over what the settings now say, as far as that is possible while serving."""
+        self._hangup = False
+        if self._ready:
+            notify(reloading=True)
+        config = self.config = reloaded(self.config, self._load, RELOADABLE, LOG)
+        set_log_level(config.log_level)
+        self.host.state[0]["held_max_bytes"] = config.held_max_bytes
+        self.workers.prepare_ns = config.prepare_ns
+        if self._ready:
+            notify(ready=True)
+
+    def _summary(self, now_ns: int) -> str:
+        """What there is, how much came since the last summary, and how much of that was answered in time."""
         state = self.host.state[0]
-        return (f"{len(self.registry.models)} models, {len(self.workers.by_slot)} workers, "
-                f"{state['in_flight']} in flight, {state['infer']} requests")
+        before_ns, _, requests, in_time, answered = self._before
+        models, replies = len(self.registry.models), int(state["replies"] + state["refused"])
+        self._before = (now_ns, models, int(state["infer"]), int(state["replies_ok"]), replies)
+        rate = (state["infer"] - requests) * NS_PER_S / max(now_ns - before_ns, 1)
+        share = f", {(state['replies_ok'] - in_time) / (replies - answered):.1%} in time" if replies > answered else ""
+        return (f"{'draining: ' if state['draining'] else ''}{models} models, {len(self.workers.by_slot)} GPUs, "
+                f"{rate:.0f} requests/s{share}, {state['in_flight']} in flight")
 
     def _ended(self) -> bool:
         """Whether a stop has come to its end."""
@@ -245,7 +289,7 @@ class Controller:
         if self._drain_until_ns == 0:
             self._drain_until_ns = monotonic_ns() + self.config.drain_ns
             state["draining"] = 1
-            notify(stopping=True, status="draining")
+            notify(stopping=True, status="draining", extend_ns=self.config.drain_ns + END_NS)
             LOG.info("draining: %d requests in flight", state["in_flight"])
         return bool(self._stops > 1 or state["in_flight"] == 0 or monotonic_ns() > self._drain_until_ns)
 
@@ -255,8 +299,7 @@ class Controller:
             now_ns = monotonic_ns()
             feed_closing(self.host, self.world, now_ns)
             loop.run(self.host, self.world, now_ns)
-        for slot in np.flatnonzero(self.host.peers["role"]):
-            self._outgoing.send(int(self.host.peers[slot]["key"]), Type.GOODBYE, code=0, text="the controller stops")
+        self._part()
         messages_close(self.host.messages)
         for socket in self._sockets:
             socket.close()
@@ -267,9 +310,24 @@ class Controller:
         os.close(self._timer_fd)
 
 
-def serve(config: ControllerConfig) -> None:
-    """Run a controller in this process until it is told to stop."""
+    def _part(self) -> None:
+        """Say goodbye to everyone until they have hung up, so that nobody loses an answer.
+
+        libzmq throws away what a DEALER that waits for connections (ZMQ_IMMEDIATE) has received and not yet handed out
+        when it learns that the connection has ended. Who has hung up has read all that came before the goodbye.
+        """
+        left = self.host.peers["key"][self.host.peers["role"] != 0].tolist()
+        until_ns = monotonic_ns() + PART_NS
+        while left := [key for key in left if self._outgoing.send(key, Type.GOODBYE, code=0, text="the controller stops")]:
+            if self._stops > 1 or monotonic_ns() > until_ns:
+                break
+            time.sleep(PART_STEP_S)
+
+
+def serve(config: ControllerConfig, load: Callable[[], ControllerConfig] | None = None) -> None:
+    """Run a controller in this process until it is told to stop. `load` reads the settings again, for SIGHUP."""
     from cwd.controller.warm import warm
 
+    notify(status="loading kernels", extend_ns=COMPILE_NS)
     warm()
-    Controller(config).serve()
+    Controller(config, load).serve()

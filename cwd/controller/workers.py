@@ -97,7 +97,7 @@ class Workers:
     def __init__(self, host: Host, world: World, registry: Registry, outgoing: Outgoing, prepare_ns: int,
                  lane_depth: int) -> None:
         self._host, self._world, self._registry, self._outgoing = host, world, registry, outgoing
-        self._prepare_ns, self._lane_depth = prepare_ns, lane_depth
+        self.prepare_ns, self._lane_depth = prepare_ns, lane_depth
         self.by_slot: dict[int, WorkerInfo] = {}
         self._gpus_free = list(range(len(host.gpus) - 1, -1, -1))
         self._adopted = ADOPTIONS
@@ -248,7 +248,7 @@ class Workers:
             if model is None:
                 continue
             now_ns = monotonic_ns()
-            expected_ns = self._prepare_ns
+            expected_ns = self.prepare_ns
             if job.program.hash in worker.programs or not worker.prepares:
                 expected_ns = _PREPARED_NS if job.model is None else _STAGED_NS
             action = int(feed.feed_reserved(self._host, self._world, now_ns, worker.gpu, expected_ns))

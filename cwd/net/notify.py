@@ -1,7 +1,8 @@
 """Telling a supervisor that a daemon is ready, in systemd's way, and being such a supervisor.
 
 Plain Python, no zmq, no numba. A daemon sends `READY=1` to the unix datagram socket named by `$NOTIFY_SOCKET`; systemd,
-`cwd up` and `LocalCluster` all learn from it that serving has begun.
+`cwd up` and `LocalCluster` all learn from it that serving has begun. What else systemd understands (man sd_notify) is
+here as well: WATCHDOG, RELOADING, STOPPING, STATUS, and the extension of a timeout.
 """
 
 from __future__ import annotations
@@ -16,11 +17,35 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from cwd.units import NS_PER_US
 
-def notify(*, ready: bool = False, stopping: bool = False, watchdog: bool = False, status: str = "") -> bool:
-    """Send what holds to `$NOTIFY_SOCKET`; True if it was sent. Without a supervisor, or if it is gone: False."""
+
+def supervised() -> bool:
+    """Whether somebody wants to be told."""
+    return bool(os.environ.get("NOTIFY_SOCKET"))
+
+
+def watchdog_period_ns() -> int:
+    """How often WATCHDOG=1 is to be sent: twice as often as the supervisor asks for; 0 if it does not ask this process."""
+    try:
+        asked_us = int(os.environ.get("WATCHDOG_USEC", "0"))
+        pid = int(os.environ.get("WATCHDOG_PID") or os.getpid())
+    except ValueError:
+        return 0
+    return max(asked_us, 0) * NS_PER_US // 2 if pid == os.getpid() and supervised() else 0
+
+
+def notify(*, ready: bool = False, reloading: bool = False, stopping: bool = False, watchdog: bool = False,
+           status: str = "", extend_ns: int = 0) -> bool:
+    """Send what holds to `$NOTIFY_SOCKET`; True if it was sent. Without a supervisor, or if it is gone: False.
+
+    `reloading` lasts until the next `ready`. `extend_ns`: a start or a stop takes longer than its timeout may allow,
+    but something will be heard within that time from now.
+    """
     lines = [line for line, wanted in (
-        ("READY=1", ready), ("STOPPING=1", stopping), ("WATCHDOG=1", watchdog), (f"STATUS={status}", bool(status)),
+        ("READY=1", ready), (f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // NS_PER_US}", reloading),
+        ("STOPPING=1", stopping), ("WATCHDOG=1", watchdog), (f"STATUS={' '.join(status.split())}", bool(status)),
+        (f"EXTEND_TIMEOUT_USEC={extend_ns // NS_PER_US}", extend_ns > 0),
     ) if wanted]
     path = os.environ.get("NOTIFY_SOCKET", "")
     if not path or not lines:

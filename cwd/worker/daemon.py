@@ -2,7 +2,7 @@
 
 READY is said when the kernels are compiled, the images staged, the programs warm, and the controller has said WELCOME.
 The first SIGTERM or SIGINT ends it in order: what runs is finished, GOODBYE is said, exit 0. The second ends it at
-once.
+once. SIGHUP has it read its settings again. A supervisor hears how each of that goes (supervision.py).
 """
 
 from __future__ import annotations
@@ -22,8 +22,10 @@ from cwd.errors import Code, CwdError, RepositoryError
 from cwd.models.repository import Entry, Repository
 from cwd.net.notify import notify
 from cwd.net.wake import drain, signal_pipe
+from cwd.settings import on_reload, reloaded, set_log_level
 from cwd.units import format_duration, format_size
-from cwd.worker.options import WorkerOptions
+from cwd.worker.options import RELOADABLE, WorkerOptions
+from cwd.worker.supervision import BUILD_NS, STAGE_NS, Supervision
 
 if TYPE_CHECKING:
     from cwd.worker.backends.base import Backend
@@ -49,12 +51,12 @@ def main(options: WorkerOptions) -> int:
         return 1
 
 
-def run_worker(options: WorkerOptions) -> int:
-    """As `main`, but raises `CwdError`. To be called in the main thread."""
+def run_worker(options: WorkerOptions, load: Callable[[], WorkerOptions] | None = None) -> int:
+    """As `main`, but raises `CwdError`. To be called in the main thread. `load` reads the options again, for SIGHUP."""
     if options.pin_core >= 0 and options.pin_core not in os.sched_getaffinity(0):
         raise CwdError(f"cannot pin to core {options.pin_core}: this process may use "
                        f"{', '.join(map(str, sorted(os.sched_getaffinity(0))))}")
-    signals = _Signals()
+    signals = _Signals(options, load or (lambda: options))
     try:
         return _run_emulated(options, signals) if options.kind == "emulated" else _run_device(options, signals)
     finally:
@@ -62,19 +64,44 @@ def run_worker(options: WorkerOptions) -> int:
 
 
 class _Signals:
-    """SIGTERM and SIGINT, counted; `fd` becomes readable."""
+    """SIGTERM and SIGINT (`stop`), and SIGHUP; `fd` becomes readable."""
 
-    def __init__(self) -> None:
+    def __init__(self, options: WorkerOptions, load: Callable[[], WorkerOptions]) -> None:
         self.stop = False
         self.fd = signal_pipe()
+        self._options, self._load = options, load
+        self._hangup = False
         self._old = {number: signal.signal(number, self._on) for number in (signal.SIGTERM, signal.SIGINT)}
+        self._old[signal.SIGHUP] = on_reload(self._on_hangup)
 
     def _on(self, number: int, frame: object) -> None:
         if self.stop:
             os._exit(128 + number)
         self.stop = True
 
+    def _on_hangup(self, number: int, frame: object) -> None:
+        self._hangup = True
+
+    def taken(self, ready: bool) -> None:
+        """After `fd` was readable: empty it, and reload if that was asked for."""
+        drain(self.fd)
+        if not self._hangup:
+            return
+        self._hangup = False
+        if ready:
+            notify(reloading=True)
+        self._options = reloaded(self._options, self._load, RELOADABLE, LOG)
+        set_log_level(self._options.log_level)
+        if ready:
+            notify(ready=True)
+
+    def wake_every(self, period_ns: int) -> None:
+        """Have `fd` become readable so often (0: not)."""
+        self._old.setdefault(signal.SIGALRM, signal.signal(signal.SIGALRM, lambda *_: None))
+        signal.setitimer(signal.ITIMER_REAL, period_ns / 1e9, period_ns / 1e9)
+
     def restore(self) -> None:
+        signal.setitimer(signal.ITIMER_REAL, 0)
         for number, handler in self._old.items():
             signal.signal(number, handler)
         signal.set_wakeup_fd(-1)
@@ -89,17 +116,22 @@ def _run_emulated(options: WorkerOptions, signals: _Signals) -> int:
     if options.pin_core >= 0:
         os.sched_setaffinity(0, {options.pin_core})
     _say(f"{options.gpus} emulated GPUs: loading kernels")
+    notify(status="loading kernels", extend_ns=BUILD_NS)
     warm_emulated()
     worker = EmulatedWorker(options, signals.fd)
     _quiet()
+    # the loop is this thread's own, so if it is stuck nobody tells the supervisor anything
+    supervision = Supervision(worker.summary, worker.executed, lambda now_ns: "")
+    signals.wake_every(supervision.period_ns)
     ready, begin = False, time.monotonic()
     try:
         while not signals.stop and not worker.drained:
             if not worker.step():
-                drain(signals.fd)
+                signals.taken(ready)
+            supervision.look()
             if not ready and worker.open_count == options.gpus:
                 ready = True
-                notify(ready=True, status=f"serving {options.gpus} emulated GPUs")
+                supervision.ready()
                 _say(f"ready: {options.gpus} emulated GPUs at {options.endpoint}")
             elif not ready and begin and time.monotonic() - begin > _PATIENCE_S:
                 begin = 0.0
@@ -119,6 +151,7 @@ def _run_device(options: WorkerOptions, signals: _Signals) -> int:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     repository = Repository(options.repo)
     _say("loading kernels and torch")
+    notify(status="loading kernels and torch", extend_ns=BUILD_NS)
     warm_device()
     backend = _backend(options, repository)
     store = HostStore(repository, options.host_bytes, backend.host_memory)
@@ -160,18 +193,27 @@ def _backend(options: WorkerOptions, repository: Repository) -> Backend:
 
 
 def _serve(worker: DeviceWorker, signals: _Signals, options: WorkerOptions) -> None:
-    """Say READY when the controller has said WELCOME; return when there is a signal, a thread has died, or it was drained."""
-    ready, patience = False, _PATIENCE_S
+    """Say READY when all is warm and the controller has said WELCOME; return when there is a signal, a thread has died, or
+    it was drained."""
+    ready, patient_until = False, time.monotonic() + _PATIENCE_S
+    supervision = worker.supervision()
     while not signals.stop and worker.failure is None and not worker.session.drained:
-        found, _, _ = select.select([signals.fd, worker.events_fd], [], [], None if ready else patience)
-        for fd in found:
-            drain(fd)
-        if worker.welcomed and not ready:
+        wait_s = supervision.wait_s
+        if not ready and patient_until:
+            left_s = max(patient_until - time.monotonic(), 0)
+            wait_s = left_s if wait_s is None else min(wait_s, left_s)
+        found, _, _ = select.select([signals.fd, worker.events_fd], [], [], wait_s)
+        if worker.events_fd in found:
+            drain(worker.events_fd)
+        if signals.fd in found:
+            signals.taken(ready)
+        supervision.look()
+        if worker.ready and not ready:
             ready = True
-            notify(ready=True, status="serving")
+            supervision.ready()
             _say(f"ready: {worker.backend.device} at {options.endpoint}")
-        elif not found and not ready:
-            patience = 3600.0
+        elif not ready and patient_until and time.monotonic() >= patient_until:
+            patient_until = 0.0
             _say(f"waiting for the controller at {options.endpoint}")
 
 
@@ -184,6 +226,7 @@ def _preload(worker: DeviceWorker, store: HostStore, signals: _Signals) -> None:
         if signals.stop:
             return False
         if program not in built:
+            notify(status=f"building the program of {entry.manifest.key}", extend_ns=BUILD_NS)
             try:
                 worker.device.adopt_program(program)
                 built[program] = True
@@ -195,6 +238,7 @@ def _preload(worker: DeviceWorker, store: HostStore, signals: _Signals) -> None:
     with worker.backend.thread():
         for fault in store.stage_all(usable, _progress("staging")):
             _say(fault)
+        notify(status="reserving seats", extend_ns=BUILD_NS)
         worker.device.reserve_seats(_SEATS_AHEAD)
 
 
@@ -207,6 +251,7 @@ def _progress(what: str) -> Callable[[int, int, str], None]:
         if time.monotonic() - shown >= 1:
             shown = time.monotonic()
             _say(f"{what} {done}/{total} {name}")
+            notify(status=f"{what} {done}/{total} {name}", extend_ns=STAGE_NS)
 
     return show
 

@@ -97,6 +97,11 @@ class Device:
         with self._lock:
             return [(image, self.programs[number]) for image, number in images_resident(self.residency, 0)]
 
+    @property
+    def models(self) -> int:
+        """How many instances have pages and a seat."""
+        return len(self._seat_of)
+
     def pages_free(self) -> int:
         return int(rs.pages_free(self.residency, 0))
 
@@ -215,6 +220,11 @@ class Device:
             self._using = -1
             if self._waiting:
                 self._ended.notify_all()
+
+    @property
+    def waits(self) -> bool:
+        """Whether the load thread waits for an execution to end."""
+        return self._waiting > 0
 
     def _wait_end(self, timeout_s: float | None = None) -> None:
         """With the lock: wait until what executes has ended, or `timeout_s`."""

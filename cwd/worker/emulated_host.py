@@ -75,6 +75,14 @@ class EmulatedWorker:
         """Whether the controller has let every GPU go."""
         return all(session.drained for session in self.sessions)
 
+    def summary(self) -> str:
+        """What it has, for people."""
+        return f"{self.open_count} of {self.options.gpus} emulated GPUs with a controller"
+
+    def executed(self) -> int:
+        """How many batches all of them have executed."""
+        return int(self.state.counts["executed"][0])
+
     def step(self) -> bool:
         """Serve until something rare has happened, and deal with it; False if woken by `wake_fd` or a signal."""
         what, device = em.emulated_run(self.state, self.epoll.fileno(), self.wake_fd, self.timer_fd)

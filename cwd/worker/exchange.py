@@ -67,6 +67,7 @@ COUNTS = np.dtype(
         ("load_out", "i8"),
         ("pages_free", "i8"),  # as the lanes last said
         ("stop", "i8"),  # 1: the io thread is to end
+        ("turns", "i8"),  # grows whenever the io thread goes on
         ("executed", "i8"),  # for people, from here on
         ("loaded", "i8"),
         ("refused", "i8"),

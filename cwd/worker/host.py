@@ -18,6 +18,7 @@ import zmq
 
 from cwd.errors import Code
 from cwd.net.clock import monotonic_ns
+from cwd.net.notify import watchdog_period_ns
 from cwd.net.priority import set_nice
 from cwd.net.sockets import make_context
 from cwd.net.wake import eventfd_signal, make_eventfd, poll_fds, set_timer_slack
@@ -33,7 +34,9 @@ from cwd.worker.device import Device, Done
 from cwd.worker.hello import caps_of
 from cwd.worker.host_store import HostStore
 from cwd.worker.options import WorkerOptions
+from cwd.worker.pulse import Pulse
 from cwd.worker.session import Session
+from cwd.worker.supervision import STATUS_NS, Supervision
 
 LOG = logging.getLogger("cwd.worker")
 
@@ -62,13 +65,31 @@ class DeviceWorker:
         self.session = Session(self.context, options.endpoint, options.name, exchange.link, self._caps)
         #: PREPAREs that wait in the exec lane, by (session, action)
         self._prepares: dict[tuple[int, int], dict[str, Any]] = {}
-        #: whether the controller has welcomed this worker; what ended one of its threads. `events_fd` says: look
+        #: whether the controller has welcomed this worker; which lanes are warm; what ended a thread. `events_fd` says: look
         self.welcomed = False
+        self._warm: list[la.Lane] = []
         self.failure: BaseException | None = None
         self.events_fd = make_eventfd()
         self._threads = [
             threading.Thread(target=self._guarded, args=(run,), name=f"cwd-{run.__name__.strip('_')}", daemon=True)
             for run in (self._io, self._exec, self._load)]
+
+    @property
+    def ready(self) -> bool:
+        """Whether whatever comes now is done at once: the threads are warm and the controller knows of it."""
+        return self.welcomed and len(self._warm) == 2
+
+    def summary(self) -> str:
+        """What it has, for people."""
+        counts = self.exchange.counts[0]
+        return (f"{self.backend.device}: {self.device.models} models in {self.options.pages - int(counts['pages_free'])} "
+                f"of {self.options.pages} pages{'' if self.session.open else ', without a controller'}")
+
+    def supervision(self) -> Supervision:
+        """For the thread that constructed this, once it has started."""
+        pulse = Pulse(self.exec_lane, self.load_lane, watchdog_period_ns() or STATUS_NS)
+        return Supervision(self.summary, lambda: int(self.exchange.counts["executed"][0]),
+                           lambda now_ns: pulse.stuck(now_ns, self.device.waits))
 
     def start(self) -> None:
         for thread in self._threads:
@@ -118,6 +139,8 @@ class DeviceWorker:
     def _work(self, lane: la.Lane, spin_ns: int, one: Callable[[np.ndarray, bool], Done],
               after: Callable[[], None]) -> None:
         action, done, write, device = lane.action, lane.done, la.DONE_FIELDS.pack_into, self.device
+        self._warm.append(lane)
+        eventfd_signal(self.events_fd)
         while (what := la.lane_wait(lane, spin_ns)) != la.STOP:
             if what == la.STAGE:
                 self._stage_ahead()

@@ -31,6 +31,7 @@ def io_run(io):
     """Serve the socket until Python is needed: RARE, GREET, LOST or STOP. With the lock, then as before."""
     exchange, link = io.exchange, io.exchange.link[0]
     while exchange.counts[0]["stop"] == 0:
+        exchange.counts[0]["turns"] += 1
         now_ns = monotonic_ns()
         read = ex.exchange_read(exchange)
         if read == ex.RARE:

@@ -15,7 +15,7 @@ import numpy as np
 from cwd.errors import Code
 from cwd.jit import inner_kernel, lean_kernel
 from cwd.net.clock import monotonic_ns
-from cwd.net.native import load_acquire, pause
+from cwd.net.native import load_acquire, pause, store_release
 from cwd.net.sync import ring_advance, ring_arm, ring_disarm, ring_peek
 from cwd.net.wake import eventfd_clear, spin_until, wait_fd
 from cwd.tables import Tables
@@ -33,6 +33,10 @@ STOP = 2
 STAGE = 3
 STAGED = 4
 
+#: Words of `Lane.pulse`. TURNS grows whenever the thread goes on; BEGAN_NS: since when it is at an action, 0 at none, and
+#: what that is (wire.messages.Type), and how long the controller expects it to take.
+TURNS, BEGAN_NS, KIND, EXPECTED_NS = 0, 1, 2, 3
+
 #: how long `lane_ahead` looks; the end of an execution is noticed within it
 LOOK_NS = 10_000
 
@@ -43,7 +47,7 @@ DONE_FIELDS = struct.Struct("=6q")
 
 
 class Lane(Tables):
-    """One lane; all but the exchange is its thread's own."""
+    """One lane; all but the exchange is its thread's own, though others may read its pulse."""
 
     exchange: ex.Exchange
     queue: ex.Queue  # that of the exchange's which is this lane's
@@ -52,12 +56,13 @@ class Lane(Tables):
     done: np.ndarray  # DONE [1]: how it ended; pages_free -1: as before
     ahead: np.ndarray  # ACTION [1]: what was last said to be next; session -1: nothing yet
     stages: np.ndarray  # i8 [1]: 1 if the thread wants to know
+    pulse: np.ndarray  # i8 [4]: see TURNS
 
 
 def make_lane(exchange: ex.Exchange, queue: ex.Queue, *, stages: bool = False) -> Lane:
     return Lane(exchange=exchange, queue=queue, agenda=ag.make_agenda(1, len(queue.actions.records)),
                 action=np.zeros(1, ag.ACTION), done=np.zeros(1, DONE), ahead=ag.make_action(session=-1),
-                stages=np.array([stages], np.int64))
+                stages=np.array([stages], np.int64), pulse=np.zeros(4, np.int64))
 
 
 @lean_kernel
@@ -67,6 +72,8 @@ def lane_answer(lane):
     ag.agenda_done(lane.agenda, 0)
     ex.exchange_answer(lane.exchange, lane.action[0], done["status"], done["begin_ns"], done["end_ns"],
                        done["device_ns"], done["pages_free"], done["rows_done"])
+    store_release(lane.pulse, BEGAN_NS, 0)
+    _turned(lane)
 
 
 @lean_kernel
@@ -75,12 +82,15 @@ def lane_wait(lane, spin_ns):
     will be next (STAGE: it is in `lane.ahead[0]`), or the lane ends (STOP)."""
     action = lane.action[0]
     while True:
+        _turned(lane)
         _take_in(lane)
         if load_acquire(lane.queue.control, ex.STOP) != 0:
             return STOP
         now_ns = monotonic_ns()
         verdict, until_ns = ag.agenda_next(lane.agenda, 0, now_ns, action)
         if verdict == ag.START:
+            lane.pulse[KIND], lane.pulse[EXPECTED_NS] = action["kind"], action["expected_ns"]
+            store_release(lane.pulse, BEGAN_NS, now_ns)
             return STAGED if ag.same_action(action, lane.ahead[0]) else START
         if verdict == ag.REFUSE:
             _refuse(lane, action, TOO_LATE)
@@ -108,6 +118,12 @@ def lane_ahead(lane):
         if monotonic_ns() >= until_ns:
             return False
         pause()
+
+
+@inner_kernel
+def _turned(lane):
+    """For who watches the thread: it goes on."""
+    store_release(lane.pulse, TURNS, lane.pulse[TURNS] + 1)
 
 
 @inner_kernel

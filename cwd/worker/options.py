@@ -8,8 +8,12 @@ import re
 from dataclasses import dataclass, field
 
 from cwd.errors import CwdError
+from cwd.settings import check_log_level
 
 GPUS_MAX = 4096
+
+#: what SIGHUP may change: everything else sized a table, a pool or a thread when the worker started
+RELOADABLE = ("log_level",)
 
 
 @dataclass(frozen=True)
@@ -51,8 +55,11 @@ class WorkerOptions:
     seed: int = 0
     #: the kind of device whose profile emulated GPUs imitate
     profile_kind: str = "emulated"
+    #: debug, info, warning or error
+    log_level: str = "info"
 
     def __post_init__(self) -> None:
+        check_log_level(self.log_level)
         if not re.fullmatch(r"cpu|(cuda|emulated)(:[0-9]{1,9})?", self.device):
             raise CwdError(f"device {self.device!r} is not cpu, cuda:K or emulated:N")
         if self.kind == "emulated" and not 1 <= self.gpus <= GPUS_MAX:

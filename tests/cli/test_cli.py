@@ -12,6 +12,7 @@ import pytest
 import zmq
 
 from cwd.cli.main import run
+from cwd.errors import CwdError
 
 
 @pytest.fixture(autouse=True)
@@ -92,10 +93,10 @@ def test_precedence_flag_over_variable_over_file(tmp_path, monkeypatch):
     """The worker's record is made by click alone; the controller's own order is tested with the controller."""
     import cwd.cli.daemons as daemons
 
-    seen = []
-    monkeypatch.setattr(daemons, "_become_daemon", lambda: None)
+    seen, loads = [], []
+    monkeypatch.setattr(daemons, "become_daemon", lambda: None)
     monkeypatch.setitem(sys.modules, "cwd.worker.daemon", type(sys)("cwd.worker.daemon"))
-    sys.modules["cwd.worker.daemon"].run_worker = seen.append
+    sys.modules["cwd.worker.daemon"].run_worker = lambda options, load: seen.append(options) or loads.append(load)
     config = tmp_path / "c.toml"
     config.write_text('[worker]\ndevice = "emulated:2"\npage = "4KiB"\npages = 5\nspin = "3us"\npreload = false\n')
     arguments = ["--config", str(config), "worker"]
@@ -109,15 +110,27 @@ def test_precedence_flag_over_variable_over_file(tmp_path, monkeypatch):
     assert run(["--config", str(tmp_path / "bad.toml"), "worker"]) == 1
     assert run([*arguments, "--pages", "7", "--page-bytes", "16384"]) == 0
     assert (seen[-1].page_bytes, seen[-1].pages) == (16384, 7)
+    # read again, with the same order
+    assert loads[-1]() == seen[-1]
+    config.write_text('[worker]\ndevice = "emulated:2"\npage = "4MiB"\nrows_max = 9\nlog-level = "debug"\n')
+    again = loads[-1]()
+    assert (again.page_bytes, again.pages, again.rows_max, again.log_level) == (16384, 7, 9, "debug")
+    assert (again.spin_ns, again.preload) == (50_000, True)
+    for text, fault in (("[worker]\npagez = 5\n", "'pagez'"), ("[worker]\nspin = 'soon'\n", "soon"), ("[worker\n", "line 1"),
+                        ("worker = 3\n", "wanted a table"), ("[worker]\nrows_max = inf\n", "rows_max"),
+                        ("[worker]\nlog_level = 'loud'\ndevice = 'cpu'\n", "loud")):
+        config.write_text(text)
+        with pytest.raises(CwdError, match=fault):
+            loads[-1]()
 
 
 def test_controller_settings_reach_its_record(tmp_path, monkeypatch):
     import cwd.cli.daemons as daemons
 
-    seen = []
-    monkeypatch.setattr(daemons, "_become_daemon", lambda: None)
+    seen, loads = [], []
+    monkeypatch.setattr(daemons, "become_daemon", lambda: None)
     monkeypatch.setitem(sys.modules, "cwd.controller.daemon", type(sys)("cwd.controller.daemon"))
-    sys.modules["cwd.controller.daemon"].serve = seen.append
+    sys.modules["cwd.controller.daemon"].serve = lambda config, load: seen.append(config) or loads.append(load)
     config = tmp_path / "c.toml"
     config.write_text('[controller]\nslo_max = "1s"\ncredits = 3\nmodels_max = 9\n')
     monkeypatch.setenv("CWD_CREDITS", "4")

@@ -52,7 +52,7 @@ _TURN_MESSAGES = 32
 
 COUNTS = np.dtype([("random", "i8"), ("noise_ppm", "i8"), ("load_bytes_per_s", "i8"), ("page_bytes", "i8"),
                    ("out_bytes", "i8"), ("rows_max", "i8"), ("turn", "i8"), ("timer_ns", "i8"), ("order", "i8"),
-                   ("turn_ns", "i8")],
+                   ("turn_ns", "i8"), ("executed", "i8")],
                   align=True)
 
 
@@ -400,6 +400,7 @@ def _finish(state, device, lane):
         return
     device_ns = end_ns - begin_ns if status == OK else 0
     rows = np.int64(action["rows"]) if status == OK and action["kind"] == TYPE_EXEC else np.int64(0)
+    state.counts[0]["executed"] += np.int64(rows > 0)
     if ln.link_answer(
             link, state.scratch, action["kind"], action["action"], action["epoch"], action["received_ns"], status,
             begin_ns, end_ns, device_ns, rs.pages_free(state.residency, device), rows):
