@@ -377,6 +377,9 @@ def drain_clients(host, world, limit):
             infer(host, world, key, slot, frames, now_ns)
         elif kind == TYPE_CANCEL and frames == 2:
             cancel(host, world, key, slot, message(host.messages, FRAMES_AT + 1), now_ns)
+            if host.peers[slot]["in_flight"] >= state["credits"]:
+                # what it has freed counts when its reply is sent, and the next message may be a request for that place
+                return taken + 1, RUNNING
         elif kind != 0:
             expected = kind == TYPE_LOOKUP or kind == TYPE_LIST or kind == TYPE_CANCEL
             _cold(host, CLIENTS, key, slot, kind, frames, expected, now_ns)
