@@ -29,7 +29,7 @@ def settings(record: Any, convert: bool, skip: tuple[str, ...] = ()) -> Callable
             if default is dataclasses.MISSING:
                 default = field.default_factory()  # type: ignore[misc]
             name = field.name
-            plain = _plain(name)
+            plain = plain_name(name)
             # `--page-bytes 4096` and `--page 4KiB` are the same option
             flags = [f"--{one.replace('_', '-')}" for one in dict.fromkeys((plain, name))]
             text = f"{helps.get(name, '')} [{_shown(name, default)}]".strip()
@@ -66,7 +66,7 @@ def _comments(record: Any) -> dict[str, str]:
     return found
 
 
-def _plain(name: str) -> str:
+def plain_name(name: str) -> str:
     """A setting's name outside, where its value has a unit."""
     return name.removesuffix("_ns").removesuffix("_bytes")
 
@@ -79,7 +79,7 @@ def _shown(name: str, default: Any) -> str:
     return str(default) if default != "" else "none"
 
 
-def _become_daemon() -> None:
+def become_daemon() -> None:
     """A daemon logs to stderr, and ends with the process that started it if that asked for it."""
     import logging
 
@@ -94,7 +94,7 @@ def _become_daemon() -> None:
 @click.pass_context
 def controller(ctx: click.Context, **flags: Any) -> None:
     """Run the controller. Settings may also come from CWD_* variables and the [controller] table of --config."""
-    _become_daemon()
+    become_daemon()
     # the controller reads the file itself, where CWD_* variables win over it
     given = {name: value for name, value in flags.items()
              if ctx.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE}
@@ -109,8 +109,8 @@ def controller(ctx: click.Context, **flags: Any) -> None:
 @click.option("--repo", "--repository", "repo", envvar="CWD_REPOSITORY", help="The model repository.")
 def worker(**flags: Any) -> int:
     """Run a worker: one device ("cpu", "cuda:K"), or N emulated GPUs in one process ("emulated:N")."""
-    _become_daemon()
-    names = {_plain(field.name): field.name for field in dataclasses.fields(WorkerOptions)}
+    become_daemon()
+    names = {plain_name(field.name): field.name for field in dataclasses.fields(WorkerOptions)}
     given = {names[name]: value for name, value in flags.items() if value is not None}
     options = WorkerOptions(**{"endpoint": endpoint("workers"), **given})
     from cwd.worker.daemon import run_worker

@@ -93,7 +93,7 @@ def test_precedence_flag_over_variable_over_file(tmp_path, monkeypatch):
     import cwd.cli.daemons as daemons
 
     seen = []
-    monkeypatch.setattr(daemons, "_become_daemon", lambda: None)
+    monkeypatch.setattr(daemons, "become_daemon", lambda: None)
     monkeypatch.setitem(sys.modules, "cwd.worker.daemon", type(sys)("cwd.worker.daemon"))
     sys.modules["cwd.worker.daemon"].run_worker = seen.append
     config = tmp_path / "c.toml"
@@ -115,7 +115,7 @@ def test_controller_settings_reach_its_record(tmp_path, monkeypatch):
     import cwd.cli.daemons as daemons
 
     seen = []
-    monkeypatch.setattr(daemons, "_become_daemon", lambda: None)
+    monkeypatch.setattr(daemons, "become_daemon", lambda: None)
     monkeypatch.setitem(sys.modules, "cwd.controller.daemon", type(sys)("cwd.controller.daemon"))
     sys.modules["cwd.controller.daemon"].serve = seen.append
     config = tmp_path / "c.toml"
