@@ -72,8 +72,6 @@ def parse_request(body: bytes, json_bytes: int | None) -> Request:
         request.inputs[name], rest = _input(name, entry, rest)
     if rest.nbytes:
         raise fault(f"{rest.nbytes} bytes follow the last binary input", Code.BAD_PAYLOAD_SIZE)
-    if not request.inputs:
-        raise fault("the request has no inputs", Code.BAD_INPUT_NAME)
     return request
 
 
@@ -188,7 +186,7 @@ def fit(request: Request, model: Model) -> tuple[dict[str, np.ndarray], bool]:
                             Code.BAD_INPUT_NAME)
     inputs = request.inputs
     ranks = {tensor.name: len(tensor.shape) for tensor in model.inputs}
-    if all(name in ranks and array.ndim == ranks[name] + 1 and array.shape[0] == 1 for name, array in inputs.items()):
+    if inputs and all(name in ranks and array.ndim == ranks[name] + 1 and array.shape[0] == 1 for name, array in inputs.items()):
         return {name: array[0] if array.ndim > 1 else array.reshape(()) for name, array in inputs.items()}, True
     return inputs, False
 
