@@ -93,7 +93,7 @@ def from_json(name: str, dtype: np.dtype[Any], shape: tuple[int, ...], data: Any
     if found.size == 0:
         found = np.empty(0, dtype)
     try:
-        return np.ascontiguousarray(_converted(name, found, dtype).reshape(shape))
+        return _converted(name, found, dtype).reshape(shape)
     except ValueError as error:
         raise BadRequest(f"input {name!r}: shape {list(shape)}: {error}", code=Code.BAD_SHAPE) from None
 
