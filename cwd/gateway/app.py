@@ -133,7 +133,8 @@ class Gateway:
             "name": "cwd", "version": cwd.__version__, "ready": self.ready, "stopping": self.stopping,
             "connected": self.client.connected, "uptime_s": round(time.monotonic() - self._began_s, 1),
             "in_flight": self.infer.in_flight, "slo_ms": self.options.slo_ns / 1e6,
-            "strays": dict(self.statistics.strays), "models": [], "models_total": 0, "controller": None, "trouble": "",
+            "strays": dict(self.statistics.strays), "totals": page.totals(self.statistics.models.values()), "models": [],
+            "models_total": 0, "controller": None, "trouble": "",
         }
         try:
             versions = await self.catalog.versions()

@@ -216,8 +216,8 @@ def encode_answer(request: Request, model: Model, outputs: Mapping[str, np.ndarr
         if request.outputs is not None and tensor.name not in request.binary:
             continue
         array = outputs[tensor.name]
-        entry = {"name": tensor.name, "datatype": datatype_of(tensor.dtype),
-                 "shape": [1, *array.shape] if batched else list(array.shape)}
+        entry: dict[str, Any] = {"name": tensor.name, "datatype": datatype_of(tensor.dtype),
+                                 "shape": [1, *array.shape] if batched else list(array.shape)}
         if request.binary.get(tensor.name, request.binary_default):
             blobs.append(array.tobytes())
             entry["parameters"] = {"binary_data_size": len(blobs[-1])}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,13 @@ def row(name: str, version: int, found: ModelStatistics | None, reason: str) -> 
             "failed": found.fail, "cancelled": found.cancel, "codes": dict(found.codes.most_common(5)),
             "cold": found.cold, "p50_ms": ms(0.5), "p99_ms": ms(0.99),
             "mean_batch": round(found.success / found.executions, 2) if found.executions else None}
+
+
+def totals(models: Iterable[ModelStatistics]) -> dict[str, int]:
+    """Sums over all models, shown or not."""
+    found = list(models)
+    return {"answered": sum(each.success for each in found), "failed": sum(each.fail for each in found),
+            "cancelled": sum(each.cancel for each in found)}
 
 
 def chosen(versions: dict[str, list[int]], statistics: dict[tuple[str, int], ModelStatistics]) -> list[tuple[str, int]]:

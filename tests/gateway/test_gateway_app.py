@@ -278,6 +278,7 @@ def test_statistics_count_what_went_through():
     everything = run(ask(app, "GET", "/v2/models/stats")).json["model_stats"]
     assert [(found["name"], found["inference_count"]) for found in everything] == [("double", 6), ("mixed", 0)]
     status = run(ask(app, "GET", "/status.json")).json
+    assert status["totals"] == {"answered": 6, "failed": 1, "cancelled": 0}
     assert status["strays"] == {"UNKNOWN_MODEL": 1} and status["models"][0]["answered"] == 6
     assert status["models"][0]["codes"] == {"BAD_DTYPE": 1} and status["models"][0]["p99_ms"] > 0
 

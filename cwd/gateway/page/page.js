@@ -32,6 +32,10 @@ function tile(label, value) {
   return div;
 }
 
+function ms(value) {
+  return value === null ? value : value.toFixed(2);
+}
+
 function duration(seconds) {
   if (seconds < 120) return `${Math.floor(seconds)} s`;
   if (seconds < 7200) return `${Math.floor(seconds / 60)} min`;
@@ -48,8 +52,8 @@ function show(facts) {
   $("state").className = `badge ${facts.ready ? "good" : "bad"}`;
   $("summary").textContent = `${facts.name} ${facts.version}, up for ${duration(facts.uptime_s)}, `
     + `SLO ${facts.slo_ms} ms where a request has no timeout`;
-  const sum = (field) => facts.models.reduce((total, row) => total + row[field], 0);
-  const answered = sum("answered"), failed = sum("failed") + Object.values(facts.strays).reduce((a, b) => a + b, 0);
+  const answered = facts.totals.answered;
+  const failed = facts.totals.failed + Object.values(facts.strays).reduce((a, b) => a + b, 0);
   const share = answered + failed ? `${(100 * answered / (answered + failed)).toFixed(2)} %` : "–";
   const tiles = [tile("in flight", facts.in_flight), tile("answered in time", answered), tile("not answered", failed),
     tile("share in time", share), tile("models", facts.models_total)];
@@ -62,7 +66,7 @@ function show(facts) {
   $("workers-part").hidden = !facts.controller;
   if (facts.controller) {
     fill($("workers"), Object.entries(facts.controller.workers).map(([number, w]) => [
-      cell(number, "n"), cell(w.name), cell(w.device), cell(w.pages_free, "n"), cell(w.pages_total, "n"),
+      cell(number), cell(w.name), cell(w.device), cell(w.pages_free, "n"), cell(w.pages_total, "n"),
       cell(w.models, "n"), cell(w.actions, "n")]));
   }
 }
@@ -76,7 +80,7 @@ function rows() {
     cell(row.name), cell(row.version), cell(row.ready ? "ready" : row.reason, row.ready ? "good" : "bad"),
     cell(row.answered, "n"), cell(row.failed + row.cancelled, "n"),
     cell(codes(row.cancelled ? { ...row.codes, "hung up": row.cancelled } : row.codes)), cell(row.cold, "n"),
-    cell(row.mean_batch, "n"), cell(row.p50_ms, "n"), cell(row.p99_ms, "n")]));
+    cell(row.mean_batch, "n"), cell(ms(row.p50_ms), "n"), cell(ms(row.p99_ms), "n")]));
 }
 
 function trouble(text) {
