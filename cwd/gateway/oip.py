@@ -9,12 +9,12 @@ one in front of every input are understood, and their outputs get one, too.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
+import orjson
 
 from cwd.client.model import Model, Tensor
 from cwd.errors import BadRequest, Code
@@ -76,18 +76,17 @@ def parse_request(body: bytes, json_bytes: int | None) -> Request:
 
 
 def read_json(text: bytes) -> dict[str, Any]:
-    """A JSON object; `CwdError` for all else."""
+    """A JSON object; `CwdError` for all else.
+
+    By orjson: an image in JSON takes the standard library's parser 60 ms, during which nobody else is served.
+    """
     try:
-        found = json.loads(text, parse_constant=_no_constant)
-    except (ValueError, RecursionError) as error:
-        raise fault(f"the request's JSON does not parse: {str(error) or 'it is nested too deeply'}"[:200]) from None
+        found = orjson.loads(text)
+    except ValueError as error:
+        raise fault(f"the request's JSON does not parse: {error}"[:200]) from None
     if not isinstance(found, dict):
         raise fault("the request's JSON is not an object")
     return found
-
-
-def _no_constant(text: str) -> NoReturn:
-    raise ValueError(f"{text} is no JSON")
 
 
 def _parameters(owner: Mapping[str, Any], where: str) -> dict[str, Any]:
@@ -126,10 +125,6 @@ def _app(parameters: Mapping[str, Any]) -> str | None:
     given = parameters.get("app")
     if given is not None and not isinstance(given, str):
         raise fault("parameter 'app' is not a text", Code.BAD_ARGUMENT)
-    try:
-        (given or "").encode()
-    except UnicodeEncodeError:
-        raise fault("parameter 'app' is not a text", Code.BAD_ARGUMENT) from None
     return given
 
 
@@ -227,8 +222,7 @@ def encode_answer(request: Request, model: Model, outputs: Mapping[str, np.ndarr
     answer: dict[str, Any] = {"model_name": model.name, "model_version": str(model.version)}
     if request.id is not None:
         answer["id"] = request.id
-    head = json.dumps({**answer, "parameters": dict(facts), "outputs": entries}, separators=(",", ":"),
-                      allow_nan=False).encode()
+    head = orjson.dumps({**answer, "parameters": dict(facts), "outputs": entries}, option=orjson.OPT_SERIALIZE_NUMPY)
     return (b"".join((head, *blobs)), len(head)) if blobs else (head, None)
 
 

@@ -117,11 +117,13 @@ def _converted(name: str, found: np.ndarray, dtype: np.dtype[Any]) -> np.ndarray
     raise BadRequest(f"input {name!r}: its data are no {wanted} values", code=Code.BAD_DTYPE)
 
 
-def to_json(name: str, array: np.ndarray) -> list[Any]:
-    """The elements, flat in row-major order. Raises BAD_DTYPE for what JSON cannot say."""
+def to_json(name: str, array: np.ndarray) -> np.ndarray:
+    """The elements as orjson writes them, flat in row-major order. Raises BAD_DTYPE for what JSON cannot say."""
     if array.dtype == DTYPES["FP16"]:
         raise BadRequest(f"output {name!r} is FP16, which has no form in JSON: ask for binary data", code=Code.BAD_DTYPE)
     if array.dtype.kind == "f" and not np.isfinite(array).all():
         raise BadRequest(f"output {name!r} has values that are no numbers, for which JSON has no form: ask for binary "
                          "data", code=Code.BAD_DTYPE)
-    return array.ravel().tolist()
+    flat = np.ascontiguousarray(array).ravel()
+    # all digits of a double: clients read doubles, and round to a float only then
+    return flat.astype(np.float64) if array.dtype.kind == "f" else flat

@@ -27,3 +27,13 @@ def test_serve_counts_answers_in_time():
     assert row["slo_ms"] == 500 and row["goodput_rps"] > 0 and row["bound_rps"] > 0
     assert row["ratio"] == pytest.approx(row["goodput_rps"] / row["bound_rps"])
     assert row["attempts_rps"] >= row["goodput_rps"] * 0.5 and row["p99_ms"] <= 500
+
+
+def test_gateway_beside_the_native_client():
+    pytest.importorskip("uvicorn")
+    from cwd.bench.gateway import run
+
+    facts = run(requests=80, rounds=2)
+    assert facts["difference_ms"] == pytest.approx(facts["gateway_p50_ms"] - facts["native_p50_ms"])
+    for side in ("native", "gateway", "gateway_json"):
+        assert 0 < facts[f"{side}_p50_ms"] <= facts[f"{side}_p99_ms"]

@@ -7,5 +7,6 @@ import pytest
 
 pytest.importorskip("starlette")
 pytest.importorskip("uvicorn")
+pytest.importorskip("orjson")
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "client"))

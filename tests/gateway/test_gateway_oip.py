@@ -142,7 +142,7 @@ def test_faults_are_named():
     refused({"outputs": [{"name": "z"}], **tensor(data=[0] * 6)}, Code.BAD_INPUT_NAME, "'z'")
     refused({"id": 7, **tensor(data=[0] * 6)}, Code.BAD_ARGUMENT, "id")
     refused((b"[" * 100_000, {}), Code.MALFORMED, "JSON")
-    refused((b'{"inputs": NaN}', {}), Code.MALFORMED, "NaN")
+    refused((b'{"inputs": NaN}', {}), Code.MALFORMED, "JSON")
     refused((b"[]", {}), Code.MALFORMED, "object")
     body, headers = request({"x": X}, binary=["x"])
     refused((body[:-1], headers), Code.BAD_PAYLOAD_SIZE, "23 left")
