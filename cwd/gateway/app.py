@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
+import orjson
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 from starlette.routing import Route
 
 import cwd
@@ -21,7 +23,7 @@ from cwd.errors import BadRequest, Code, ControllerLost, CwdError
 from cwd.gateway import oip, page
 from cwd.gateway.auth import Guard, Tokens
 from cwd.gateway.body import ClientGone, read_body
-from cwd.gateway.catalog import Catalog
+from cwd.gateway.catalog import STEP, Catalog
 from cwd.gateway.infer import Infer, version_of
 from cwd.gateway.options import GatewayOptions
 from cwd.gateway.refusals import error_answer
@@ -35,6 +37,15 @@ EXTENSIONS = ["binary_tensor_data", "parameters", "model_repository", "model_con
 _LOAD_PARAMETERS = ("config", "file:")
 
 Handler = Callable[[Request], Awaitable[Response]]
+
+
+class JSONAnswer(Response):
+    """A body of JSON, by orjson."""
+
+    media_type = "application/json"
+
+    def render(self, content: Any) -> bytes:
+        return orjson.dumps(content)
 
 
 class Gateway:
@@ -72,15 +83,15 @@ class Gateway:
     # metadata
 
     async def server(self, request: Request) -> Response:
-        return JSONResponse({"name": "cwd", "version": cwd.__version__, "extensions": EXTENSIONS})
+        return JSONAnswer({"name": "cwd", "version": cwd.__version__, "extensions": EXTENSIONS})
 
     async def metadata(self, request: Request) -> Response:
         model = await self.catalog.model(*_key(request))
         versions = (await self.catalog.versions()).get(model.name, [model.version])
-        return JSONResponse(oip.metadata(model, versions))
+        return JSONAnswer(oip.metadata(model, versions))
 
     async def config(self, request: Request) -> Response:
-        return JSONResponse(oip.config(await self.catalog.model(*_key(request))))
+        return JSONAnswer(oip.config(await self.catalog.model(*_key(request))))
 
     # the repository
 
@@ -92,7 +103,7 @@ class Gateway:
         keys = [(name, version) for name, found in (await self.catalog.versions()).items() for version in found]
         self.statistics.forget_all_but(set(keys))
         reasons = await self.catalog.reasons(keys)
-        return JSONResponse([
+        return JSONAnswer([
             {"name": name, "version": str(version), "state": "UNAVAILABLE" if reason else "READY", "reason": reason}
             for (name, version), reason in zip(keys, reasons, strict=True) if not (only_ready and reason)])
 
@@ -119,8 +130,8 @@ class Gateway:
             versions = {name: found}
         else:
             versions = await self.catalog.versions()
-        return JSONResponse({"model_stats": [self.statistics.report(name, version)
-                                             for name, found in versions.items() for version in found]})
+        keys = [(name, version) for name, found in versions.items() for version in found]
+        return JSONAnswer({"model_stats": await _in_steps(self.statistics.report, keys)})
 
     # the status page
 
@@ -146,12 +157,21 @@ class Gateway:
             facts["controller"] = await self.catalog.workers()
         except CwdError as error:
             facts["trouble"] = error.text
-        return JSONResponse(facts, headers={"cache-control": "no-store"})
+        return JSONAnswer(facts, headers={"cache-control": "no-store"})
 
     async def _json(self, request: Request) -> dict[str, Any]:
         """A body that is an object of JSON, or empty."""
         body = await read_body(request.scope["headers"], request.receive, self.options.body_max_bytes)
         return oip.read_json(body) if body.strip() else {}
+
+
+async def _in_steps(make: Callable[[str, int], Any], keys: Sequence[tuple[str, int]]) -> list[Any]:
+    """`make` of each key; there may be thousands, so requests are served in between."""
+    found: list[Any] = []
+    for at in range(0, len(keys), STEP):
+        found += [make(*key) for key in keys[at:at + STEP]]
+        await asyncio.sleep(0)
+    return found
 
 
 def _key(request: Request) -> tuple[str, int]:
@@ -204,7 +224,7 @@ async def _told(request: Request, error: Exception) -> Response:
 async def _http(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     what = {404: f"there is no {request.url.path:.200}", 405: f"{request.method} is not for {request.url.path:.200}"}
-    return JSONResponse({"error": what.get(error.status_code, error.detail)}, error.status_code, headers=error.headers)
+    return JSONAnswer({"error": what.get(error.status_code, error.detail)}, error.status_code, headers=error.headers)
 
 
 async def _nobody(request: Request, error: Exception) -> Response:
@@ -213,4 +233,4 @@ async def _nobody(request: Request, error: Exception) -> Response:
 
 async def _bug(request: Request, error: Exception) -> Response:
     LOG.error("%s %s failed", request.method, request.url.path, exc_info=error)
-    return JSONResponse({"error": "internal error; the gateway's log has the details"}, 500)
+    return JSONAnswer({"error": "internal error; the gateway's log has the details"}, 500)

@@ -20,7 +20,9 @@ from cwd.units import NS_PER_S
 T = TypeVar("T")
 
 _KEEP_NS = NS_PER_S
-#: answers kept at most, and lookups under way at once for one listing
+#: models of a listing that are worked on at once, between two looks at what else there is to do
+STEP = 16
+#: answers kept at most, and lookups under way at once
 _KEPT_MAX, _LOOKUPS_MAX = 8192, 32
 #: how long `load` waits for a new model to become servable
 _LOAD_S, _LOOK_AGAIN_S = 60, 0.05
@@ -51,8 +53,11 @@ class Catalog:
         return await self._fresh("versions", self._versions)
 
     async def reasons(self, keys: list[tuple[str, int]]) -> list[str]:
-        """Why each model cannot be asked; "" where it can."""
-        return list(await asyncio.gather(*(self._reason(*key) for key in keys)))
+        """Why each model cannot be asked; "" where it can. A few at a time: requests are served in between."""
+        found: list[str] = []
+        for at in range(0, len(keys), STEP):
+            found += await asyncio.gather(*(self._reason(*key) for key in keys[at:at + STEP]))
+        return found
 
     async def load(self, name: str) -> None:
         """Have a model registered, from the controller's repository, and wait until it is servable.
