@@ -30,8 +30,8 @@ LOG = logging.getLogger("cwd.gateway")
 
 #: idle connections are kept longer than load balancers keep theirs, so that they close first
 _KEEP_ALIVE_S = 75
-#: what is in flight may take so long to finish; past the longest SLO nothing does
-_FINISH_S = 90
+#: what is in flight may take so long to finish, as when the controller drains; then it is cancelled
+_FINISH_S = 30
 #: how often the certificate's files are looked at
 _LOOK_S = 5.0
 #: how long READY waits for a controller that does not answer
