@@ -15,10 +15,10 @@ def test_ready_and_status(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     with NotifyListener(tmp_path) as listener:
         monkeypatch.setenv("NOTIFY_SOCKET", listener.path)
         assert notify(status="compiling")
-        assert listener.receive(1.0) == {"STATUS": "compiling"}
+        assert listener.receive(10.0) == {"STATUS": "compiling"}
         assert not listener.ready
         assert notify(ready=True, status="serving")
-        assert listener.wait_ready(1.0)
+        assert listener.wait_ready(10.0)
         assert listener.status == "serving"
     assert list(tmp_path.iterdir()) == []
 
@@ -43,7 +43,7 @@ def test_waiting_ends_with_the_process_or_the_time() -> None:
     with NotifyListener() as listener:
         begin = time.monotonic()
         assert not listener.wait_ready(0.2)
-        assert 0.2 <= time.monotonic() - begin < 2
+        assert time.monotonic() - begin >= 0.2
         done = subprocess.Popen([sys.executable, "-c", "raise SystemExit(3)"])
-        assert not listener.wait_ready(30, alive=lambda: done.poll() is None)
-        assert time.monotonic() - begin < 15
+        assert not listener.wait_ready(600, alive=lambda: done.poll() is None)
+        assert done.poll() == 3 and time.monotonic() - begin < 120

@@ -184,10 +184,10 @@ def test_eventfd_wakes_another_thread() -> None:
 
 def test_timerfd_fires_at_its_time_and_not_before() -> None:
     fd = wake.make_timerfd()
-    at = monotonic_ns() + 20_000_000
+    at = monotonic_ns() + 1_000_000_000
     assert wake.timerfd_arm(fd, at) == 0
     assert wake.timerfd_clear(fd) == wake.EAGAIN
-    assert wake.wait_fd(fd, 5_000_000_000) == 1
+    assert wake.wait_fd(fd, 20_000_000_000) == 1
     assert monotonic_ns() >= at
     assert wake.timerfd_clear(fd) == 1
     assert wake.timerfd_clear(fd) == wake.EAGAIN

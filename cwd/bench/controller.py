@@ -2,7 +2,8 @@
 
 Both are measured in one run, under the same load from the same generator: CPU time of all threads of the process (user
 and system) over the measured interval, per request answered. The forwarder does what any controller must at least do
-(cwd/bench/forwarder.py); the ratio says how much of our cost is that.
+(cwd/bench/forwarder.py); the ratio says how much of our cost is that. What Python takes at a time while an operator asks
+is measured after that, under the same load once more (cwd/bench/chunks.py).
 
     cwd bench controller --json
 """
@@ -20,6 +21,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from cwd.bench.chunks import chunks_under
 from cwd.bench.cpu import process_cpu_ns
 from cwd.bench.loadgen import Load, LoadGenerator, Report
 from cwd.client.admin import Admin
@@ -43,13 +45,13 @@ START_S = 300.0
 
 def run(models: Sequence[int] = (60, 4000), rate: float = 20_000.0, seconds: float = 4.0, gpus: int = 8,
         policy: str = POLICY) -> dict[str, Any]:
-    """Rows {models, rps, cpu_us, bare_rps, bare_cpu_us, ratio_to_bare}, and what became of the requests."""
+    """Rows {models, rps, cpu_us, bare_rps, bare_cpu_us, ratio_to_bare, python_...}, and what became of the requests."""
     rows = []
     with tempfile.TemporaryDirectory(prefix="cwd-bench-") as folder:
         bare_rps, bare_us = _bare(Path(folder), rate, seconds)
         for count in models:
             root = Path(folder) / str(count)
-            report, cpu_us, status = _controller(root, count, rate, seconds, gpus, policy)
+            report, cpu_us, status, chunks = _controller(root, count, rate, seconds, gpus, policy)
             rows.append({
                 "models": count, "rps": round(report.rps), "cpu_us": round(cpu_us, 3), "bare_rps": round(bare_rps),
                 "bare_cpu_us": round(bare_us, 3), "ratio_to_bare": round(bare_us / cpu_us, 4),
@@ -58,6 +60,7 @@ def run(models: Sequence[int] = (60, 4000), rate: float = 20_000.0, seconds: flo
                 "latency_ms": report.latency_ms, "mean_batch": round(report.mean_batch, 3),
                 "python_max_ns": status["loop"]["python_max_ns"], "turn_max_ns": status["counters"]["turn_max_ns"],
                 "turns": status["counters"]["turns"], "log_lost": status["counters"]["log_lost"],
+                **chunks,
             })
     return {"rows": rows, "rate": rate, "seconds": seconds, "gpus": gpus, "policy": policy, "exec_us": EXEC_NS // 1000}
 
@@ -76,8 +79,9 @@ def _bare(folder: Path, rate: float, seconds: float) -> tuple[float, float]:
 
 
 def _controller(root: Path, count: int, rate: float, seconds: float, gpus: int, policy: str
-                ) -> tuple[Report, float, dict[str, Any]]:
-    """The same of the controller with `count` models, every one of them on a GPU before it is measured."""
+                ) -> tuple[Report, float, dict[str, Any], dict[str, Any]]:
+    """The same of the controller with `count` models, every one of them on a GPU before it is measured; its status then,
+    and how long Python's chunks are under the same load (`chunks_under`)."""
     _make_repository(root / "repo", count)
     settings = {
         "run_dir": str(root / "run"), "state_dir": str(root / "state"), "repository": str(root / "repo"),
@@ -96,11 +100,12 @@ def _controller(root: Path, count: int, rate: float, seconds: float, gpus: int, 
         if len(handles) != count:
             raise CwdError(f"the controller serves {len(handles)} of {count} models")
         _load_all(generator, handles)
-        report, cpu_us = _measured(generator, controller.pid, Load(
-            handles=handles, rate=rate, seconds=seconds, slo_ns=100 * NS_PER_MS))
+        load = Load(handles=handles, rate=rate, seconds=seconds, slo_ns=100 * NS_PER_MS)
+        report, cpu_us = _measured(generator, controller.pid, load)
         status = _status(root)
+        chunks = chunks_under(generator, load, context, root / "run")
         generator.close()
-    return report, cpu_us, status
+    return report, cpu_us, status, chunks
 
 
 def _load_all(generator: LoadGenerator, handles: tuple[int, ...]) -> None:

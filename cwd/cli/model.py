@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cwd.cli.common import SIZE, Ticker, admin_option, emit, json_option, repository_option, say, table
+from cwd.cli.common import DURATION, SIZE, Ticker, admin_option, emit, json_option, repository_option, say, table
 from cwd.errors import Code, ControllerLost, CwdError, RepositoryError
 from cwd.units import format_duration, format_size
 
@@ -159,6 +159,48 @@ def rm(name: str, prune: bool, repository: str, live: bool, admin_endpoint: str,
     programs = repo.prune() if prune else []
     emit({"repository": str(repo.root), "removed": gone, "programs_removed": programs}, as_json,
          [f"removed {key}" for key in gone] + [f"removed program {key}" for key in programs])
+
+
+@model.command()
+@click.argument("name")
+@click.argument("version", type=click.IntRange(1))
+@click.option("--cold", is_flag=True, help="Do not wait until a GPU has its weights (--live).")
+@click.option("--patience", type=DURATION, default="30s", show_default=True, help="How long to wait for that.")
+@repository_option
+@live_option
+@admin_option
+@json_option
+def use(name: str, version: int, cold: bool, patience: int, repository: str, live: bool, admin_endpoint: str,
+        as_json: bool) -> None:
+    """Have NAME stand for VERSION: for a controller that starts, and with --live for its running clients at once.
+
+    The version before stays where it is, so that using it again is as fast.
+    """
+    from cwd.models.repository import Repository
+
+    repo = Repository(repository)
+    repo.get(name, version)
+    facts: dict[str, Any] = {"repository": str(repo.root), "name": name, "version": version}
+    if live:
+        facts |= _switch(admin_endpoint, name, version, 0 if cold else patience)
+    repo.use(name, version)
+    emit(facts, as_json, [f"{name} is {name}/{version}" + (f", was {name}/{facts['before']}" if live else "")])
+
+
+def _switch(admin_endpoint: str, name: str, version: int, patience_ns: int) -> dict[str, Any]:
+    """Take the version into use at the running controller, once a GPU has its weights (`patience_ns` 0: at once)."""
+    import time
+
+    from cwd.client.admin import Admin
+
+    until_ns = time.monotonic_ns() + patience_ns
+    with Admin(admin_endpoint, name="cwd-model", timeout=5) as admin:
+        while patience_ns and admin.call("model.warm", name=name, version=version)["copies"] == 0:
+            if time.monotonic_ns() > until_ns:
+                raise CwdError(f"no GPU has loaded {name}/{version} within {format_duration(patience_ns)}: every page is "
+                               "needed, or no worker is there; --cold does not wait", code=Code.MODEL_NOT_READY)
+            time.sleep(0.05)
+        return admin.call("model.use", name=name, version=version)
 
 
 @model.command()

@@ -157,7 +157,9 @@ class Connection:
             lock.release()
 
     def ready(self, until_ns: int) -> None:
-        """Return once requests can be sent; raises `ControllerLost` if that takes past `until_ns`."""
+        """Return once requests can be sent; raises `ControllerLost` if that takes past `until_ns`, or will never be."""
+        if self._closed:
+            raise ControllerLost("the client is closed")
         if self.session.state is State.READY:
             return
         self.wait(None, until_ns)

@@ -73,6 +73,11 @@ class Child:
         return self._process is not None and self._process.poll() is None
 
     @property
+    def ended_well(self) -> bool:
+        """Whether it has ended, and with code 0."""
+        return self._process is not None and self._process.poll() == 0
+
+    @property
     def status(self) -> str:
         """The daemon's last STATUS= line."""
         return self._listener.status if self._listener is not None else ""

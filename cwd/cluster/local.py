@@ -117,7 +117,7 @@ class LocalCluster:
                 raise child.died()
 
     def mend(self) -> list[str]:
-        """Start workers again that have ended, without waiting for them; their last words.
+        """Start workers again that have failed, without waiting for them; their last words. One that was drained stays down.
 
         Raises `ChildDied` for the controller, or for a worker that does not stay: it ended more often than
         `_ENDS_MAX` times within `_ENDS_S` seconds.
@@ -126,7 +126,7 @@ class LocalCluster:
             raise self._controller.died()
         found, now_s = [], time.monotonic()
         for child in self._workers:
-            if child.alive:
+            if child.alive or child.ended_well:
                 continue
             ends = self._ends.setdefault(child.name, [])
             ends[:] = [at_s for at_s in ends if now_s - at_s < _ENDS_S] + [now_s]

@@ -6,7 +6,10 @@
 | `model.add` | `name`, `version` (0: newest) | `handle`, `ready` |
 | `model.rm` | `name`, `version` (0: all) | `removed` |
 | `model.ls` | `after` | `models` {key: {handle, ready, pages, copies, requests, ...}}, `next` |
+| `model.use` | `name`, `version` | `version`, `before`: what the name stands for now, and did |
+| `model.warm` | `name`, `version` | `copies`: on how many GPUs it is; if on none, one is asked to load it |
 | `drain` | `on` | `queued` |
+| `worker.drain` | `worker`: its number | `name`; it gets no more work, and a GOODBYE when it has none left |
 | `shutdown` | -- | `queued`; then the daemon drains and ends, as for SIGTERM |
 
 Counters are kept by the loop and only copied here; listings come in pages. Every command is a generator.
@@ -18,6 +21,7 @@ import logging
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from cwd.controller.feed import feed_wanted
 from cwd.controller.host import FIRST_COUNTER, STATE, Host
 from cwd.controller.outgoing import Outgoing, packed
 from cwd.controller.reader import RepositoryReader
@@ -41,7 +45,7 @@ MODELS_PAGE = 8
 
 _ARGUMENTS = {
     "status": {"after"}, "model.add": {"name", "version"}, "model.rm": {"name", "version"}, "model.ls": {"after"},
-    "drain": {"on"},
+    "model.use": {"name", "version"}, "model.warm": {"name", "version"}, "drain": {"on"}, "worker.drain": {"worker"},
 }
 
 Task = Iterator[None]
@@ -57,7 +61,8 @@ class Admin:
         self._start_ns = monotonic_ns()
         self._verbs: dict[str, Callable[[int, int, dict[str, Any]], Task]] = {
             "status": self._status, "model.add": self._add, "model.rm": self._remove, "model.ls": self._list,
-            "drain": self._drain, "shutdown": self._shutdown,
+            "model.use": self._use, "model.warm": self._warm, "drain": self._drain, "worker.drain": self._drain_worker,
+            "shutdown": self._shutdown,
         }
         #: questions to the repository's reader under way: id -> what to do with each answer
         self.waiting: dict[int, Callable[[dict[str, Any]], None]] = {}
@@ -112,10 +117,11 @@ class Admin:
         for worker in rest[:WORKERS_PAGE]:
             peer, gpu = self._host.peers[worker.slot], self._world.gpus[worker.gpu]
             workers[str(worker.gpu)] = {
-                "name": worker.name, "kind": worker.kind, "device": worker.device, "pages_total": worker.pages_total,
-                "pages_free": int(gpu["pages_free"]), "models": int(gpu["copies"]), "queued": int(peer["queued"]),
-                "actions": int(self._host.gpus[worker.gpu]["actions"]), "programs": len(worker.numbered),
-                "heard_ns": monotonic_ns() - int(peer["last_heard_ns"]), "loop_max_ns": int(peer["loop_max_ns"]),
+                "name": worker.name, "draining": worker.draining, "kind": worker.kind, "device": worker.device,
+                "pages_total": worker.pages_total, "pages_free": int(gpu["pages_free"]), "models": int(gpu["copies"]),
+                "queued": int(peer["queued"]), "actions": int(self._host.gpus[worker.gpu]["actions"]),
+                "programs": len(worker.numbered), "heard_ns": monotonic_ns() - int(peer["last_heard_ns"]),
+                "loop_max_ns": int(peer["loop_max_ns"]),
             }
         result["workers"] = workers
         result["next"] = rest[WORKERS_PAGE].gpu if len(rest) > WORKERS_PAGE else 0
@@ -130,7 +136,7 @@ class Admin:
             models[model.key] = {
                 "handle": model.handle, "ready": self._registry.ready(model), "pages": model.pages,
                 "copies": int(core["copies_ready"]), "queued": int(core["queued"]), "requests": int(row["requests"]),
-                "program": model.program.hash.hex(),
+                "program": model.program.hash.hex(), "in_use": self._registry.find(model.name) is model,
             }
         yield from self._reply_in_steps(key, request, {"models": models, "next": following})
 
@@ -185,6 +191,42 @@ class Admin:
             LOG.info("%s is no longer served", model.key)
             yield
         self._reply(key, request, {"removed": len(gone)})
+
+    def _registered(self, args: dict[str, Any]) -> ModelInfo:
+        """The model that is asked for; raises `CwdError` (UNKNOWN_MODEL, or why it cannot be served)."""
+        name, version = _argument(args, "name", str), _argument(args, "version", int)
+        model = self._registry.find(name, version)
+        if model is None:
+            raise CwdError(f"no model {name}/{version} is registered", code=Code.UNKNOWN_MODEL)
+        if not self._registry.ready(model):
+            code, why = self._registry.why_not_ready(model)
+            raise CwdError(why, code=code)
+        return model
+
+    def _use(self, key: int, request: int, args: dict[str, Any]) -> Task:
+        model = self._registered(args)
+        yield
+        before = self._registry.names.use(model)
+        if before is not model:
+            LOG.info("%s is in use, %s was before", model.key, before.key)
+        self._reply(key, request, {"version": model.version, "before": before.version})
+
+    def _warm(self, key: int, request: int, args: dict[str, Any]) -> Task:
+        model = self._registered(args)
+        yield
+        feed_wanted(self._host, self._world, monotonic_ns(), model.handle)
+        self._host.state[0]["fed"] = 1
+        copies = int(self._world.models[model.handle & SLOT_MASK]["copies_ready"])
+        self._reply(key, request, {"copies": copies})
+
+    def _drain_worker(self, key: int, request: int, args: dict[str, Any]) -> Task:
+        gpu = _argument(args, "worker", int)
+        worker = next((found for found in self._workers.by_slot.values() if found.gpu == gpu), None)
+        if worker is None:
+            raise CwdError(f"no worker has number {gpu}", code=Code.BAD_ARGUMENT)
+        self._workers.drain(worker)
+        self._reply(key, request, {"name": worker.name})
+        yield
 
     def _drain(self, key: int, request: int, args: dict[str, Any]) -> Task:
         on = _argument(args, "on", bool, True)

@@ -23,14 +23,15 @@ import numpy as np
 from cwd.controller import loop
 from cwd.controller.admin import Admin
 from cwd.controller.config import ControllerConfig, default_run_dir, default_state_dir
-from cwd.controller.host import ADMINS, CLIENTS, RARE_AT, RARE_MESSAGE, ROLE_CLIENT, SOCKETS, WORKERS, make_host
+from cwd.controller.feed import feed_closing
+from cwd.controller.host import ADMINS, CLIENTS, RARE_AT, RARE_MESSAGE, SOCKETS, WORKERS, make_host
 from cwd.controller.outgoing import Outgoing
 from cwd.controller.rare import Rare
 from cwd.controller.reader import RepositoryReader
 from cwd.controller.registry import Registry
 from cwd.controller.workers import Workers
 from cwd.controller.writer import LogWriter, check_state_dir, new_epoch
-from cwd.core.world import REQUEST_QUEUED, Config, make_world
+from cwd.core.world import Config, make_world
 from cwd.errors import Code, CwdError, InvariantError
 from cwd.net import wake
 from cwd.net.clock import monotonic_ns
@@ -48,8 +49,6 @@ IDLE_SLICE_NS = 100 * NS_PER_MS
 STATUS_NS = 5 * NS_PER_S
 #: a payload that is too large is answered with TOO_LARGE; libzmq hangs up on one that is so many times too large
 HANG_UP = 2
-_NO_FIGURES = dict.fromkeys(
-    ("queued_ns", "load_ns", "exec_ns", "total_ns", "earliest_ns", "batch", "worker", "cold"), 0)
 
 
 def core_config(config: ControllerConfig) -> Config:
@@ -143,6 +142,7 @@ class Controller:
         if why == loop.SIGNAL:
             wake.drain(self._wake_fd)
         worked = self._chunk(begin_ns + self.config.chunk_ns)
+        self.workers.release_drained()
         self._watch(begin_ns)
         spent_ns = monotonic_ns() - begin_ns
         python = self.python
@@ -251,11 +251,10 @@ class Controller:
 
     def _close(self) -> None:
         """Refuse what is still queued, say goodbye to everyone and give everything back."""
-        queued = self.world.requests[self.world.requests["state"] == REQUEST_QUEUED]
-        for client, request in zip(queued["client"].tolist(), queued["request_id"].tolist(), strict=True):
-            if 0 <= client < len(self.host.peers) and self.host.peers[client]["role"] == ROLE_CLIENT:
-                self._outgoing.send(int(self.host.peers[client]["key"]), Type.REPLY, request=request % (1 << 64),
-                                    status=int(Code.DRAINING), **_NO_FIGURES)
+        if self.world.counters[0]["broken"] == 0:
+            now_ns = monotonic_ns()
+            feed_closing(self.host, self.world, now_ns)
+            loop.run(self.host, self.world, now_ns)
         for slot in np.flatnonzero(self.host.peers["role"]):
             self._outgoing.send(int(self.host.peers[slot]["key"]), Type.GOODBYE, code=0, text="the controller stops")
         messages_close(self.host.messages)

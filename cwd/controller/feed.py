@@ -23,6 +23,7 @@ DONE = int(Kind.DONE)
 JOINED = int(Kind.JOINED)
 RESIDENT = int(Kind.RESIDENT)
 LOST = int(Kind.LOST)
+DRAINING = int(Kind.DRAINING)
 PROGRAM = int(Kind.PROGRAM)
 PREPARED = int(Kind.PREPARED)
 SEED = int(Kind.SEED)
@@ -31,6 +32,8 @@ MODEL_ADDED = int(Kind.MODEL_ADDED)
 MODEL_REMOVED = int(Kind.MODEL_REMOVED)
 RESERVED = int(Kind.RESERVED)
 TICK = int(Kind.TICK)
+WANTED = int(Kind.WANTED)
+CLOSING = int(Kind.CLOSING)
 ACTION = int(Kind.ACTION)
 REPLY = int(Kind.REPLY)
 RELEASE = int(Kind.RELEASE)
@@ -144,6 +147,12 @@ def feed_lost(host, world, now_ns, gpu):
 
 
 @lean_kernel
+def feed_draining(host, world, now_ns, gpu):
+    log_simple(host, now_ns, DRAINING, gpu, NONE, NONE, NONE, NONE)
+    engine.gpu_draining(world, now_ns, gpu)
+
+
+@lean_kernel
 def feed_program(host, world, now_ns, program, batches, n_classes):
     """`batches` is i8[n]; the log packs four to a column."""
     at = open_record(host, now_ns, PROGRAM)
@@ -192,6 +201,19 @@ def feed_model(host, world, now_ns, program, pages):
 def feed_model_removed(host, world, now_ns, model):
     log_simple(host, now_ns, MODEL_REMOVED, NONE, model, NONE, NONE, NONE)
     return engine.model_removed(world, now_ns, model)
+
+
+@lean_kernel
+def feed_wanted(host, world, now_ns, model):
+    """1 if a GPU has the model or loads it."""
+    log_simple(host, now_ns, WANTED, NONE, model, NONE, NONE, NONE)
+    return engine.model_wanted(world, now_ns, model)
+
+
+@lean_kernel
+def feed_closing(host, world, now_ns):
+    log_simple(host, now_ns, CLOSING, NONE, NONE, NONE, NONE, NONE)
+    engine.closing(world, now_ns)
 
 
 @lean_kernel

@@ -79,6 +79,11 @@ PEER = np.dtype(
 MODEL = np.dtype(
     [("handle", "i8"), ("program", "i8"), ("ready", "i8"), ("requests", "i8"), ("image", "u1", (16,))], align=True)
 
+#: A model's name as clients know it, by the slot in its own handle (which has `NAME_BIT`): the version that it stands for.
+NAME = np.dtype([("handle", "i8"), ("model", "i8"), ("generation", "i8")], align=True)
+#: above every handle of a model
+NAME_BIT = 1 << 62
+
 GPU = np.dtype([("peer", "i8"), ("special", "i8"), ("actions", "i8")], align=True)
 
 #: A request's payload kept until its reply. `next` links the free ones.
@@ -125,6 +130,7 @@ class Host(Tables):
     peer_map: Table  #: key -> slot
     gpus: Table
     models: Table
+    names: Table
     shapes: Table
     held: Table
     messages: Table  #: u1 [n, 64]: libzmq's messages
@@ -141,11 +147,12 @@ def make_host(config: ControllerConfig, epoch: int, items: Table, ring: Ring) ->
     host = Host(
         state=np.zeros(1, STATE), peers=np.zeros(peers_max, PEER), peer_map=make_map(peers_max),
         gpus=np.zeros(config.gpus_max, GPU), models=np.zeros(config.models_max, MODEL),
+        names=np.zeros(config.models_max, NAME),
         shapes=np.zeros(config.programs_max, SHAPE), held=np.zeros(config.requests_max, HELD),
         messages=message_table(HELD_AT + config.requests_max), buffer=np.zeros(BUFFER_BYTES, np.uint8),
         rare=np.zeros(RARE_MAX, RARE), items=items, rows=np.zeros(1, ROWS), log=ring)
     host.gpus["peer"] = host.gpus["special"] = -1
-    host.models["handle"] = -1
+    host.models["handle"] = host.names["handle"] = -1
     host.held["next"] = _links(config.requests_max)
     host.peers["next"] = _links(peers_max)
     state = host.state[0]

@@ -146,7 +146,9 @@ class Rare:
             code, why = self._registry.why_not_ready(model)
             self._outgoing.error(key, code, Type.LOOKUP, request, why)
         else:
-            self._outgoing.send_map(key, Type.MODEL, "manifest", model.manifest, request=request, model=model.handle)
+            known = None if fields["version"] else self._registry.names.find(name)
+            self._outgoing.send_map(key, Type.MODEL, "manifest", model.manifest, request=request,
+                                    model=known.handle if known else model.handle)
 
     def _list(self, key: int, fields: dict[str, Any]) -> None:
         page, following = self._registry.page(fields["after"], LIST_MODELS)

@@ -137,17 +137,19 @@ class _Answerer:
         self._profiles.clear()  # they are read once per question: a new one may have been measured since the last
         try:
             if op == "scan":
+                # the newest version comes last: without a choice it is the one in use
                 for found in self._repository.scan():
                     if isinstance(found, CwdError):
                         self._say(identifier, bad=found.text, code=int(found.code))
                     else:
-                        self._describe(identifier, found)
+                        name, version = found.manifest.name, found.manifest.version
+                        self._describe(identifier, found, self._repository.in_use(name) in (0, version))
             else:
                 entry = self._repository.get(question["name"], question["version"])
                 if op in ("verify", "add"):
                     self._repository.verify(entry)
                 if op in ("get", "add"):
-                    self._describe(identifier, entry)
+                    self._describe(identifier, entry, in_use=False)
         except CwdError as error:
             self._say(identifier, error=error.text, code=int(error.code))
         except OSError as error:
@@ -155,7 +157,7 @@ class _Answerer:
         else:
             self._say(identifier, end=True)
 
-    def _describe(self, identifier: int, entry: Any) -> None:
+    def _describe(self, identifier: int, entry: Any, in_use: bool) -> None:
         manifest = entry.manifest
         profiles = self._profiles.get(manifest.program_hash)
         if profiles is None:
@@ -171,6 +173,7 @@ class _Answerer:
         self._say(identifier, model={
             "name": manifest.name, "version": manifest.version, "program": manifest.program_hash,
             "image": manifest.image_hash, "image_bytes": manifest.image_bytes, "manifest": manifest.manifest_map(),
+            "in_use": in_use,
         })
 
     def _read_profiles(self, program_hash: bytes) -> dict[str, Any]:

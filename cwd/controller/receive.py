@@ -17,6 +17,7 @@ from cwd.controller.host import (
     CLIENTS,
     FRAMES,
     FRAMES_AT,
+    NAME_BIT,
     NONE,
     RARE_AT,
     RARE_MAX,
@@ -202,14 +203,14 @@ def infer(host, world, key, slot, frames, now_ns):
     if code != OK:
         fault(host, key, slot, code, TYPE_INFER, ZERO)
         return
-    request, handle = row["request"], row["model"]
+    request, handle = row["request"], _version(host, row["model"])
     if frames != 3:
         fault(host, key, slot, TOO_MANY_FRAMES if frames > 3 else MALFORMED, TYPE_INFER, request)
         return
     state["infer"] += 1
     peer["requests"] += 1
     size_bytes = np.int64(message_size(payload))
-    status = _refusal(host, peer, row, size_bytes)
+    status = _refusal(host, peer, row, handle, size_bytes)
     if status != OK:
         refuse(host, slot, request, handle, status, now_ns)
         return
@@ -233,9 +234,18 @@ def infer(host, world, key, slot, frames, now_ns):
 
 
 @inner_kernel
-def _refusal(host, peer, row, size_bytes):
+def _version(host, handle):
+    """The model that a handle of a name stands for now; a model's own handle, and one that is unknown, as it is."""
+    at = handle & SLOT_MASK
+    if handle < NAME_BIT or at >= len(host.names) or host.names[at]["handle"] != handle:
+        return handle
+    return host.names[at]["model"]
+
+
+@inner_kernel
+def _refusal(host, peer, row, handle, size_bytes):
     """The code that turns a request away before its shape is looked at, or OK."""
-    state, handle = host.state[0], row["model"]
+    state = host.state[0]
     if state["draining"] != 0:
         return DRAINING
     if peer["in_flight"] >= state["credits"]:

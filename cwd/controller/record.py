@@ -48,6 +48,8 @@ class Kind(enum.IntEnum):
     MODEL_REMOVED = 14
     RESERVED = 15
     TICK = 16
+    WANTED = 17
+    CLOSING = 18
 
     ACTION = 32
     REPLY = 33
@@ -78,6 +80,8 @@ COLUMNS: dict[Kind, dict[str, str]] = {
     Kind.MODEL_REMOVED: {},
     Kind.RESERVED: {"id": "action", "a": "expected_ns"},
     Kind.TICK: {},
+    Kind.WANTED: {},
+    Kind.CLOSING: {},
     Kind.ACTION: {"id": "action", "flag": "action_kind", "a": "program", "b": "pages", "c": "batch", "d": "size_class",
                   "e": "earliest_ns", "f": "latest_ns", "g": "expected_ns", "h": "rows"},
     Kind.REPLY: {"id": "request", "flag": "cold", "a": "client", "b": "queued_ns", "c": "load_ns", "d": "exec_ns",

@@ -15,6 +15,7 @@ import numpy as np
 
 from cwd.controller import feed
 from cwd.controller.host import Host
+from cwd.controller.names import Names
 from cwd.controller.shapes import set_shape
 from cwd.core.world import BATCHES_MAX, SLOT_MASK, Config, World
 from cwd.errors import SENTENCES, Code, CwdError
@@ -67,7 +68,8 @@ class Registry:
         self.models: dict[str, ModelInfo] = {}
         self.by_handle: dict[int, ModelInfo] = {}
         self.by_image: dict[bytes, ModelInfo] = {}
-        self._newest: dict[str, list[int]] = {}
+        self.names = Names(host)
+        self._versions: dict[str, list[int]] = {}
         #: kind -> its number in the core; how many workers of it are connected
         self.kinds: dict[str, int] = {}
         self.connected: dict[str, int] = {}
@@ -75,15 +77,15 @@ class Registry:
         self.pages_max = 0
 
     def find(self, name: str, version: int = 0) -> ModelInfo | None:
-        """The model, its newest version for 0."""
-        versions = self._newest.get(name)
-        if not versions:
-            return None
-        return self.models.get(f"{name}/{version or versions[-1]}")
+        """The model; the version that the name stands for, for 0."""
+        if version:
+            return self.models.get(f"{name}/{version}")
+        known = self.names.find(name)
+        return known.model if known else None
 
     def versions(self, name: str) -> list[ModelInfo]:
         """All registered versions of a model, oldest first."""
-        return [self.models[f"{name}/{version}"] for version in self._newest.get(name, ())]
+        return [self.models[f"{name}/{version}"] for version in self._versions.get(name, ())]
 
     def page(self, after: int, limit: int) -> tuple[list[ModelInfo], int]:
         """Up to `limit` models in the order of their slots, behind the one with handle `after` (0: from the first),
@@ -124,7 +126,10 @@ class Registry:
         return program
 
     def add_model(self, facts: dict[str, Any]) -> ModelInfo:
-        """Register a model. Raises `CwdError`: MODEL_EXISTS, REGISTRY_FULL, MODEL_TOO_LARGE, BAD_MODEL."""
+        """Register a model. Raises `CwdError`: MODEL_EXISTS, REGISTRY_FULL, MODEL_TOO_LARGE, BAD_MODEL.
+
+        `facts["in_use"]`: its name stands for this version from now on, and not only if it has no other.
+        """
         key = f"{facts['name']}/{facts['version']}"
         if key in self.models:
             raise CwdError(f"{key} is registered already", code=Code.MODEL_EXISTS)
@@ -145,9 +150,10 @@ class Registry:
         model = ModelInfo(handle, facts["name"], facts["version"], program, facts["image"], pages, facts["manifest"])
         self.models[key] = self.by_handle[handle] = self.by_image[model.image] = model
         program.models[key] = model
-        versions = self._newest.setdefault(model.name, [])
+        versions = self._versions.setdefault(model.name, [])
         versions.append(model.version)
         versions.sort()
+        self.names.added(model, facts.get("in_use", False))
         row = self._host.models[handle & SLOT_MASK]
         row["handle"], row["program"], row["requests"] = handle, program.index, 0
         row["image"] = np.frombuffer(model.image, np.uint8)
@@ -161,9 +167,11 @@ class Registry:
         del self.models[model.key], self.by_handle[model.handle], model.program.models[model.key]
         if self.by_image.get(model.image) is model:
             del self.by_image[model.image]
-        self._newest[model.name].remove(model.version)
-        if not self._newest[model.name]:
-            del self._newest[model.name]
+        self._versions[model.name].remove(model.version)
+        left = self.versions(model.name)
+        if not left:
+            del self._versions[model.name]
+        self.names.removed(model, left[-1] if left else None)
 
     def kind_joined(self, kind: str, pages_total: int) -> int:
         """A worker of this kind is here: the kind's number in the core. Raises `CwdError` (PEERS_FULL) for one too many."""

@@ -115,6 +115,12 @@ class Replay:
             result, wanted = engine.lane_reserve(world, now, gpu, a), number_of
         elif kind == Kind.TICK:
             engine.tick(world, now)
+        elif kind == Kind.DRAINING:
+            engine.gpu_draining(world, now, gpu)
+        elif kind == Kind.WANTED:
+            engine.model_wanted(world, now, model)
+        elif kind == Kind.CLOSING:
+            engine.closing(world, now)
         if result != wanted:
             self._differ(number, f"{kind.name}: {wanted} in the log, {result} now")
 

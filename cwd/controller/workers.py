@@ -22,7 +22,7 @@ from cwd.controller import feed
 from cwd.controller.flush import adopt
 from cwd.controller.host import ADOPTIONS, ROLE_WORKER, Host
 from cwd.controller.outgoing import Outgoing
-from cwd.controller.peers import add_peer
+from cwd.controller.peers import add_peer, mark_leaving
 from cwd.controller.registry import ModelInfo, ProgramInfo, Registry
 from cwd.controller.times import start_clock, to_worker
 from cwd.core.world import World
@@ -87,6 +87,8 @@ class WorkerInfo:
     adopting_max: int = 1
     #: models whose images it could not stage
     failed: list[ModelInfo] = dataclasses.field(default_factory=list)
+    #: it gets no more work, and takes leave when it has none
+    draining: bool = False
 
 
 class Workers:
@@ -99,6 +101,7 @@ class Workers:
         self.by_slot: dict[int, WorkerInfo] = {}
         self._gpus_free = list(range(len(host.gpus) - 1, -1, -1))
         self._adopted = ADOPTIONS
+        self._draining: list[WorkerInfo] = []
 
     def parse(self, name: str, caps: dict[str, Any]) -> WorkerInfo:
         """What HELLO says; raises `CwdError` (MALFORMED) in one line for what section 6 of the protocol forbids."""
@@ -169,15 +172,42 @@ class Workers:
         del self.by_slot[slot]
         self._gpus_free.append(worker.gpu)
         self._registry.kind_left(worker.kind)
-        for job in (*worker.jobs, *([worker.job] if worker.job else [])):
-            if job.model is not None:
-                self._registry.set_staging(job.model, -int(job.keeps))
+        if worker.job is not None:
+            worker.jobs.append(worker.job)
+            worker.job = None
+        self._drop_jobs(worker)
         for model in worker.failed:
             model.failed.discard(slot)
             self._registry.set_staging(model, 0)
-        worker.jobs.clear()
-        worker.job = None
         return worker
+
+    def _drop_jobs(self, worker: WorkerInfo) -> None:
+        for job in worker.jobs:
+            if job.model is not None:
+                self._registry.set_staging(job.model, -int(job.keeps))
+        worker.jobs.clear()
+
+    def drain(self, worker: WorkerInfo) -> None:
+        """No new work for a worker; `release_drained` lets it go when what it has is done."""
+        if worker.draining:
+            return
+        worker.draining = True
+        self._drop_jobs(worker)
+        worker.to_adopt.clear()
+        self._draining.append(worker)
+        feed.feed_draining(self._host, self._world, monotonic_ns(), worker.gpu)
+        LOG.info("worker %s (gpu %d) drains", worker.name, worker.gpu)
+
+    def release_drained(self) -> None:
+        """Say GOODBYE to drained workers whose lanes are empty; they end. To be called now and then."""
+        for worker in self._draining.copy():
+            busy = self._world.lanes[2 * worker.gpu:2 * worker.gpu + 2]["count"].any() or worker.adopting
+            if self.by_slot.get(worker.slot) is not worker:
+                self._draining.remove(worker)
+            elif not busy:
+                self._draining.remove(worker)
+                self._outgoing.send(worker.key, Type.GOODBYE, code=int(Code.DRAINING), text="the worker was drained")
+                mark_leaving(self._host, worker.slot)
 
     def program_changed(self, program: ProgramInfo) -> None:
         """It may have a profile for more kinds now: have their workers know it."""
@@ -197,13 +227,14 @@ class Workers:
             self._next(worker)
 
     def want_program(self, worker: WorkerInfo, program: ProgramInfo) -> None:
-        if program.hash in worker.numbered or worker.kind not in program.profiles or not program.models:
+        if worker.draining or program.hash in worker.numbered or worker.kind not in program.profiles or not program.models:
             return
         worker.numbered.add(program.hash)
         worker.jobs.append(Job(program))
 
     def want_image(self, worker: WorkerInfo, model: ModelInfo, keeps: bool) -> None:
-        if worker.images is None or model.image in worker.images or worker.kind not in model.program.profiles:
+        known = worker.images is None or model.image in worker.images
+        if worker.draining or known or worker.kind not in model.program.profiles:
             return
         worker.images.add(model.image)
         worker.jobs.append(Job(model.program, model, keeps))
@@ -264,7 +295,7 @@ class Workers:
             else:
                 worker.programs.add(job.program.hash)
             self._registry.set_staging(job.model, -int(job.keeps))
-        elif status == Code.OK:
+        elif status == Code.OK and not worker.draining:
             worker.programs.add(job.program.hash)
             for _ in self._look_up(worker, job.program):
                 yield

@@ -7,6 +7,7 @@ offered here too. Every verb takes the world and, where time matters, `now_ns`, 
 request_arrived(world, now_ns, client, request_id, model, size_class, deadline_ns, slo_ns, app, payload)    0 or a code
 request_cancelled(world, now_ns, client, request_id)                                                        1 if queued
 client_gone(world, now_ns, client)
+closing(world, now_ns)
 action_done(world, now_ns, action, status, begin_ns, end_ns, device_ns, rows_done, pages_free, payload)     0 or STALE
 lane_reserve(world, now_ns, gpu, expected_ns)                                                               action or -1
 tick(world, now_ns)
@@ -35,6 +36,7 @@ estimate_seed = members.estimate_seed
 load_seed = members.load_seed
 model_added = members.model_added
 model_removed = members.model_removed
+model_wanted = members.model_wanted
 
 #: what `action_done` returns for an action that is not outstanding (any more): nothing has changed
 STALE = 1
@@ -44,6 +46,7 @@ BAD_SLO = int(Code.BAD_SLO)
 CANCELLED = int(Code.CANCELLED)
 DEADLINE_UNREACHABLE = int(Code.DEADLINE_UNREACHABLE)
 DEVICE_ERROR = int(Code.DEVICE_ERROR)
+DRAINING = int(Code.DRAINING)
 DUPLICATE_REQUEST = int(Code.DUPLICATE_REQUEST)
 MODEL_NOT_READY = int(Code.MODEL_NOT_READY)
 NO_WORKER = int(Code.NO_WORKER)
@@ -208,6 +211,14 @@ def client_gone(world, now_ns, client):
         if queued:
             queues.drop(world, now_ns, r, CANCELLED)
         r = after
+
+
+@lean_kernel
+def closing(world, now_ns):
+    """The host ends before all are served: whoever is still queued is answered DRAINING."""
+    for r in range(len(world.requests)):
+        if world.requests[r]["state"] == REQUEST_QUEUED:
+            queues.drop(world, now_ns, r, DRAINING)
 
 
 @lean_kernel

@@ -185,6 +185,29 @@ def load_seed(world, program, kind, load_ns):
 
 
 @lean_kernel
+def model_wanted(world, now_ns, model):
+    """Have a model that no GPU has loaded where there is room, or in place of what was used longest ago: a standby.
+
+    Like a request that came too late, it is wanted for as long as a LOAD is planned ahead. 1 if a GPU has it or loads it.
+    """
+    m = model & SLOT_MASK
+    if model < 0 or m >= len(world.models):
+        return 0
+    row = world.models[m]
+    if row["state"] != MODEL_READY or row["generation"] != model >> SLOT_BITS:
+        return 0
+    if row["copies_count"] > 0:
+        return 1
+    row["missed_ns"] = now_ns
+    if row["wanted"] == 0:
+        queues.enlist(world, m, 1)
+    for gpu in range(len(world.gpus)):
+        if world.prepared[gpu, row["program"]] == 1:
+            lanes.wake(world, gpu)
+    return 0
+
+
+@lean_kernel
 def model_added(world, now_ns, program, pages):
     """A model of a program, taking `pages` pages. Its handle, or minus a code."""
     counters = world.counters[0]

@@ -33,6 +33,8 @@ def warm() -> None:
     engine.client_gone(world, now_ns, 0)
     engine.lane_reserve(world, now_ns, 0, MS)
     engine.next_timer(world, now_ns)
+    engine.model_wanted(world, now_ns, model)
+    engine.closing(world, now_ns)
     engine.model_removed(world, now_ns, model)
     engine.gpu_draining(world, now_ns, 0)
     engine.gpu_lost(world, now_ns, 0)

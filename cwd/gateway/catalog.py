@@ -20,6 +20,8 @@ from cwd.units import NS_PER_S
 T = TypeVar("T")
 
 _KEEP_NS = NS_PER_S
+#: how old what an answer says of its version may be, where the request named none
+_NAMED_NS = 5 * NS_PER_S
 #: models of a listing that are worked on at once, between two looks at what else there is to do
 STEP = 16
 #: answers kept at most, and lookups under way at once
@@ -41,8 +43,15 @@ class Catalog:
         self._kept: dict[Any, tuple[int, asyncio.Task[Any]]] = {}
 
     async def known(self, name: str, version: int, patience_ns: int) -> Model:
-        """For a request: the model as the client has it, asked for if it has not."""
-        return await self._client.known(name, version, patience_ns / NS_PER_S)
+        """For a request: the model as the client has it, asked for if it has not.
+
+        A name may stand for another version by now, which changes nothing but the version that is told: so it is asked
+        again from time to time, and nobody waits for the answer.
+        """
+        found = await self._client.known(name, version, patience_ns / NS_PER_S)
+        if not version:
+            self._asked((name, 0), lambda: self._lookup(name, 0), _NAMED_NS)
+        return found
 
     async def model(self, name: str, version: int = 0) -> Model:
         """The model as the controller describes it; raises `UnknownModel`, and MODEL_NOT_READY with the reason."""
@@ -141,9 +150,13 @@ class Catalog:
 
     async def _fresh(self, key: Any, ask: Callable[[], Awaitable[T]]) -> T:
         """The answer to a question, an error included, at most a second old; many who ask at once share it."""
+        return await asyncio.shield(self._asked(key, ask, _KEEP_NS))
+
+    def _asked(self, key: Any, ask: Callable[[], Awaitable[T]], keep_ns: int) -> asyncio.Task[T]:
+        """The question under way, or its answer if that is no older than `keep_ns`."""
         now = time.monotonic_ns()
         at_ns, task = self._kept.get(key, (0, None))
-        if task is None or now - at_ns > _KEEP_NS and task.done():
+        if task is None or now - at_ns > keep_ns and task.done():
             if len(self._kept) >= _KEPT_MAX:
                 self._kept = {each: entry for each, entry in self._kept.items()
                               if now - entry[0] <= _KEEP_NS or not entry[1].done()}
@@ -151,4 +164,4 @@ class Catalog:
             # nobody may be left to hear of an error
             task.add_done_callback(lambda done: done.cancelled() or done.exception())
             self._kept[key] = now, task
-        return await asyncio.shield(task)
+        return task

@@ -3,6 +3,7 @@
 ```
 <repo>/TRUSTED                       made by the operator: exported programs and any factory are allowed
 <repo>/<name>/<version>/             model.json, weights.safetensors
+<repo>/<name>/IN_USE                 the version that the name stands for; without it, the newest
 <repo>/.programs/<hash>/             program.json, program.pt2 (exported programs), profile.<kind>.json
 ```
 A folder appears whole or not at all: it is written beside its place under a name with a leading dot, and renamed.
@@ -33,6 +34,7 @@ PROGRAM_FILE = "program.json"
 EXPORTED_FILE = "program.pt2"
 PROGRAMS_FOLDER = ".programs"
 TRUSTED_FILE = "TRUSTED"
+IN_USE_FILE = "IN_USE"
 JSON_BYTES_MAX = 16 << 20
 
 
@@ -93,6 +95,19 @@ class Repository:
             what = f"{name}/{version}" if version else name
             raise RepositoryError(f"{self.root}: no model {what}", code=Code.UNKNOWN_MODEL)
         return self._read(folder / str(version or max(versions)))
+
+    def in_use(self, name: str) -> int:
+        """The version that was chosen with `use` and is still there; 0: none, so that the newest is meant."""
+        folder = self.root / check_name(name)
+        try:
+            text = (folder / IN_USE_FILE).read_text("ascii").strip()
+        except (OSError, UnicodeError):
+            return 0
+        return int(text) if text.isdecimal() and int(text) in self._versions(folder) else 0
+
+    def use(self, name: str, version: int) -> None:
+        """Have the name stand for a version from the next start of a controller on. `RepositoryError` (UNKNOWN_MODEL)."""
+        write_json(self.get(name, version).folder.parent / IN_USE_FILE, version)
 
     def program(self, program_hash: bytes) -> ProgramSpec:
         """The program's spec, whose hash has been checked to be its name."""

@@ -63,11 +63,11 @@ def _calls(sim: SimWorld) -> str:
     core = sim.core
     inside = {int(core.requests[r]["payload"]): int(core.requests[r]["request_id"])
               for r in np.flatnonzero(core.requests["state"] != REQUEST_FREE).tolist()}
-    waiting = {int(call): int(sim.calls[call]["request_id"]) for call in np.flatnonzero(sim.calls["live"] == 1).tolist()}
+    waiting = {int(call): int(sim.calls[call]["request_id"]) for call in np.flatnonzero(sim.live == 1).tolist()}
     if inside != waiting:
         lost = sorted(set(waiting.items()) - set(inside.items()))
         return f"requests {[request for _, request in lost][:4]} were never answered" if lost else "the core made requests up"
-    if int((sim.calls["live"] != 0).sum()) != sim.state[0]["calls_live"]:
+    if int((sim.live != 0).sum()) != sim.state[0]["calls_live"]:
         return "live calls are not those counted"
     return ""
 

@@ -1,7 +1,7 @@
 """The core's own check, compiled: every index of the core derived again, after every instant of a small world.
 
 `core.check` says the same in plain Python and is this file's twin in the tests; it takes milliseconds where this takes
-microseconds, and a soak is millions of instants. The numbers are those of `core.check`. `marks` is scratch, i8 [n].
+microseconds, and a soak is millions of instants. The numbers are those of `core.check`.
 """
 
 from __future__ import annotations
@@ -18,27 +18,31 @@ from cwd.core.histograms import SCATTERED
 from cwd.core.queues import lookup
 from cwd.core.world import (
     ACTION_EXEC, ACTION_FREE, ACTION_LOAD, ACTION_UNLOAD, BUCKETS, COPY_FREE, COPY_LOADING, COPY_READY, COPY_UNKNOWN,
-    COPY_UNLOADING, GPU_ABSENT, GPU_UP, MODEL_FREE, MODEL_READY, NONE, REQUEST_FREE, REQUEST_QUEUED, REQUEST_RUNNING,
+    COPY_UNLOADING, GPU_ABSENT, GPU_UP, MODEL_FREE, MODEL_READY, NONE, REQUEST_QUEUED, REQUEST_RUNNING,
 )
 from cwd.jit import inner_kernel, lean_kernel
+from cwd.sim.rows import count_used
 
 
 @lean_kernel
-def broken_index(world, marks):
-    """The number of the first broken invariant, or 0. `marks` must be as long as the longest table, timers included."""
-    if world.counters[0]["broken"] != 0:
-        return world.counters[0]["broken"]
-    if not _free_lists(world):
+def broken_index(world, notes):
+    """The number of the first broken invariant, or 0. What waits or runs is then at the end of `notes.requests.order`."""
+    counters, marks = world.counters[0], notes.marks
+    if counters["broken"] != 0:
+        return counters["broken"]
+    used = count_used(world.requests, counters["free_request"], counters["requests_live"], notes.requests)
+    if used < 0 or not _free_lists(world):
         return FREE_LISTS
-    if not _queues(world):
+    live = notes.requests.order[len(world.requests) - used:]
+    if not _queues(world, live):
         return QUEUES
-    if not _backlog(world, marks):
+    if not _backlog(world, live, marks):
         return BACKLOG
-    if not _clients(world):
+    if not _clients(world, live):
         return CLIENTS
-    if not _request_map(world):
+    if not _request_map(world, live):
         return REQUEST_MAP
-    if not _actions(world, marks):
+    if not _actions(world, live, marks):
         return ACTIONS
     if not _dirty(world) or not _lanes(world):
         return LANES
@@ -79,8 +83,7 @@ def _free_lists(world):
     counters, up = world.counters[0], 0
     for gpu in range(len(world.gpus)):
         up += 1 if world.gpus[gpu]["state"] == GPU_UP else 0
-    return (_free_list(world.requests, counters["free_request"], counters["requests_live"])
-            and _free_list(world.models, counters["free_model"], counters["models_live"])
+    return (_free_list(world.models, counters["free_model"], counters["models_live"])
             and _free_list(world.copies, counters["free_copy"], counters["copies_live"])
             and _free_list(world.actions, counters["free_action"], counters["actions_live"])
             and up == counters["gpus_up"])
@@ -115,7 +118,7 @@ def _set_size(nodes, root, head):
 
 
 @inner_kernel
-def _queues(world):
+def _queues(world, live):
     queued = 0
     for m in range(len(world.models)):
         model = world.models[m]
@@ -134,20 +137,20 @@ def _queues(world):
             r = ordered.successor(world.request_nodes, r)
         if work_ns != model["work_ns"]:
             return False
-    for r in range(len(world.requests)):
+    for r in live:
         queued -= 1 if world.requests[r]["state"] == REQUEST_QUEUED else 0
     return queued == 0
 
 
 @inner_kernel
-def _backlog(world, marks):
+def _backlog(world, live, marks):
     for gpu in range(len(world.gpus)):
         row = world.gpus[gpu]
         if row["state"] == GPU_ABSENT:
             continue
         for bucket in range(BUCKETS + 1):
             marks[bucket] = 0
-        for r in range(len(world.requests)):
+        for r in live:
             request = world.requests[r]
             if request["state"] == REQUEST_QUEUED and request["home"] == gpu and request["home_epoch"] == row["epoch"]:
                 marks[request["bucket"]] += request["cost_ns"]
@@ -162,7 +165,7 @@ def _backlog(world, marks):
 
 
 @inner_kernel
-def _clients(world):
+def _clients(world, live):
     owned = 0
     for client in range(len(world.clients)):
         count, previous, r = 0, NONE, world.clients[client]["first"]
@@ -175,27 +178,27 @@ def _clients(world):
         if count != world.clients[client]["count"]:
             return False
         owned += count
-    for r in range(len(world.requests)):
-        owned -= 1 if world.requests[r]["state"] != REQUEST_FREE and world.requests[r]["client"] != NONE else 0
+    for r in live:
+        owned -= 1 if world.requests[r]["client"] != NONE else 0
     return owned == 0
 
 
 @inner_kernel
-def _request_map(world):
-    live = 0
-    for r in range(len(world.requests)):
+def _request_map(world, live):
+    listed = 0
+    for r in live:
         request = world.requests[r]
-        if request["state"] != REQUEST_FREE and request["client"] != NONE:
-            live += 1
+        if request["client"] != NONE:
+            listed += 1
             if lookup(world, request["client"], request["request_id"]) != r:
                 return False
     for i in range(len(world.request_map)):
-        live -= 1 if world.request_map[i]["value"] != NONE else 0
-    return live == 0
+        listed -= 1 if world.request_map[i]["value"] != NONE else 0
+    return listed == 0
 
 
 @inner_kernel
-def _actions(world, marks):
+def _actions(world, live, marks):
     """Actions' rows are the running requests; copies and models count their executions."""
     rows_all = 0
     for a in range(len(world.actions)):
@@ -215,7 +218,7 @@ def _actions(world, marks):
         if action["state"] == ACTION_EXEC and not 0 < rows <= action["batch"]:
             return False
         rows_all += rows
-    for r in range(len(world.requests)):
+    for r in live:
         rows_all -= 1 if world.requests[r]["state"] == REQUEST_RUNNING else 0
     return rows_all == 0 and _running_counts(world, world.copies, 0, marks) and _running_counts(
         world, world.models, 1, marks)

@@ -85,7 +85,7 @@ def take_call(sim):
         return call
     state["free_call"] = sim.calls[call]["next"]
     state["calls_live"] += 1
-    sim.calls[call]["live"] = 1
+    sim.live[call] = 1
     sim.calls[call]["loops"] = 0
     return call
 
@@ -93,7 +93,7 @@ def take_call(sim):
 @inner_kernel
 def free_call(sim, call):
     state, row = sim.state[0], sim.calls[call]
-    row["live"] = 0
+    sim.live[call] = 0
     row["next"] = state["free_call"]
     state["free_call"] = call
     state["calls_live"] -= 1

@@ -117,6 +117,7 @@ class RecordedRun:
         sim = sim.replaced(
             core=core, models=handles, events=np.zeros(len(sim.events) + len(arrivals), w.EVENT),
             calls=self._calls(sim, np.searchsorted(handles, arrivals["model"]), source.reshape(-1)),
+            live=np.repeat(np.array((2, 0), np.uint8), (len(arrivals), 1)),
             programs=np.zeros((len(core.programs), sim.programs.shape[1], config.classes_max), np.int64),
             loads=np.zeros(len(core.programs), np.int64),
             network_noise=quantiles(tuple((float(share), round(float(value) / 1_000))
@@ -136,7 +137,7 @@ class RecordedRun:
         calls = np.zeros(count + 1, sim.calls.dtype)
         calls["next"] = -1
         mine = calls[:count]
-        mine["live"], mine["source"], mine["model"] = 2, source, models
+        mine["source"], mine["model"] = source, models
         mine["app"], mine["stretch"] = self._arrivals["app"], 1 << STRETCH_BITS
         mine["sent_ns"] = mine["first_ns"] = self._arrivals["at_ns"]
         mine["deadline_ns"] = self._arrivals["deadline_ns"]

@@ -115,7 +115,7 @@ def _rows_are_right(core, out):
 @inner_kernel
 def _reply(sim, out, now_ns):
     call = np.int64(out["payload"])
-    if call < 0 or call >= len(sim.calls) or sim.calls[call]["live"] != 1:
+    if call < 0 or call >= len(sim.calls) or sim.live[call] != 1:
         violate(sim, REPLY_TWICE, out["request_id"], call)
         return
     request = sim.calls[call]

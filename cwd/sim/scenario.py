@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from cwd.core import engine
-from cwd.core.world import BATCHES_MAX, BUCKETS, Config, empty_heap, free_list, make_world
+from cwd.core.world import BATCHES_MAX, Config, empty_heap, free_list, make_world
 from cwd.errors import Code, CwdError
 from cwd.sim import hidden
 from cwd.sim import noise as noises
@@ -21,6 +21,7 @@ from cwd.sim import sources as src
 from cwd.sim import world as w
 from cwd.sim.events import push
 from cwd.sim.profile import BATCHES, V100_PAGES, Profile
+from cwd.sim.rows import make_notes
 from cwd.units import NS_PER_MS, NS_PER_S
 from cwd.worker import agenda as ag
 from cwd.worker import residency as rs
@@ -195,6 +196,7 @@ def _empty(scenario: Scenario) -> w.SimWorld:
         lanes=np.zeros(2 * g, w.SIM_LANE), gpus=np.zeros(g, w.SIM_GPU),
         events=np.zeros(calls + messages + 4 * len(scenario.faults) + 16, w.EVENT),
         timers=empty_heap(len(loads) + 2 * g), calls=free_list(np.zeros(calls, w.CALL)),
+        live=np.zeros(calls, np.uint8),
         messages=free_list(np.zeros(messages, w.MESSAGE)), issued=np.zeros(config.actions_max, w.ISSUED),
         sources=np.zeros(len(loads), w.SOURCE),
         trace=np.concatenate(traces).astype(np.int64) if traces else np.zeros((1, 2), np.int64), rates=rates, shares=shares,
@@ -207,7 +209,7 @@ def _empty(scenario: Scenario) -> w.SimWorld:
         groups=np.zeros(len(scenario.groups), w.GROUP),
         histogram=np.zeros((len(scenario.groups), w.HISTOGRAM_BUCKETS), np.int64),
         served=np.zeros(len(scenario.models), w.SERVED), state=np.zeros(1, w.STATE),
-        marks=np.zeros(max(config.requests_max, config.copies_max, config.models_max, messages, BUCKETS + 1), np.int64))
+        notes=make_notes(config.requests_max, max(config.copies_max, config.models_max, messages)))
     sim.lanes["finish_ns"] = ag.NEVER
     state = sim.state[0]
     state["now_ns"], state["network_ns"], state["rate_permille"] = NS_PER_S, scenario.network_ns, 1000

@@ -193,9 +193,9 @@ def issue(sim, call, sent_ns):
     """A closed loop's client sends its next request, with a deadline of its own."""
     row, request = sim.sources[sim.calls[call]["source"]], sim.calls[call]
     if sent_ns >= row["stop_ns"]:
-        request["live"] = 2  # it has stopped; its row is kept
+        sim.live[call] = 2  # it has stopped; its row is kept
         return
-    request["live"] = 2
+    sim.live[call] = 2
     request["sent_ns"] = request["first_ns"] = sent_ns
     request["deadline_ns"], request["tries"] = sent_ns + row["slo_ns"], 0
     choose_mode(sim, call, stream_of(sim, request["source"]))
@@ -206,7 +206,7 @@ def issue(sim, call, sent_ns):
 def issue_again(sim, call, sent_ns):
     """An open-loop client sends a refused request again; its deadline stays."""
     request = sim.calls[call]
-    request["live"], request["sent_ns"] = 2, sent_ns
+    sim.live[call], request["sent_ns"] = 2, sent_ns
     request["tries"] += 1
     push(sim, sent_ns + delay_ns(sim, STREAM_CLIENTS), EVENT_REQUEST, call, 0, 0)
 
@@ -218,7 +218,7 @@ def arrive(sim, call, now_ns):
     row = sim.sources[request["source"]]
     state["request_id"] += 1
     state["requests"] += 1
-    request["live"] = 1
+    sim.live[call] = 1
     request["request_id"], request["client"] = state["request_id"], row["group"]
     engine.request_arrived(sim.core, now_ns, row["group"], request["request_id"], sim.models[request["model"]],
                            row["size_class"], request["deadline_ns"], row["slo_ns"], request["app"], call)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from cwd.core.world import COPY_READY, REQUEST_FREE, SLOT_BITS
+from cwd.core.world import COPY_READY, SLOT_BITS
 from cwd.jit import inner_kernel, lean_kernel
 from cwd.sim import derive
 from cwd.sim.events import violate
@@ -20,7 +20,7 @@ from cwd.worker import residency as rs
 @lean_kernel
 def look(sim):
     """Stop the run if anything in the world is not as it must be."""
-    number = np.int64(derive.broken_index(sim.core, sim.marks))
+    number = np.int64(derive.broken_index(sim.core, sim.notes))
     if number != 0:
         violate(sim, BROKEN_CORE, number, 0)
         return
@@ -37,21 +37,20 @@ def look(sim):
 @inner_kernel
 def _calls(sim):
     """Each request in the core is one that a client waits for, and the other way round."""
-    core, waiting = sim.core, 0
-    for r in range(len(core.requests)):
+    core = sim.core
+    waiting = core.counters[0]["requests_live"]
+    # which requests those are has just been proven
+    for r in sim.notes.requests.order[len(core.requests) - waiting:]:
         request = core.requests[r]
-        if request["state"] == REQUEST_FREE:
-            continue
-        waiting += 1
         call = request["payload"]
-        if call < 0 or call >= len(sim.calls) or sim.calls[call]["live"] != 1:
+        if call < 0 or call >= len(sim.live) or sim.live[call] != 1:
             return False
         if sim.calls[call]["request_id"] != request["request_id"]:
             return False
     live = 0
-    for call in range(len(sim.calls)):
-        waiting -= 1 if sim.calls[call]["live"] == 1 else 0
-        live += 1 if sim.calls[call]["live"] != 0 else 0
+    for call in range(len(sim.live)):
+        waiting -= 1 if sim.live[call] == 1 else 0
+        live += 1 if sim.live[call] != 0 else 0
     return waiting == 0 and live == sim.state[0]["calls_live"]
 
 
@@ -103,7 +102,7 @@ def _copies(sim):
 @inner_kernel
 def _messages(sim):
     """An action is in one place: on its way, on its GPU, or its result is; no result is held between two instants."""
-    marks, live = sim.marks, 0
+    marks, live = sim.notes.marks, 0
     for message in range(len(sim.messages)):
         row = sim.messages[message]
         if row["state"] == MESSAGE_FREE:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import numpy as np
 
 from cwd.core.world import World
+from cwd.sim.rows import Notes
 from cwd.tables import Tables
 from cwd.worker import agenda as ag
 from cwd.worker import residency as rs
@@ -40,10 +41,9 @@ def _table(fields: str) -> np.dtype:
 
 #: in the heap by (at_ns, sequence)
 EVENT = _table("at_ns sequence kind a b c")
-#: a client's request; its row is the core's handle of the payload. live: 1 while the controller has it, 2 while it is
-#: on its way or its client pauses; loops: 1 if the client sends another when it is answered; stretch: what its data
-#: makes of its execution (hidden.py), which nobody sees
-CALL = _table("next live loops source model sent_ns first_ns deadline_ns client request_id tries app stretch")
+#: a client's request; its row is the core's handle of the payload. loops: 1 if the client sends another when it is
+#: answered; stretch: what its data makes of its execution (hidden.py), which nobody sees
+CALL = _table("next loops source model sent_ns first_ns deadline_ns client request_id tries app stretch")
 #: an action on its way there, on the GPU, or its result on its way back; its row is the core's handle of the outputs;
 #: stretch: the largest of its requests
 MESSAGE = _table(
@@ -93,6 +93,9 @@ class SimWorld(Tables):
     events: np.ndarray  #: EVENT [events_max], a heap
     timers: np.ndarray  #: TIMER: sources, then lanes, by when they must be looked at
     calls: np.ndarray  #: CALL
+    #: u1 [calls]: 1 while the controller has a call, 2 while it is on its way or its client pauses, 0 if there is none;
+    #: apart from the rest, because each look reads all of them
+    live: np.ndarray
     messages: np.ndarray  #: MESSAGE
     issued: np.ndarray  #: ISSUED [the core's actions_max]
     sources: np.ndarray  #: SOURCE
@@ -115,4 +118,4 @@ class SimWorld(Tables):
     histogram: np.ndarray  #: i8 [groups, HISTOGRAM_BUCKETS]: latencies of the replies with outputs
     served: np.ndarray  #: SERVED [models]
     state: np.ndarray  #: STATE [1]
-    marks: np.ndarray  #: i8, scratch of the checkers: as long as the longest table
+    notes: Notes  #: the checkers'

@@ -188,7 +188,7 @@ MESSAGES: tuple[Message, ...] = (
     Message(Type.LOOKUP, "client", "controller", "0", (
         Field("request", "u64", "echoed in the answer"),
         Field("name", "str", "model name"),
-        Field("version", "u32", "0 for the newest"),
+        Field("version", "u32", "0 for the one that the name stands for"),
     )),
     Message(Type.MODEL, "controller", "client", "0", (
         Field("request", "u64", "as in LOOKUP"),

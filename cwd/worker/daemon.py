@@ -94,7 +94,7 @@ def _run_emulated(options: WorkerOptions, signals: _Signals) -> int:
     _quiet()
     ready, begin = False, time.monotonic()
     try:
-        while not signals.stop:
+        while not signals.stop and not worker.drained:
             if not worker.step():
                 drain(signals.fd)
             if not ready and worker.open_count == options.gpus:
@@ -160,9 +160,9 @@ def _backend(options: WorkerOptions, repository: Repository) -> Backend:
 
 
 def _serve(worker: DeviceWorker, signals: _Signals, options: WorkerOptions) -> None:
-    """Say READY when the controller has said WELCOME; return when there is a signal, or a thread has died."""
+    """Say READY when the controller has said WELCOME; return when there is a signal, a thread has died, or it was drained."""
     ready, patience = False, _PATIENCE_S
-    while not signals.stop and worker.failure is None:
+    while not signals.stop and worker.failure is None and not worker.session.drained:
         found, _, _ = select.select([signals.fd, worker.events_fd], [], [], None if ready else patience)
         for fd in found:
             drain(fd)

@@ -70,6 +70,11 @@ class EmulatedWorker:
         """How many GPUs the controller has welcomed."""
         return int((self.state.links["state"] == ln.OPEN).sum())
 
+    @property
+    def drained(self) -> bool:
+        """Whether the controller has let every GPU go."""
+        return all(session.drained for session in self.sessions)
+
     def step(self) -> bool:
         """Serve until something rare has happened, and deal with it; False if woken by `wake_fd` or a signal."""
         what, device = em.emulated_run(self.state, self.epoll.fileno(), self.wake_fd, self.timer_fd)

@@ -185,6 +185,8 @@ class DeviceWorker:
             fields = self.session.welcome(frame)
 
         self._connect_again(take_in)
+        if self.session.drained:
+            eventfd_signal(self.events_fd)
         if fields is not None and fields["type"] == Type.PREPARE and self.session.open:
             self._prepare(fields)
             return

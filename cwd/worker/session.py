@@ -31,6 +31,9 @@ BACKOFF_MAX_NS = 500 * NS_PER_MS
 #: How long a HELLO may stay unanswered before another connection is made.
 WELCOME_NS = 3_000 * NS_PER_MS
 
+#: In so long a HELLO that will not be sent is due.
+NEVER_NS = 1 << 61
+
 #: Random, made when this process started: tells a restarted worker from one that reconnects.
 BOOT = os.urandom(16)
 
@@ -46,6 +49,8 @@ class Session:
         self.context, self.endpoint, self.name, self.link, self.caps = context, endpoint, name, link, caps
         self.socket: zmq.Socket | None = None
         self._backoff_ns = BACKOFF_MIN_NS
+        #: the controller has drained this device and let it go: whoever owns it may end
+        self.drained = False
 
     @property
     def open(self) -> bool:
@@ -104,7 +109,11 @@ class Session:
             return {"type": kind, **fields}
         if kind == Type.PREPARE:
             return {"type": kind, **fields}
-        if kind == Type.GOODBYE:
+        if kind == Type.GOODBYE and fields["code"] == Code.DRAINING:
+            LOG.info("%s: the controller has no more work for it: it was drained", self.name)
+            self.drained = True
+            self.connect(NEVER_NS)
+        elif kind == Type.GOODBYE:
             self.reconnect(f"the controller said goodbye ({fields['text'] or fields['code']})")
         elif kind == Type.ERROR:
             self._error(fields)

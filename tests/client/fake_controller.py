@@ -23,7 +23,7 @@ DOUBLE = {
 class FakeController:
     """Answers INFER with twice the input, unless `on_infer(fields, payload)` returns other fields of REPLY."""
 
-    def __init__(self, path, *, host=None, clock_ns=0, heartbeat_ms=100, lost_ms=400, credits=64):
+    def __init__(self, path, *, host=None, clock_ns=0, heartbeat_ms=100, lost_ms=10_000, credits=64):
         self.endpoint = f"ipc://{path}"
         self.models = {"double": (7, DOUBLE)}
         self.host = host_id() if host is None else host
@@ -66,10 +66,10 @@ class FakeController:
         self.epoch += 1
         self.start()
 
-    def sees(self, wanted):
-        """Wait until a message of this type has come."""
-        until = time.monotonic() + 2
-        while not any(kind == wanted for kind, _, _ in self.seen):
+    def sees(self, wanted, count=1):
+        """Wait until so many messages of this type have come."""
+        until = time.monotonic() + 20
+        while sum(kind == wanted for kind, _, _ in self.seen) < count:
             assert time.monotonic() < until, f"no {wanted!r} came"
             time.sleep(0.005)
 

@@ -60,7 +60,7 @@ class Controller:
     def __init__(self, root: Path, **settings: Any) -> None:
         self.run_dir, self.state_dir = root / "run", root / "state"
         self.settings = {"run_dir": str(self.run_dir), "state_dir": str(self.state_dir), "page_bytes": PAGE_BYTES,
-                         "lost_ns": 3 * SECOND, **settings}
+                         "lost_ns": 15 * SECOND, **settings}
         self.process: subprocess.Popen[bytes] | None = None
         self.context = zmq.Context()
 
@@ -119,6 +119,8 @@ class Peer:
         self.socket.linger = 0
         self.socket.connect(endpoint)
         self.epoch = 0
+        #: heartbeat questions answered
+        self.beats = 0
         self.seen: list[tuple[Type, dict[str, Any], list[bytes]]] = []
 
     def send(self, kind: Type, *payload: bytes, **fields: Any) -> None:
@@ -132,6 +134,7 @@ class Peer:
             kind, fields = decode(frames[0])
             if kind == Type.HEARTBEAT and fields["reply"] == 0:
                 now_ns = time.monotonic_ns()
+                self.beats += 1
                 self.send(Type.HEARTBEAT, seq=1, reply=1, sent_ns=now_ns, echo_ns=fields["sent_ns"], hold_ns=0,
                           loop_max_ns=0, queued=0)
                 continue
@@ -179,7 +182,7 @@ class Client(Peer):
             assert kind == Type.ERROR and time.monotonic() < end, (kind, fields)
             time.sleep(0.01)
 
-    def infer(self, model: int, payload: bytes = bytes(8), slo_ns: int = SECOND, dims: tuple[int, ...] = (),
+    def infer(self, model: int, payload: bytes = bytes(8), slo_ns: int = 15 * SECOND, dims: tuple[int, ...] = (),
               request: int = 0, deadline_ns: int = 0) -> int:
         """Send a request; its id."""
         self.number += 1

@@ -413,3 +413,41 @@ def test_one_look_gives_up_a_bounded_number_of_requests():
         found = [out for out in s.tick() if out["kind"] == OUT_REPLY]
         counts += [len(found)] if found else []
     assert counts == [64, 36]
+
+
+@pytest.mark.parametrize("policy", ["clockwork", "cwd"])
+def test_a_standby_is_loaded_without_a_request_in_place_of_what_was_used_longest_ago(policy):
+    s = Script(pages=14, policy=policy)
+    old, used, standby = s.add(), s.add(), s.add()
+    for model in (old, used):
+        s.hold(model)
+        s.ask(model, model=model)
+        s.done(only(s.tick(later=MS), verb=ACTION_EXEC))
+        s.tick()
+    assert engine.model_wanted(s.world, s.now, used) == 1 and s.tick() == []
+    assert engine.model_wanted(s.world, s.now, standby) == 0
+    unload, load = s.tick()
+    assert (unload["verb"], unload["model"], load["verb"], load["model"]) == (ACTION_UNLOAD, old, ACTION_LOAD, standby)
+    assert engine.model_wanted(s.world, s.now, standby) == 1 and s.tick() == [], "once is enough"
+    for unknown in (-1, 7, standby + (1 << 32)):
+        assert engine.model_wanted(s.world, s.now, unknown) == 0
+    assert s.tick() == []
+
+
+def test_whoever_is_queued_when_the_host_closes_is_answered_draining():
+    s = Script()
+    s.hold()
+    s.ask(1)
+    run = only(s.tick(), verb=ACTION_EXEC)
+    cold = s.add()
+    asked = {2, 3, 4}
+    for request in asked:
+        s.ask(request, model=s.model if request < 4 else cold)
+    engine.closing(s.world, s.now)
+    assert {(out["request_id"], out["status"], out["payload"]) for out in s.take()} == {
+        (request, Code.DRAINING, request) for request in asked}
+    s.done(run, result=9)
+    reply = next(out for out in s.tick() if out["kind"] == OUT_REPLY)
+    assert (reply["request_id"], reply["status"]) == (1, 0)
+    engine.closing(s.world, s.now)
+    assert s.take() == []

@@ -47,10 +47,11 @@ class RawPeer:
     def say(self, kind: Type, *payload: bytes, **fields: Any) -> None:
         self.send(encode(kind, **fields), *payload)
 
-    def infer(self, request: int, model: int, payload: bytes = b"\7", slo_ns: int = 10**9, dims: Any = (), **fields: Any) -> None:
+    def infer(self, request: int, model: int, payload: bytes = b"\7", slo_ns: int = 15 * 10**9, dims: Any = (),
+              **fields: Any) -> None:
         self.say(Type.INFER, payload, request=request, model=model, slo_ns=slo_ns, deadline_ns=0, app=0, dims=dims, **fields)
 
-    def hear(self, *wanted: Type, patience_s: float = 10.0) -> tuple[Type, dict[str, Any]]:
+    def hear(self, *wanted: Type, patience_s: float = 20.0) -> tuple[Type, dict[str, Any]]:
         """The next message of one of these types (none named: of any but HEARTBEAT); heartbeats are answered."""
         until = time.monotonic() + patience_s
         while self._socket.poll(max(until - time.monotonic(), 0) * 1000):
@@ -65,6 +66,14 @@ class RawPeer:
     def beat(self, asked: dict[str, Any]) -> None:
         now_ns = time.monotonic_ns()
         self.say(Type.HEARTBEAT, seq=1, reply=1, sent_ns=now_ns, echo_ns=asked["sent_ns"], hold_ns=0, loop_max_ns=0, queued=0)
+
+    def attend(self) -> None:
+        """Answer the heartbeats that have come; AssertionError for anything else."""
+        while self._socket.poll(0):
+            kind, fields = decode(self._socket.recv_multipart()[0])
+            assert kind == Type.HEARTBEAT, kind
+            if fields["reply"] == 0:
+                self.beat(fields)
 
     def error(self) -> dict[str, Any]:
         """The next ERROR."""

@@ -52,7 +52,7 @@ def still_serving(request):
     pid, epoch = cluster.pid(), cluster.status()["epoch"]
     yield
     with cluster.client() as client:
-        assert client.infer("same-000", BYTE, "5s").output.shape == (1,)
+        assert client.infer("same-000", BYTE, "20s").output.shape == (1,)
     status = cluster.status()
     assert (cluster.pid(), status["epoch"]) == (pid, epoch)
     assert status["in_flight"] == 0 and status["held_bytes"] == 0
@@ -128,7 +128,7 @@ def test_duplicate_request_ids(cluster):
     with RawPeer(cluster, "clients") as peer:
         model = peer.lookup("same-000")
         for _ in range(3):
-            peer.infer(9, model, slo_ns=5 * 10**9)
+            peer.infer(9, model, slo_ns=15 * 10**9)
         assert sorted(peer.reply()["status"] for _ in range(3)) == [0, Code.DUPLICATE_REQUEST, Code.DUPLICATE_REQUEST]
         peer.infer(9, model)
         assert peer.reply()["status"] == 0
@@ -138,13 +138,13 @@ def test_too_many_in_flight(cluster):
     with RawPeer(cluster, "clients") as peer, cluster.client() as client:
         model = peer.lookup("same-000")
         for number in range(3 * CREDITS):
-            peer.infer(number, model, slo_ns=10**10)
+            peer.infer(number, model, slo_ns=15 * 10**9)
         answers = [peer.reply()["status"] for _ in range(3 * CREDITS)]
         assert answers.count(Code.CREDIT_EXCEEDED) > 0
         assert answers.count(0) >= CREDITS and set(answers) == {0, Code.CREDIT_EXCEEDED}
         client.lookup("same-000")
         with pytest.raises(cwd.CreditExceeded, match=f"{CREDITS} requests are in flight"):
-            for pending in [client.submit("same-000", BYTE, "10s") for _ in range(CREDITS + 1)]:
+            for pending in [client.submit("same-000", BYTE, "20s") for _ in range(CREDITS + 1)]:
                 pending.result()
 
 
@@ -222,9 +222,13 @@ def test_a_frame_that_nobody_could_want_ends_the_connection(cluster):
     """Far beyond the maximum libzmq itself hangs up; the peer that comes again is a stranger."""
     with RawPeer(cluster, "clients") as peer:
         peer.infer(1, peer.lookup("same-000"), bytes(8 << 20))
-        time.sleep(0.3)
-        peer.infer(2, 3)
-        assert peer.error()["code"] == Code.NOT_INTRODUCED
+        error = None
+        while error is None:  # at first the connection is still there, and model 3 is unknown
+            peer.infer(2, 3)
+            kind, fields = peer.hear(Type.ERROR, Type.REPLY)
+            error = fields if kind == Type.ERROR else None
+            time.sleep(0.01)
+        assert error["code"] == Code.NOT_INTRODUCED
 
 
 @pytest.mark.parametrize("changes, code, words", [
@@ -274,13 +278,13 @@ def test_a_client_that_vanishes_with_requests_queued(cluster):
     peer = RawPeer(cluster, "clients")
     model = peer.lookup("same-001")
     for number in range(CREDITS):
-        peer.infer(number, model, slo_ns=10**10)
+        peer.infer(number, model, slo_ns=15 * 10**9)
     peer.reply()
     peer.close()
     with cluster.client() as client:
         for _ in range(20):
-            assert client.infer("same-000", BYTE, "2s").output[0] in range(256)
-    until = time.monotonic() + 10
+            assert client.infer("same-000", BYTE, "20s").output[0] in range(256)
+    until = time.monotonic() + 60
     while cluster.status()["peers"] > before["peers"]:
         assert time.monotonic() < until, "the connection is still in the table"
         time.sleep(0.1)
@@ -361,7 +365,7 @@ def test_a_repository_with_bad_entries_is_served_without_them(tmp_path):
         with cluster.client() as client:
             found = client.models()
             assert len(found) == 2  # more would have been registered; the table is full, and serving goes on
-            assert "mlp/1" in found and client.infer("mlp", np.zeros(16, np.float32), "5s").batch == 1
+            assert "mlp/1" in found and client.infer("mlp", np.zeros(16, np.float32), "20s").batch == 1
         said = "\n".join(cluster.last_lines(count=50))
         for words in ("unreadable", "empty", "table of models is full"):
             assert words in said, said
@@ -384,7 +388,7 @@ def test_weights_that_were_changed_are_never_served(tmp_path):
                 client.infer("flipped", np.zeros(16, np.float32), "1s")
             assert caught.value.code in (Code.NOT_HERE, Code.CORRUPT)
             one_line(caught)
-            assert client.infer("mlp", np.zeros(16, np.float32), "5s").output.shape == (4,)
+            assert client.infer("mlp", np.zeros(16, np.float32), "20s").output.shape == (4,)
         assert "sha256" in "\n".join(cluster.last_lines("worker-0", 50))
 
 

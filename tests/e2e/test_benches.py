@@ -26,7 +26,27 @@ def test_serve_counts_answers_in_time():
     (row,) = facts["rows"]
     assert row["slo_ms"] == 500 and row["goodput_rps"] > 0 and row["bound_rps"] > 0
     assert row["ratio"] == pytest.approx(row["goodput_rps"] / row["bound_rps"])
-    assert row["attempts_rps"] >= row["goodput_rps"] * 0.5 and row["p99_ms"] <= 500
+    assert row["attempts_rps"] >= row["goodput_rps"] * 0.5 and (row["late"] or row["p99_ms"] <= 500)
+
+
+def test_controller_beside_the_bare_forwarder_and_what_an_operator_costs():
+    from cwd.bench.controller import run
+
+    facts = run(models=(24,), rate=2000.0, seconds=1.0, gpus=2)
+    (row,) = facts["rows"]
+    assert row["models"] == 24 and 0 < row["answered"] <= row["sent"]
+    assert row["ratio_to_bare"] == pytest.approx(row["bare_cpu_us"] / row["cpu_us"], rel=0.01)
+    assert row["python_asked"] > 0 and 0 < row["python_p50_us"] <= row["python_p90_us"]
+    assert row["python_ratio"] == pytest.approx(row["python_p50_us"] / row["python_reference_us"], rel=0.01)
+
+
+def test_the_figures_of_the_chunks():
+    from cwd.bench.chunks import facts_of
+
+    longest_ns = [1000 * us for us in range(100, 0, -1)]
+    assert facts_of(longest_ns, [9000, 17000, 2000]) == {
+        "python_asked": 100, "python_p50_us": 51.0, "python_p90_us": 91.0, "python_reference_us": 9.0,
+        "python_ratio": 5.667}
 
 
 def test_gateway_beside_the_native_client():

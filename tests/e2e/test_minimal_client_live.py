@@ -36,11 +36,11 @@ def test_minimal_client_against_daemons(tmp_path: Path) -> None:
     x = np.random.default_rng(1).standard_normal(16).astype(np.float32)
     with LocalCluster(repository.root, pool="16MiB", page="1MiB") as cluster:
         cluster.wait_servable("m")
-        found = client.infer(cluster.endpoint(), "m", {"x": x}, 2000)["y"]
+        found = client.infer(cluster.endpoint(), "m", {"x": x}, 20_000)["y"]
         with torch.no_grad():
             wanted = module(torch.from_numpy(x)[None])[0].numpy()
         assert np.abs(found - wanted).max() <= 1e-5
         for name, status in (("m", 0), ("nobody", Code.UNKNOWN_MODEL)):
-            done = subprocess.run([sys.executable, CLIENT, cluster.endpoint(), name, "2000"], capture_output=True,
+            done = subprocess.run([sys.executable, CLIENT, cluster.endpoint(), name, "20000"], capture_output=True,
                                   text=True, timeout=60)
             assert json.loads(done.stdout)["status"] == status, done.stderr

@@ -207,6 +207,28 @@ def test_many_who_ask_share_one_lookup():
     run(main())
 
 
+def test_a_name_is_looked_up_again_now_and_then(monkeypatch):
+    async def main():
+        client = FakeClient()
+        app, gateway = app_of(client)
+
+        async def lookups():
+            # the fake's `known` counts as one
+            before = client.lookups
+            assert (await ask(app, "POST", INFER, *request({"x": X}))).status == 200
+            await asyncio.sleep(0)
+            return client.lookups - before
+
+        assert [await lookups() for _ in range(3)] == [2, 1, 1]
+        monkeypatch.setattr("cwd.gateway.catalog._NAMED_NS", 0)
+        assert await lookups() == 2
+        before = client.lookups
+        assert (await ask(app, "POST", "/v2/models/double/versions/1/infer", *request({"x": X}))).status == 200
+        assert client.lookups == before + 1
+
+    run(main())
+
+
 class FakeAdmin:
     """Registers and removes in a client's models, as a controller would."""
 

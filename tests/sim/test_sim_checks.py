@@ -72,8 +72,8 @@ def test_a_reply_that_is_lost(sim):
 
 
 def test_a_request_that_the_core_never_had(sim):
-    call = int(np.flatnonzero(sim.calls["live"] == 0)[0])
-    sim.calls[call]["live"], sim.calls[call]["request_id"] = 1, 77
+    call = int(np.flatnonzero(sim.live == 0)[0])
+    sim.live[call], sim.calls[call]["request_id"] = 1, 77
     assert "never answered" in checks.check(sim)
     assert "never answered" in stops(sim)
 
@@ -136,6 +136,22 @@ FIELDS = {"requests": ("state", "client", "cost_ns", "home", "action"),
               "background_runs", "background_care"), "histograms": ("total",), "programs": ("scatter", "dynamic")}
 
 
+@pytest.mark.parametrize("depth", [0, 1, 30])
+def test_a_free_row_that_leads_elsewhere(sim, depth):
+    """However far down its list: the row behind it is lost, or the list ends there."""
+    row = int(sim.core.counters[0]["free_request"])
+    for _ in range(depth):
+        row = int(sim.core.requests[row]["next"])
+    behind = int(sim.core.requests[row]["next"])
+    for wrong in (-1, int(sim.core.requests[behind]["next"])):
+        sim.core.requests[row]["next"] = wrong
+        assert int(derive.broken_index(sim.core, sim.notes)) == core_check.check(sim.core) == core_check.FREE_LISTS
+    sim.core.requests[row]["next"] = behind
+    assert int(derive.broken_index(sim.core, sim.notes)) == core_check.check(sim.core) == 0
+    sim.core.requests[row]["next"] = wrong
+    assert "free lists" in stops(sim)
+
+
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_the_compiled_check_is_the_cores_own(sim, data):
@@ -151,7 +167,7 @@ def test_the_compiled_check_is_the_cores_own(sim, data):
             twin = core_check.check(sim.core)
         except IndexError:
             return
-        assert int(derive.broken_index(sim.core, sim.marks)) == twin
+        assert int(derive.broken_index(sim.core, sim.notes)) == twin
     finally:
         rows[row][name] = before
-    assert int(derive.broken_index(sim.core, sim.marks)) == 0
+    assert int(derive.broken_index(sim.core, sim.notes)) == 0

@@ -14,7 +14,7 @@ from cwd.worker.options import WorkerOptions
 class Rig:
     """A started worker, a controller that welcomed it, a prepared program with index 3."""
 
-    def __init__(self, endpoint: str, heartbeat_ms: int = 500, lost_ms: int = 5_000, slots: int = 1, **more) -> None:
+    def __init__(self, endpoint: str, heartbeat_ms: int = 500, lost_ms: int = 60_000, slots: int = 1, **more) -> None:
         self.endpoint = endpoint
         self.backend = FakeBackend(slots)
         options = WorkerOptions(**{"device": "cpu", "repo": "unused", "endpoint": endpoint, "name": "w", "pages": 5,

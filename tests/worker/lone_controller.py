@@ -6,13 +6,16 @@ import random
 import time
 from typing import Any
 
-from cwd.bench.lone_controller import LoneController
+from cwd.bench.lone_controller import EPOCH, LoneController
 from cwd.wire import codec
 from cwd.wire.messages import Type
 
 
 class FakeController(LoneController):
-    """As tests have it."""
+    """As tests have it: they may be busy with other things for long, and are not given up for that."""
+
+    def __init__(self, endpoint: str, epoch: int = EPOCH, *, heartbeat_ms: int = 500, lost_ms: int = 60_000) -> None:
+        super().__init__(endpoint, epoch, heartbeat_ms=heartbeat_ms, lost_ms=lost_ms)
 
     def hello_after_stranger(self) -> tuple[bytes, dict[str, Any]]:
         """As a restarted controller: whoever has not said HELLO to this one is told so."""

@@ -46,7 +46,7 @@ class Worker:
     def end(self, *signals: int) -> tuple[int, str]:
         for number in signals:
             self.process.send_signal(number)
-        _, stderr = self.process.communicate(timeout=60)
+        _, stderr = self.process.communicate(timeout=120)
         return self.process.returncode, stderr
 
 
@@ -110,7 +110,7 @@ def test_instances_equal_torch_before_and_after_eviction(repository, tmp_path):
             controller.act(peer, Type.PROFILE, program_index=0, model=handle, batch=2, size_class=0, repeats=4)
             fields, _ = controller.result(peer)
             assert fields["status"] == 0 and 0 < fields["device_ns"] <= fields["end_ns"] - fields["begin_ns"]
-            assert listener.wait_ready(10)
+            assert listener.wait_ready(60)
         finally:
             code, stderr = worker.end(signal.SIGTERM)
         assert code == 0, stderr

@@ -139,7 +139,7 @@ def test_an_answer_that_cannot_be_sent_ends_the_session(quiet_rig):
     quiet_rig.controller.execute(quiet_rig.peer, 1, (b"a",), dims=(1,))
     assert quiet_rig.backend.running.wait(10)
     quiet_rig.controller.close()
-    time.sleep(0.5)  # (libzmq has noticed; if it has not, the answer is lost and the test would wait for a heartbeat)
+    time.sleep(2)  # (libzmq has noticed; if it has not, the answer is lost and the test would wait for a heartbeat)
     quiet_rig.backend.gate.set()
     quiet_rig.controller = FakeController(quiet_rig.endpoint)
     quiet_rig.peer, _ = quiet_rig.controller.greet()

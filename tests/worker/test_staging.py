@@ -51,7 +51,7 @@ def test_while_one_runs_the_next_is_staged_and_only_that(rig):
 
 
 def test_what_waits_for_its_time_is_staged_before(rig):
-    earliest_ns = time.monotonic_ns() + 300_000_000
+    earliest_ns = time.monotonic_ns() + 3_000_000_000
     send(rig, b"a", earliest_ns=earliest_ns)
     wait_for(lambda: staged(rig) == [b"a"])
     assert time.monotonic_ns() < earliest_ns
@@ -60,11 +60,11 @@ def test_what_waits_for_its_time_is_staged_before(rig):
 
 
 def test_what_was_staged_and_refused_leaves_no_trace(rig):
-    for turn in range(6):
-        late_ns = time.monotonic_ns() + 30_000_000
+    for turn in range(4):
         rig.backend.gate.clear()
         send(rig, b"a")
         assert rig.backend.running.wait(10)
+        late_ns = time.monotonic_ns() + 1_000_000_000
         send(rig, b"x" * (1 + turn), latest_ns=late_ns)
         wait_for(lambda wanted=b"x" * (1 + turn): staged(rig) == [wanted])
         send(rig, b"c")

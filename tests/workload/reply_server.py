@@ -29,14 +29,18 @@ Behaviour = Callable[[int], tuple[Code, float, bool] | None]
 
 
 class ReplyServer(threading.Thread):
-    """`with ReplyServer(path, behaviour) as server:` then connect to `server.endpoint`; `seen` are the INFERs."""
+    """`with ReplyServer(path, behaviour) as server:` then connect to `server.endpoint`; `seen` are the INFERs.
 
-    def __init__(self, path: str, behaviour: Behaviour, credits: int = 1000) -> None:
+    It sends no answer before it has seen `hold` requests.
+    """
+
+    def __init__(self, path: str, behaviour: Behaviour, credits: int = 1000, hold: int = 0) -> None:
         super().__init__(daemon=True)
         self.endpoint = f"ipc://{path}"
         self.seen: list[dict[str, Any]] = []
         self._behaviour = behaviour
         self._credits = credits
+        self._hold = hold
         self._end = threading.Event()
         self._socket = zmq.Context.instance().socket(zmq.ROUTER)
         self._socket.bind(self.endpoint)
@@ -53,7 +57,7 @@ class ReplyServer(threading.Thread):
 
     def run(self) -> None:
         while not self._end.is_set():
-            while self._later and self._later[0][0] <= time.monotonic():
+            while len(self.seen) >= self._hold and self._later and self._later[0][0] <= time.monotonic():
                 self._socket.send_multipart(heapq.heappop(self._later)[2])
             if self._socket.poll(1):
                 peer, head, *_ = self._socket.recv_multipart()
@@ -63,7 +67,7 @@ class ReplyServer(threading.Thread):
     def _answer(self, peer: bytes, kind: Type, fields: dict[str, Any]) -> None:
         now_ns = time.monotonic_ns()
         if kind == Type.HELLO:
-            self._send(peer, Type.WELCOME, minor=0, epoch=1, host=host_id(), now_ns=now_ns, heartbeat_ms=500, lost_ms=3000,
+            self._send(peer, Type.WELCOME, minor=0, epoch=1, host=host_id(), now_ns=now_ns, heartbeat_ms=500, lost_ms=60_000,
                        credits=self._credits, payload_bytes_max=1 << 20)
         elif kind == Type.HEARTBEAT and not fields["reply"]:
             self._send(peer, Type.HEARTBEAT, seq=1, reply=1, sent_ns=now_ns, echo_ns=fields["sent_ns"], hold_ns=0,

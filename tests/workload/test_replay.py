@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 import zlib
 from pathlib import Path
 
@@ -22,6 +21,10 @@ from cwd.workload.outcome import OUTCOME, PENDING, summary
 from cwd.workload.replay import replay
 
 
+#: of requests that are to be answered in time, however busy the machine is
+SLO_NS = 20 * NS_PER_S
+
+
 def arrivals(count: int, gap_ms: float, length: int = -1) -> np.ndarray:
     rows = np.zeros(count, ARRIVAL)
     rows["at_ns"] = np.arange(count) * gap_ms * NS_PER_MS
@@ -30,15 +33,15 @@ def arrivals(count: int, gap_ms: float, length: int = -1) -> np.ndarray:
 
 
 def test_every_request_is_accounted_for(tmp_path: Path) -> None:
-    told = {1: (Code.DEADLINE_UNREACHABLE, 0.0, False), 2: (Code.OK, 0.3, False), 3: (Code.EXECUTION_FAILED, 0.0, False),
+    told = {1: (Code.DEADLINE_UNREACHABLE, 0.0, False), 2: (Code.OK, 60.0, False), 3: (Code.EXECUTION_FAILED, 0.0, False),
             4: None, 5: (Code.OK, 0.0, True)}
     with ReplyServer(str(tmp_path / "s"), lambda index: told.get(index, (Code.OK, 0.002, False))) as server:
-        rows, _ = replay(server.endpoint, ["m"], arrivals(100, 2), [100 * NS_PER_MS], synthetic_texts())
+        rows, _ = replay(server.endpoint, ["m"], arrivals(100, 2), [3 * NS_PER_S], synthetic_texts())
     facts = summary(rows)
     assert facts["offered"] == 100 == sum(facts[name] for name in ("answered_in_time", "late", "refused", "failed"))
     assert facts["refused_by"] == {"DEADLINE_UNREACHABLE": 1}
     assert facts["failed_by"] == {"EXECUTION_FAILED": 1}
-    # one was answered after its deadline, one never: the client gave both up
+    # one would be answered long after its deadline, one never: the client gave both up
     assert facts["late"] == 2 and facts["cold_starts"] == 1
     assert not (rows["status"] == PENDING).any()
     answered = rows[rows["status"] == Code.OK]
@@ -46,19 +49,16 @@ def test_every_request_is_accounted_for(tmp_path: Path) -> None:
 
 
 def test_the_loop_is_open_and_times_are_the_intended_ones(tmp_path: Path) -> None:
-    """Answers take 80 ms and requests come every 5: a closed loop would need 8 s for what is sent in half a second."""
-    with ReplyServer(str(tmp_path / "s"), lambda index: (Code.OK, 0.08, False)) as server:
-        began = time.monotonic()
-        rows, _ = replay(server.endpoint, ["m"], arrivals(100, 5), [NS_PER_S], synthetic_texts())
-        assert time.monotonic() - began < 4
+    """No answer comes before the last request: a closed loop would never send its second one."""
+    with ReplyServer(str(tmp_path / "s"), lambda index: (Code.OK, 0.0, False), hold=100) as server:
+        rows, _ = replay(server.endpoint, ["m"], arrivals(100, 5), [SLO_NS], synthetic_texts())
     assert (rows["status"] == Code.OK).all()
-    late_ms = (rows["sent_ns"] - rows["at_ns"]) / NS_PER_MS
-    assert late_ms.min() >= 0 and np.median(late_ms) < 2
-    latency_ms = (rows["done_ns"] - rows["at_ns"]) / NS_PER_MS
-    assert latency_ms.min() >= 80
+    assert (rows["sent_ns"] >= rows["at_ns"]).all() and rows["done_ns"].min() > rows["sent_ns"].max()
+    # all of it is due within half a second
+    assert np.median(rows["sent_ns"] - rows["at_ns"]) < 250 * NS_PER_MS
     # the deadline that is left when a request is sent counts from its intended time
-    assert all(fields["slo_ns"] <= NS_PER_S for fields in server.seen)
-    assert server.seen[50]["slo_ns"] == NS_PER_S - (rows["sent_ns"] - rows["at_ns"])[50]
+    assert all(fields["slo_ns"] <= SLO_NS for fields in server.seen)
+    assert server.seen[50]["slo_ns"] == SLO_NS - (rows["sent_ns"] - rows["at_ns"])[50]
 
 
 def test_a_request_that_could_not_be_sent_in_time_is_late(tmp_path: Path) -> None:
@@ -74,7 +74,7 @@ def test_lengths_come_from_the_trace_and_fit_the_model(tmp_path: Path) -> None:
     lengths = arrivals(6, 1)
     lengths["length"] = [5, 16, 64, 500, -1, -1]
     with ReplyServer(str(tmp_path / "s"), lambda index: (Code.OK, 0.0, False)) as server:
-        rows, _ = replay(server.endpoint, ["m"], lengths, [NS_PER_S], synthetic_texts(), vocabulary=500)
+        rows, _ = replay(server.endpoint, ["m"], lengths, [SLO_NS], synthetic_texts(), vocabulary=500)
     assert rows["length"][:4].tolist() == [5, 16, 64, 64]
     assert [fields["dims"][0] for fields in server.seen] == rows["length"].tolist()
 
@@ -93,10 +93,10 @@ def test_applications_have_their_tags_and_inputs(tmp_path: Path) -> None:
     mixed = arrivals(30, 1)
     mixed["model"] = np.arange(30) % 3 == 0
     with ReplyServer(str(tmp_path / "s"), lambda index: (Code.OK, 0.0, False)) as server:
-        rows, _ = replay(server.endpoint, ["m", "m"], mixed, [NS_PER_S] * 2, synthetic_texts(), apps=("one", "two"),
+        rows, _ = replay(server.endpoint, ["m", "m"], mixed, [SLO_NS] * 2, synthetic_texts(), apps=("one", "two"),
                          makers=[Fixed(5), Fixed(9)])
         capacity = measure_capacity(server.endpoint, ["m", "m"], mixed, synthetic_texts(), in_flight=1, warm_s=0.0,
-                                    seconds=0.2, apps=("", "two"), makers=[Fixed(5), Fixed(9)])
+                                    seconds=1.0, apps=("", "two"), makers=[Fixed(5), Fixed(9)])
     tags = {name: zlib.crc32(name.encode()) for name in ("one", "two")}
     wanted = [(tags["two"], 9) if index % 3 == 0 else (tags["one"], 5) for index in range(30)]
     assert [(fields["app"], fields["dims"][0]) for fields in server.seen[:30]] == wanted
@@ -106,8 +106,8 @@ def test_applications_have_their_tags_and_inputs(tmp_path: Path) -> None:
 
 
 def test_more_than_the_credits_is_refused_not_queued(tmp_path: Path) -> None:
-    with ReplyServer(str(tmp_path / "s"), lambda index: (Code.OK, 0.2, False), credits=4) as server:
-        rows, _ = replay(server.endpoint, ["m"], arrivals(10, 0), [NS_PER_S], synthetic_texts())
+    with ReplyServer(str(tmp_path / "s"), lambda index: (Code.OK, 3.0, False), credits=4) as server:
+        rows, _ = replay(server.endpoint, ["m"], arrivals(10, 0), [SLO_NS], synthetic_texts())
     assert summary(rows)["refused_by"] == {"CREDIT_EXCEEDED": 6}
 
 
@@ -120,7 +120,7 @@ def test_no_controller(tmp_path: Path) -> None:
 def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "t.txt").write_text("\n".join(str(0.004 * index) for index in range(50)))
     with ReplyServer(str(tmp_path / "s"), lambda index: (Code.OK, 0.001, False)) as server:
-        facts = main(str(tmp_path / "t.txt"), models=["m"], slo="1s", out=str(tmp_path / "out"), endpoint=server.endpoint)
+        facts = main(str(tmp_path / "t.txt"), models=["m"], slo="20s", out=str(tmp_path / "out"), endpoint=server.endpoint)
     assert facts["offered"] == facts["answered_in_time"] == 50
     assert Path(facts["report"]).is_file()
     printed = capsys.readouterr()

@@ -38,6 +38,8 @@ WORKLOADS = {
 TEXTS = "texts"
 CORPORA = ("tokens_trec_questions.npz", "tokens_sst.npz", "tokens_agnews_a.npz")
 TEXT_MS, TOKEN_MS = 2.0, 0.25
+#: rows for requests: so many times what comes within an SLO, which is about as long as one waits; and this many at least
+ROOM, ROOM_MIN = 16, 512
 #: share in time of the reconstruction: its Clockwork, Nexus, Orloj, and batches scored as sets
 PUBLISHED = [
     {"workload": workload, "c1": c1, "multiple": multiple, "rho": rho, "cv": cv, "policy": policy, "on_time": on_time}
@@ -113,7 +115,9 @@ def _point(name: str, modes: tuple[Mode, ...], c1: float, multiple: float, rho: 
     total_ns = round(max(requests, 1) / rate_rps * NS_PER_S)
     swept = {"workload": name, "c1": c1, "multiple": multiple, "rho": rho, "cv": cv,
              "slo_ms": round(slo_ns / NS_PER_MS, 1), "rate_rps": round(rate_rps, 1)}
+    # a look at the whole world reads every row, used or not
+    room = max(ROOM_MIN, 1 << round(ROOM * rate_rps * slo_ns / NS_PER_S).bit_length())
     return Point(swept, Scenario(
         (Profile(name, exec_ns, NS_PER_MS, 1),), (0,), (load,), pages=4, warmup_ns=total_ns // 10,
-        measure_ns=total_ns - total_ns // 10, config=dict(requests_max=2048, events_max=256, apps_max=16)))
+        measure_ns=total_ns - total_ns // 10, config=dict(requests_max=room, events_max=256, apps_max=16)))
 
