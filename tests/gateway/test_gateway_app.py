@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from asgi import DOUBLE, FakeClient, app_of, ask, outputs_of, request, run
 
-from cwd.errors import Code, CwdError, request_error
+from cwd.errors import Code, CwdError, RemoteProtocolError, request_error
 from cwd.gateway.statistics import Histogram, bucket_of, edge_ns
 
 X = np.arange(6, dtype="f4").reshape(2, 3)
@@ -111,6 +111,15 @@ def test_retry_after_is_what_the_slo_was_missed_by(slo_us, earliest_ns, seconds,
     answer = failing(request_error(Code.DEADLINE_UNREACHABLE, earliest_ns=earliest_ns), timeout=slo_us)
     assert answer.status == 503 and answer.json["earliest_us"] == -(-earliest_ns // 1000)
     assert (answer.headers["retry-after"], answer.headers["retry-after-ms"]) == (str(seconds), str(ms))
+
+
+def test_a_controller_that_breaks_the_protocol_is_not_the_clients_fault():
+    assert failing(RemoteProtocolError("an answer of 3 bytes, where 24 were expected")).status == 500
+
+
+def test_another_reason_to_wait_is_told_as_it_is():
+    answer = failing(request_error(Code.QUEUE_FULL, earliest_ns=1_500_000_000), timeout=1_000_000)
+    assert (answer.status, answer.headers["retry-after"], answer.headers["retry-after-ms"]) == (503, "2", "1500")
 
 
 def test_coming_back_does_not_help_an_slo_below_execution():
