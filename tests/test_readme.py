@@ -30,7 +30,7 @@ def tutorial() -> list[tuple[str, str, str]]:
 
 def test_the_tutorial_has_blocks() -> None:
     kinds = [(language, bool(title)) for language, title, _ in tutorial()]
-    assert kinds.count(("sh", False)) >= 3 and ("python", False) in kinds and ("python", True) in kinds
+    assert kinds.count(("sh", False)) >= 5 and ("python", False) in kinds and ("python", True) in kinds
 
 
 def test_links_and_commands_exist() -> None:
@@ -72,5 +72,6 @@ def test_the_tutorial_runs(tmp_path: Path) -> None:
             pass
     assert shell.returncode == 0, out + err
     assert "32 answered" in out
+    assert '"model_name":"scorer","model_version":"1","id":"7"' in out and "2 over HTTP" in out
     assert "shorter than the model's own execution time" in out or "no schedule meets the deadline" in out
     assert (tmp_path / "replay-report" / "report.png").stat().st_size > 20_000

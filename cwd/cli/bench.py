@@ -14,6 +14,7 @@ BENCHES = {
     "controller": "The controller against a bare forwarder: requests per second, CPU per request.",
     "kernel": "The scheduler's core alone, by the number of models.",
     "worker": "A no-op model through real processes against a bare echo.",
+    "gateway": "What HTTP adds to a request: the gateway beside the native client, on one connection.",
     "serve": "Goodput under SLOs, closed loop, against the best batch rate of the module alone.",
     "wire": "The codecs, in Python and compiled.",
 }

@@ -15,6 +15,7 @@ COMMANDS = {
     "up": ("cwd.cli.up:up", "Controller and workers on this machine, in the foreground."),
     "controller": ("cwd.cli.daemons:controller", "Run the controller."),
     "worker": ("cwd.cli.daemons:worker", "Run a worker."),
+    "gateway": ("cwd.cli.gateway:gateway", "Run the HTTP gateway."),
     "install-units": ("cwd.cli.units:install_units", "Write systemd units for this installation."),
     "compile": ("cwd.cli.daemons:compile_kernels", "Compile all kernels ahead of time."),
     "model": ("cwd.cli.model:model", "Add, list, show, remove and profile models."),

@@ -89,6 +89,17 @@ class AsyncClient:
         """What the controller knows of a model. Raises `UnknownModel`."""
         return await self._lookup(split_name(model, version))
 
+    async def known(self, model: str, version: int = 0, timeout: float | None = None) -> Model:
+        """As `lookup`, but without asking again where this connection has an answer; within `timeout` seconds."""
+        key = split_name(model, version)
+        found = self._session.models.get(key) if self._session is not None else None
+        return found or await self._lookup(key, 0 if timeout is None else _now() + round(timeout * NS_PER_S))
+
+    @property
+    def connected(self) -> bool:
+        """Whether a controller has welcomed us, and has not been lost since."""
+        return self._session is not None and self._session.state is State.READY
+
     async def models(self) -> dict[str, int]:
         """Every registered model: "name/version" and its handle."""
         found: dict[str, int] = {}

@@ -142,7 +142,7 @@ class Model:
                 hint = "; leave out the batch axis"
             raise BadRequest(f"{self.name}: input {tensor.name!r} has shape {list(array.shape)}, and the model takes "
                              f"[{', '.join(map(str, tensor.shape))}]{hint}", code=Code.BAD_SHAPE)
-        return np.ascontiguousarray(array)
+        return np.asarray(array, order="C")  # ascontiguousarray would give a scalar an axis
 
     def _dims(self, arrays: list[np.ndarray]) -> Dims:
         if not self.axes:

@@ -28,6 +28,27 @@ def test_many_at_once(controller):
     controller.sees(Type.GOODBYE)
 
 
+def test_known_asks_once_and_lookup_always(controller):
+    async def main():
+        async with cwd.AsyncClient(controller.endpoint) as client:
+            assert not client.connected
+            first = await client.known("double", timeout=5)
+            assert client.connected and await client.known("double") is first
+            assert (await client.lookup("double")).handle == first.handle
+            with pytest.raises(cwd.UnknownModel):
+                await client.known("nosuch")
+            await asyncio.to_thread(controller.stop)
+            while client.connected:
+                await asyncio.sleep(0.01)
+            began = time.monotonic()
+            with pytest.raises(cwd.ControllerLost):
+                await client.known("double", timeout=0.1)
+            assert time.monotonic() - began < 5
+
+    run(main())
+    assert sum(kind == Type.LOOKUP for kind, _, _ in controller.seen) == 3
+
+
 def test_deadline_refusal_and_bad_input(controller):
     async def main():
         async with cwd.AsyncClient(controller.endpoint, slo="150ms") as client:

@@ -43,6 +43,12 @@ def test_a_single_input_goes_uncopied():
     assert payload.dtype == "f4"
 
 
+def test_a_scalar_stays_one_beside_a_dynamic_axis():
+    scalar = [*BERT["inputs"], {"name": "scale", "dtype": "float32", "shape": []}]
+    payload, dims = bert(inputs=scalar).prepare({**inputs(5), "scale": np.array(2, "f4")})
+    assert payload.endswith(np.array(2, "f4").tobytes()) and dims == (5, 0, 0, 0)
+
+
 def test_outputs_have_the_trimmed_shape_and_are_writable():
     hidden = np.arange(15, dtype="f4").reshape(5, 3)
     out = bert().unpack(bytearray(b"\x01" + hidden.tobytes()), (5, 0, 0, 0))

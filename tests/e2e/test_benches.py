@@ -47,3 +47,13 @@ def test_the_figures_of_the_chunks():
     assert facts_of(longest_ns, [9000, 17000, 2000]) == {
         "python_asked": 100, "python_p50_us": 51.0, "python_p90_us": 91.0, "python_reference_us": 9.0,
         "python_ratio": 5.667}
+
+
+def test_gateway_beside_the_native_client():
+    pytest.importorskip("uvicorn")
+    from cwd.bench.gateway import run
+
+    facts = run(requests=80, rounds=2)
+    assert facts["difference_ms"] == pytest.approx(facts["gateway_p50_ms"] - facts["native_p50_ms"])
+    for side in ("native", "gateway", "gateway_json"):
+        assert 0 < facts[f"{side}_p50_ms"] <= facts[f"{side}_p99_ms"]

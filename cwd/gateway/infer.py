@@ -1,0 +1,162 @@
+"""POST .../infer: the way of one request, from its bytes to the controller and back.
+
+Its deadline counts from the moment when its head was here, so reading a body uses it up. While the controller works,
+the connection is watched: when the client hangs up, the request is cancelled there too.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any, TypeVar
+
+from cwd.client import AsyncClient, Model, Result
+from cwd.errors import BadRequest, Code, CwdError, DeadlineExpired
+from cwd.gateway.body import ClientGone, Receive, read_body
+from cwd.gateway.catalog import Catalog
+from cwd.gateway.oip import Request, encode_answer, fit, parse_request
+from cwd.gateway.refusals import Header, error_answer
+from cwd.gateway.statistics import ModelStatistics, Statistics
+from cwd.units import NS_PER_S, NS_PER_US, format_duration
+
+T = TypeVar("T")
+Scope = MutableMapping[str, Any]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+
+_now = time.monotonic_ns
+_JSON_LENGTH = b"inference-header-content-length"
+_JSON = [(b"content-type", b"application/json")]
+
+
+class Infer:
+    """The ASGI application of this one route."""
+
+    def __init__(self, client: AsyncClient, catalog: Catalog, statistics: Statistics, *, slo_ns: int,
+                 body_max_bytes: int) -> None:
+        self._client, self._catalog, self._statistics = client, catalog, statistics
+        self._slo_ns = slo_ns
+        self._body_max_bytes = body_max_bytes
+        #: requests between their first byte and their answer
+        self.in_flight = 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        began_ns = _now()
+        call = _Call(began_ns, self._slo_ns)
+        self.in_flight += 1
+        try:
+            status, headers, body = 200, *await self._answer(call, scope, receive)
+        except CwdError as error:
+            status, headers, body = error_answer(error, call.slo_ns)
+            if call.statistics is not None:
+                call.statistics.failed(error.code.name, _now() - began_ns)
+            else:
+                self._statistics.strays[error.code.name] += 1
+        except ClientGone:
+            if call.statistics is not None:
+                call.statistics.cancelled(_now() - began_ns)
+            return
+        finally:
+            self.in_flight -= 1
+        headers.append((b"content-length", b"%d" % len(body)))
+        await send({"type": "http.response.start", "status": status, "headers": headers})
+        await send({"type": "http.response.body", "body": body})
+
+    async def _answer(self, call: _Call, scope: Scope, receive: Receive) -> tuple[list[Header], bytes]:
+        """(headers, body) of an answer in time; raises `CwdError` and `ClientGone`."""
+        name, version = scope["path_params"]["model"], version_of(scope["path_params"].get("version", ""))
+        body = await read_body(scope["headers"], receive, self._body_max_bytes)
+        read_ns = _now()
+        request = parse_request(body, _json_bytes(scope["headers"]))
+        call.slo_ns = request.timeout_us * NS_PER_US or self._slo_ns
+        parsed_ns = _now()
+        model, result, batched = await _unless_gone(receive, self._ask(call, request, name, version))
+        assert call.statistics is not None
+        answered_ns = _now()
+        payload, json_bytes = encode_answer(request, model, result.outputs, _facts(result), batched)
+        done_ns = _now()
+        call.statistics.answered(result, done_ns - call.began_ns, parsed_ns - read_ns, done_ns - answered_ns)
+        if json_bytes is None:
+            return list(_JSON), payload
+        return [(b"content-type", b"application/octet-stream"), (_JSON_LENGTH, b"%d" % json_bytes)], payload
+
+    async def _ask(self, call: _Call, request: Request, name: str, version: int) -> tuple[Model, Result, bool]:
+        model = await self._catalog.known(name, version, call.left_ns(name))
+        call.statistics = self._statistics.of(model.name, model.version)
+        inputs, batched = fit(request, model)
+        left_ns = call.left_ns(name)
+        result = await self._client.infer(name, inputs, left_ns / NS_PER_S, app=request.app, version=version)
+        return model, result, batched
+
+
+class _Call:
+    """What is known of a request while it is on its way."""
+
+    __slots__ = ("began_ns", "slo_ns", "statistics")
+
+    def __init__(self, began_ns: int, slo_ns: int) -> None:
+        self.began_ns = began_ns
+        self.slo_ns = slo_ns
+        #: of the model, once it is known that there is one
+        self.statistics: ModelStatistics | None = None
+
+    def left_ns(self, name: str) -> int:
+        """What is left of the SLO; raises `DeadlineExpired` if that is nothing."""
+        left_ns = self.began_ns + self.slo_ns - _now()
+        if left_ns <= 0:
+            raise DeadlineExpired(f"{name}: the timeout of {format_duration(self.slo_ns)} had passed before the request "
+                                  "was read")
+        return left_ns
+
+
+def version_of(text: str) -> int:
+    """A version in a path; 0, which is the newest, where there is none."""
+    if text and (not text.isascii() or not text.isdigit() or len(text) > 9):
+        raise BadRequest(f"version {text!r:.40} is not a number", code=Code.BAD_ARGUMENT)
+    return int(text or 0)
+
+
+def _json_bytes(headers: list[Header]) -> int | None:
+    """What the header of the binary extension says; None without one."""
+    for name, value in headers:
+        if name == _JSON_LENGTH:
+            if not value.isdigit() or len(value) > 15:
+                raise BadRequest("Inference-Header-Content-Length is not a number of bytes", code=Code.MALFORMED)
+            return int(value)
+    return None
+
+
+def _facts(result: Result) -> dict[str, Any]:
+    """Where the time went, for the answer's parameters."""
+    return {"queued_us": result.queued_ns // NS_PER_US, "loaded_us": result.load_ns // NS_PER_US,
+            "executed_us": result.exec_ns // NS_PER_US, "total_us": result.total_ns // NS_PER_US,
+            "batch_size": result.batch, "worker": result.worker, "cold": result.cold}
+
+
+async def _unless_gone(receive: Receive, work: Awaitable[T]) -> T:
+    """The outcome of `work`; if the client hangs up first, `work` is cancelled and `ClientGone` raised."""
+    task, over, gone = asyncio.current_task(), False, False
+    assert task is not None
+
+    def hung_up(watch: asyncio.Task[None]) -> None:
+        nonlocal gone
+        if not over and not watch.cancelled():
+            gone = True
+            task.cancel()
+
+    watch = asyncio.ensure_future(_disconnect(receive))
+    watch.add_done_callback(hung_up)
+    try:
+        return await work
+    except asyncio.CancelledError:
+        if not gone or task.uncancel():
+            raise
+        raise ClientGone from None
+    finally:
+        over = True
+        watch.cancel()
+
+
+async def _disconnect(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass

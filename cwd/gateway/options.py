@@ -1,0 +1,74 @@
+"""What `cwd gateway` can be told: one plain record, checked here, so that every later module may trust it."""
+
+from __future__ import annotations
+
+import ipaddress
+from dataclasses import dataclass
+
+from cwd.errors import Code, CwdError
+from cwd.units import NS_PER_MS, NS_PER_S
+
+
+@dataclass(frozen=True)
+class GatewayOptions:
+    """See the comments; sizes in bytes, times in nanoseconds."""
+
+    #: address to listen on; one that others can reach needs tokens, or --insecure
+    host: str = "127.0.0.1"
+    #: 0 for any free one
+    port: int = 8000
+    #: the controller's socket for clients
+    endpoint: str = "ipc:///run/cwd/clients.sock"
+    #: its socket for admins: for load and unload, and for the workers on the status page; none refuses those
+    admin_endpoint: str = ""
+    #: SLO of requests without a `timeout`
+    slo_ns: int = 100 * NS_PER_MS
+    #: file of bearer tokens, one per line; who changes it need not restart the gateway
+    token_file: str = ""
+    #: certificate chain and private key, as PEM files
+    tls_cert: str = ""
+    tls_key: str = ""
+    #: origins, separated by commas, whose pages may ask ("*" for all); other pages are refused
+    cors: str = ""
+    #: listen on any address without tokens
+    insecure: bool = False
+    #: largest body of a request, before and after decompression
+    body_max_bytes: int = 64 << 20
+    #: connections at once; what comes beyond is answered 503
+    connections: int = 2048
+    #: after SIGTERM it says that it is not ready, and for so long goes on serving
+    drain_ns: int = NS_PER_S
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.port <= 65535:
+            raise _fault(f"port {self.port}: 0 to 65535 are possible")
+        if bool(self.tls_cert) != bool(self.tls_key):
+            raise _fault("TLS needs both --tls-cert and --tls-key")
+        for name, low in (("slo_ns", 1), ("body_max_bytes", 1), ("connections", 1), ("drain_ns", 0)):
+            if getattr(self, name) < low:
+                raise _fault(f"{name} is {getattr(self, name)}, wanted at least {low}")
+        if not (self.is_local or self.token_file or self.insecure):
+            raise _fault(f"listening on {self.host} lets others in: give --token-file FILE, or --insecure")
+
+    @property
+    def is_local(self) -> bool:
+        """Whether only this machine can reach the address."""
+        return is_loopback(self.host)
+
+    @property
+    def origins(self) -> tuple[str, ...]:
+        return tuple(origin.strip() for origin in self.cors.split(",") if origin.strip())
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a host's name, or its address, is this machine's own."""
+    if host == "localhost" or host.endswith(".localhost"):
+        return True
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
+
+
+def _fault(text: str) -> CwdError:
+    return CwdError(text, code=Code.BAD_ARGUMENT)
