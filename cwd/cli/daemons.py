@@ -80,13 +80,12 @@ def _shown(name: str, default: Any) -> str:
 
 
 def _become_daemon() -> None:
-    """A daemon logs to stderr, and ends with the process that started it if that asked for it."""
-    import logging
-
+    """A daemon logs to stderr or the journal, and ends with the process that started it if that asked for it."""
     from cwd.cluster.child import die_with_parent
+    from cwd.net.journal import log_to_stderr
 
     die_with_parent()
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
+    log_to_stderr("%(asctime)s %(name)s %(levelname)s %(message)s")
 
 
 @click.command()
