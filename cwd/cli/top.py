@@ -99,7 +99,8 @@ class Looker:
             self._past.append((end_ns - self._window_ns, copy.deepcopy(self._counts)))
             rows = rows[~early]
         self._counts.feed(rows)
-        while len(self._past) > 1 and self._past[1][0] <= end_ns - self._window_ns:
+        # the one whose time is nearest to the window's beginning
+        while len(self._past) > 1 and self._past[0][0] + self._past[1][0] <= 2 * (end_ns - self._window_ns):
             self._past.popleft()
         begin_ns, before = self._past[0]
         facts = between(before, self._counts, end_ns - begin_ns, self._models)

@@ -13,9 +13,18 @@ import numpy as np
 
 from cwd.controller.record import RECORD
 from cwd.controller.telemetry import Records, log_parts, read_header
+from cwd.errors import Code, CwdError
 
 #: how much of a long log is read at first: its end
 TAIL_BYTES = 256 << 20
+
+
+def parts_of(path: str | Path) -> list[Path]:
+    """The files of the log at `path`, oldest first; raises `CwdError` if there is none."""
+    parts = log_parts(path)
+    if not parts:
+        raise CwdError(f"{path}: no log here", code=Code.BAD_ARGUMENT)
+    return parts
 
 
 class Follower:
@@ -23,7 +32,7 @@ class Follower:
 
     def __init__(self, path: str | Path, tail_bytes: int = TAIL_BYTES) -> None:
         self._path = Path(path)
-        parts = log_parts(path)
+        parts = parts_of(path)
         self.stem = parts[0].name.split(".")[0]
         self.header, _ = read_header(parts[-1])
         self._folder, self._part = parts[0].parent, parts[0]

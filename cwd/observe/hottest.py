@@ -1,8 +1,8 @@
 """Which models have series of their own, when there are thousands: at most `limit`, and the rest together as `other`.
 
-How hot a model is fades by half a minute. The labelled ones are looked at every ten seconds of the log's own time: a
-model takes an empty place at once, but another's place only if it is twice as hot; nobody leaves because it is quiet.
-So a series stays while its model is hot, and those that come and go are few.
+How hot a model is, its recent requests, halves in half a minute. Places are given every ten seconds of the log's own
+time, every second while some are empty: a model takes an empty place as it is, another's only if it is twice as hot, and
+nobody leaves because it is quiet. So a series stays while its model is hot, and those that come and go are few.
 
 Counts of a model go to its own series from the moment that it has one, and to `other` before and after: every series
 only grows while it exists, `other` always, and all of them together are what was counted.
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from cwd.observe.counts import MODEL_FIELDS, Counts
 from cwd.units import NS_PER_S
 
-LOOK_NS = 10 * NS_PER_S
+LOOK_NS, LOOK_EMPTY_NS = 10 * NS_PER_S, NS_PER_S
 HALF_LIFE_NS = 30 * NS_PER_S
 #: so much hotter than the coolest of those that have a place must one be that has none
 AHEAD = 2.0
@@ -43,7 +43,8 @@ class Hottest:
         for slot, (handle, _) in list(self._places.items()):
             if counts.handles[slot] != handle or not counts.registered[slot]:
                 self._leave(slot)
-        if counts.now_ns - self._looked_ns < LOOK_NS and self._looked_ns:
+        interval_ns = LOOK_NS if len(self._places) >= self._limit else LOOK_EMPTY_NS
+        if counts.now_ns - self._looked_ns < interval_ns:
             return
         elapsed_ns, self._looked_ns = counts.now_ns - self._looked_ns, counts.now_ns
         asked = counts.models[:, _REQUESTS].sum(axis=1)

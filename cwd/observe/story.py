@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 
 from cwd.controller.record import RECORD, Kind
-from cwd.controller.telemetry import OPEN, Records, actions_frame, log_parts, read_header, read_names, requests_frame
+from cwd.controller.telemetry import OPEN, Records, actions_frame, read_header, read_names, requests_frame
 from cwd.errors import SENTENCES, Code, CwdError
 from cwd.observe.counts import ACTIONS
+from cwd.observe.follow import parts_of
 from cwd.observe.pairs import EXEC, LOAD, UNLOAD
 from cwd.units import NS_PER_S, format_duration
 
@@ -22,7 +23,8 @@ from cwd.units import NS_PER_S, format_duration
 BEFORE_NS, AFTER_NS = 10 * NS_PER_S, 120 * NS_PER_S
 #: actions told of each lane, before its own
 BEFORE = 3
-_NONE = -1
+#: of a request that got no action, those sent so long before it came are told
+RECENT_NS = NS_PER_S
 
 
 def parse_id(text: str) -> tuple[str, int]:
@@ -44,21 +46,22 @@ def tell(path: str | Path, client: str, number: int) -> dict[str, Any]:
 
     Raises `CwdError` if the log has none.
     """
+    parts = parts_of(path)
     names = read_names(path)
-    rows, at = _around(path, number, {slot for slot, name in names["client"].items() if name == client} if client else None)
+    rows, at = _around(parts, number, {slot for slot, name in names["client"].items() if name == client} if client else None)
     requests, actions = requests_frame(rows), actions_frame(rows)
     mine = np.flatnonzero((requests["request"] == number) & (requests["arrival_ns"] == rows["now_ns"][at])
                           & (requests["client"] == rows["a"][at]))
     request = requests[mine[-1]]
-    header, _ = read_header(log_parts(path)[0])
+    header, _ = read_header(parts[0])
     return _facts(request, requests, actions, names, header)
 
 
-def _around(path: str | Path, number: int, clients: set[int] | None) -> tuple[Records, int]:
+def _around(files: list[Path], number: int, clients: set[int] | None) -> tuple[Records, int]:
     """The records around the arrival of the newest request of that number, and which of them it is."""
     signed = number - (1 << 64) if number >= 1 << 63 else number
     parts = [np.memmap(part, np.uint8, "r", offset=read_header(part)[1]) if part.stat().st_size > read_header(part)[1]
-             else np.empty(0, np.uint8) for part in log_parts(path)]
+             else np.empty(0, np.uint8) for part in files]
     logs = [raw[: len(raw) // RECORD.itemsize * RECORD.itemsize].view(RECORD) for raw in parts]
     for which in range(len(logs) - 1, -1, -1):
         log = logs[which]
@@ -79,7 +82,7 @@ def _around(path: str | Path, number: int, clients: set[int] | None) -> tuple[Re
             later = logs[which + 1]
             pieces.append(later[: np.searchsorted(later["now_ns"], arrival_ns + AFTER_NS)])
         return np.concatenate(pieces), offset
-    raise CwdError(f"{path}: no request {number:016x} in this log", code=Code.BAD_ARGUMENT)
+    raise CwdError(f"{files[0]}: no request {number:016x} in this log", code=Code.BAD_ARGUMENT)
 
 
 def _facts(request: Any, requests: Records, actions: Records, names: dict[str, dict[int, str]],
@@ -89,7 +92,6 @@ def _facts(request: Any, requests: Records, actions: Records, names: dict[str, d
     own = actions[actions["action"] == request["action"]] if request["action"] > 0 else actions[:0]
     own = own[own["sent_ns"] >= arrival_ns][:1]
     load = _load_for(request, own, actions)
-    deciding_ns = int(own["sent_ns"][0]) if len(own) else arrival_ns
     waiting = requests[(requests["arrival_ns"] < arrival_ns) & (requests["reply_ns"] > arrival_ns)]
     ahead = waiting[waiting["model"] == request["model"]]
     facts: dict[str, Any] = {
@@ -107,7 +109,7 @@ def _facts(request: Any, requests: Records, actions: Records, names: dict[str, d
                     "due_before": int((ahead["deadline_ns"] <= request["deadline_ns"]).sum())},
         "execution": _action(own[0], arrival_ns, names) if len(own) else None,
         "load": _action(load[0], arrival_ns, names) if len(load) else None,
-        "before": _before(own, load, actions, deciding_ns, arrival_ns, names),
+        "before": _before(own, load, actions, arrival_ns, names),
     }
     facts["why"] = why(facts)
     return facts
@@ -126,22 +128,24 @@ def _load_for(request: Any, own: Records, actions: Records) -> Records:
     return loads[-1:]
 
 
-def _before(own: Records, load: Records, actions: Records, deciding_ns: int, arrival_ns: int,
-            names: dict[str, dict[int, str]]) -> list[dict[str, Any]]:
-    """What was on the lanes that it went through, or for one that got no action on all, when that was decided."""
+def _before(own: Records, load: Records, actions: Records, arrival_ns: int, names: dict[str, dict[int, str]],
+            ) -> list[dict[str, Any]]:
+    """What was on the lanes that it went through; for one that got no action, on all lanes shortly before it came."""
     found = []
-    gpus = sorted(set(own["gpu"].tolist() or actions["gpu"].tolist()))
-    for gpu in gpus:
-        for lane, kinds in (("exec", (EXEC,)), ("load", (LOAD, UNLOAD))):
-            if lane == "load" and len(own) and not len(load):
-                continue
-            until_ns = int(load["sent_ns"][0]) if lane == "load" and len(load) else deciding_ns
-            earlier = actions[(actions["gpu"] == gpu) & np.isin(actions["action_kind"], kinds) & (actions["sent_ns"] <= until_ns)
-                              & ~np.isin(actions["action"], [*own["action"], *load["action"]])]
-            # those that were still under way when the request came count; else the last few
-            late = earlier[(earlier["done_ns"] < 0) | (earlier["done_ns"] >= arrival_ns)]
-            chosen = late if len(late) >= BEFORE else earlier[-BEFORE:]
-            found += [_action(action, arrival_ns, names) for action in chosen[-3 * BEFORE:]]
+    if len(own):
+        spans = [(own["gpu"][0], (EXEC,), own["sent_ns"][0], 0)]
+        spans += [(load["gpu"][0], (LOAD, UNLOAD), load["sent_ns"][0], 0)] if len(load) else []
+    else:
+        spans = [(gpu, kinds, arrival_ns, arrival_ns - RECENT_NS) for gpu in np.unique(actions["gpu"])
+                 for kinds in ((EXEC,), (LOAD, UNLOAD))]
+    for gpu, kinds, until_ns, since_ns in spans:
+        earlier = actions[(actions["gpu"] == gpu) & np.isin(actions["action_kind"], kinds) & (actions["sent_ns"] <= until_ns)
+                          & (actions["sent_ns"] >= since_ns)
+                          & ~np.isin(actions["action"], [*own["action"], *load["action"]])]
+        # all that were still under way when the request came, and at least the last few
+        under_way = int(((earlier["done_ns"] < 0) | (earlier["done_ns"] >= arrival_ns)).sum())
+        chosen = earlier[-min(max(under_way, BEFORE), 3 * BEFORE):]
+        found += [_action(action, arrival_ns, names) for action in chosen]
     return sorted(found, key=lambda action: (action["gpu"], action["lane"], action["sent_after_ns"]))
 
 
@@ -184,9 +188,7 @@ def why(facts: dict[str, Any]) -> str:
         if facts["cold"]:
             text += ", after its weights were loaded"
     elif code == Code.DEADLINE_MISSED and execution and execution["actual_ns"] is not None:
-        over_ns = execution["actual_ns"] - execution["predicted_ns"]
-        text += f": the execution took {format_duration(over_ns)} longer than predicted" if over_ns > 0 else (
-            f": it began {format_duration(execution['begin_after_ns'])} after the arrival")
+        text = "executed, but not answered in time: " + _why_late(execution, slo, facts["replied_after_ns"])
     elif facts["earliest_ns"]:
         text += f" ({format_duration(slo)} after it came); it could have been answered after {format_duration(facts['earliest_ns'])}"
     elif code in (Code.DEADLINE_EXPIRED, Code.DEADLINE_UNREACHABLE):
@@ -195,3 +197,14 @@ def why(facts: dict[str, Any]) -> str:
         if facts["cold"]:
             text += ", whose weights were on no device"
     return text
+
+
+def _why_late(execution: dict[str, Any], deadline_ns: int, replied_ns: int) -> str:
+    """What made an executed request too late."""
+    end_ns, over_ns = execution["end_after_ns"], execution["actual_ns"] - execution["predicted_ns"]
+    if end_ns <= deadline_ns:
+        return (f"the execution ended {format_duration(deadline_ns - end_ns)} before the deadline, but its result came "
+                f"{format_duration(replied_ns - end_ns)} after that")
+    if over_ns >= end_ns - deadline_ns:
+        return f"the execution took {format_duration(over_ns)} longer than predicted"
+    return f"the execution began {format_duration(execution['begin_after_ns'])} after the arrival"
