@@ -70,7 +70,7 @@ def lines_of(facts: dict[str, Any]) -> list[str]:
     waiting = facts["waiting"]
     lines.append(f"  when it came {waiting['all']} others were waiting or executing, {waiting['same_model']} for the same model, "
                  f"{waiting['due_before']} of them due before it")
-    own = [action for action in (facts["load"], facts["execution"]) if action]
+    own = [action for action in (facts["load"], *facts["failed"], facts["execution"]) if action]
     if own:
         lines += ["its own actions:", *_actions(own)]
     if facts["before"]:

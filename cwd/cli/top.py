@@ -133,7 +133,7 @@ def frame(facts: dict[str, Any]) -> Group:
 
     parts: list[Any] = [_head(facts), _gpus(facts)]
     if facts["models"]:
-        parts.append(_models(facts))
+        parts += ["", _models(facts)]
     return Group(*parts)
 
 
@@ -176,7 +176,7 @@ def _gpus(facts: dict[str, Any]) -> Any:
         total = said.get("pages_total", row.get("pages_total", 0))
         used = total - said.get("pages_free", row.get("pages_free", 0))
         table.add_row(str(gpu), said.get("name", row.get("worker", "")), _bar(row.get("exec_busy", 0.0)),
-                      _bar(row.get("load_busy", 0.0)), _bar(used / total if total else 0.0, f"{used}/{total}"),
+                      _bar(row.get("load_busy", 0.0)), _bar(used / total if total else 0.0, f"{used}/{total}", "cyan"),
                       str(said.get("models", row.get("models", 0))), _plain(said.get("queued")))
     return table
 
@@ -201,12 +201,12 @@ def _attained(share: float | None) -> Any:
     return Text(f"{100 * share:.2f} %", style="green" if share >= .99 else "yellow" if share >= .9 else "red")
 
 
-def _bar(share: float, text: str = "") -> Any:
+def _bar(share: float, text: str = "", style: str = "") -> Any:
     from rich.text import Text
 
     width = 12
     full = round(share * width)
-    style = "green" if share < .7 else "yellow" if share < .95 else "red"
+    style = style or ("green" if share < .7 else "yellow" if share < .95 else "red")
     return Text.assemble(("█" * full, style), ("░" * (width - full), "dim"), " " + (text or f"{100 * share:.0f} %"))
 
 

@@ -109,6 +109,7 @@ def _facts(request: Any, requests: Records, actions: Records, names: dict[str, d
                     "due_before": int((ahead["deadline_ns"] <= request["deadline_ns"]).sum())},
         "execution": _action(own[0], arrival_ns, names) if len(own) else None,
         "load": _action(load[0], arrival_ns, names) if len(load) else None,
+        "failed": [_action(action, arrival_ns, names) for action in _failed(request, actions)],
         "before": _before(own, load, actions, arrival_ns, names),
     }
     facts["why"] = why(facts)
@@ -126,6 +127,14 @@ def _load_for(request: Any, own: Records, actions: Records) -> Records:
         until_ns = request["reply_ns"] if request["status"] != OPEN else loads["sent_ns"].max(initial=0)
         loads = loads[(loads["sent_ns"] <= until_ns) & ((loads["done_ns"] < 0) | (loads["done_ns"] >= request["arrival_ns"]))]
     return loads[-1:]
+
+
+def _failed(request: Any, actions: Records) -> Records:
+    """Executions of its model that did not succeed while it waited: it may have been in them, the log does not say."""
+    until_ns = request["reply_ns"] if request["status"] != OPEN else actions["sent_ns"].max(initial=0)
+    return actions[(actions["action_kind"] == EXEC) & (actions["model"] == request["model"])
+                   & (actions["sent_ns"] >= request["arrival_ns"]) & (actions["sent_ns"] <= until_ns)
+                   & (actions["status"] != Code.OK) & (actions["status"] != OPEN) & (actions["action"] != request["action"])]
 
 
 def _before(own: Records, load: Records, actions: Records, arrival_ns: int, names: dict[str, dict[int, str]],
@@ -189,6 +198,9 @@ def why(facts: dict[str, Any]) -> str:
             text += ", after its weights were loaded"
     elif code == Code.DEADLINE_MISSED and execution and execution["actual_ns"] is not None:
         text = "executed, but not answered in time: " + _why_late(execution, slo, facts["replied_after_ns"])
+    elif code == Code.EXECUTION_FAILED and facts["failed"]:
+        text += ": " + ", ".join(dict.fromkeys(f"{action['kind']} on gpu {action['gpu']} was {action['result']}"
+                                               for action in facts["failed"]))
     elif facts["earliest_ns"]:
         text += f" ({format_duration(slo)} after it came); it could have been answered after {format_duration(facts['earliest_ns'])}"
     elif code in (Code.DEADLINE_EXPIRED, Code.DEADLINE_UNREACHABLE):
