@@ -17,6 +17,7 @@ from cwd.controller.record import RECORD
 from cwd.observe.counts import MODEL_FIELDS, Counts
 from cwd.observe.histogram import Histogram
 from cwd.observe.hottest import OTHER, Hottest
+from cwd.observe.pairs import OpenRequests
 from cwd.observe.verdicts import FAILED, IN_TIME, OUTCOMES, REFUSED, outcome_of
 
 
@@ -143,3 +144,11 @@ def test_nothing_is_counted_from_nothing() -> None:
     counts = Counts(4, 1)
     counts.feed(np.empty(0, RECORD))
     assert counts.records == 0 and counts.joined() == []
+
+
+def test_replies_whose_arrival_is_not_known_have_no_slo() -> None:
+    """A log read from its middle, or with a gap."""
+    rows = np.zeros(4, RECORD)
+    rows["kind"], rows["id"], rows["a"] = [33, 33, 1, 33], 7, 1
+    rows["c"] = [50, 60, 70, 80]  # of a reply that is no SLO
+    assert OpenRequests().take(rows).tolist() == [0, 0, 70]

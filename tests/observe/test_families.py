@@ -1,0 +1,173 @@
+"""The metrics' names follow Prometheus' rules; the board and the alert rules ask for nothing that is not there."""
+
+from __future__ import annotations
+
+import json
+import re
+import urllib.request
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import numpy as np
+import pytest
+from played_log import Player
+
+pytest.importorskip("prometheus_client")
+
+from prometheus_client.parser import text_string_to_metric_families  # noqa: E402
+
+from cwd.controller.writer import listen  # noqa: E402
+from cwd.errors import CwdError  # noqa: E402
+from cwd.observe.scrape import Scraped, serve  # noqa: E402
+
+MONITORING = Path(__file__).resolve().parents[2] / "systemd" / "monitoring"
+#: a metric's unit is the last word of its name before `_total`; these count things, or have none
+UNITLESS = {"cwd_arrivals", "cwd_requests", "cwd_cold", "cwd_requests_in_flight", "cwd_request_slo_ratio", "cwd_batch_size",
+            "cwd_actions_sent", "cwd_actions_done", "cwd_workers", "cwd_models", "cwd_worker_up", "cwd_pages",
+            "cwd_models_resident", "cwd_model_requests", "cwd_model_cold", "cwd_model_executions", "cwd_log_records",
+            "cwd_log_lost", "cwd_build_info"}
+_WORD = re.compile(r"\b((?:cwd|nv)_[a-z_]+)\b")
+
+
+@pytest.fixture(scope="module")
+def scraped() -> dict[str, Any]:
+    """What a scrape over HTTP finds after a played log: {family: Metric}."""
+    header = {"config": {"models_max": 16, "gpus_max": 3, "policy": "cwd"}, "epoch": 7, "cwd": "1"}
+    found = Scraped(header, 2, triton_aliases=True)
+    player = Player(Random(5))
+    player.change_model = player.tick  # type: ignore[method-assign]
+    for _ in range(3000):
+        player.step()
+    found.name("model 1 fixed/3")
+    found.name("gpu 0 worker-0")
+    for at, batch in enumerate(np.array_split(player.records(), 7)):
+        found.take(batch, at * 10**9)
+    listener = listen("127.0.0.1:0")
+    server = serve(listener, found)
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{server.server_address[1]}/metrics", timeout=10) as answer:
+            text = answer.read().decode()
+    finally:
+        server.shutdown()
+        server.server_close()
+    return {family.name: family for family in text_string_to_metric_families(text)}
+
+
+def test_names_types_and_help(scraped: dict[str, Any]) -> None:
+    for name, family in scraped.items():
+        assert family.documentation.endswith("."), name
+        if name.startswith("nv_"):
+            assert family.type == "unknown"
+            continue
+        assert re.fullmatch(r"cwd(_[a-z]+)+", name) and not name.endswith(("_total", "_count", "_sum", "_bucket"))
+        assert name in UNITLESS or name.endswith("_seconds"), name
+        assert (family.type == "counter") == any(sample.name.endswith("_total") for sample in family.samples), name
+        assert len({tuple(sorted(sample.labels.items())) + (sample.name,) for sample in family.samples}) == len(family.samples)
+
+
+def test_histograms_are_cumulative_and_dense_at_the_slo(scraped: dict[str, Any]) -> None:
+    histograms = [family for family in scraped.values() if family.type == "histogram"]
+    assert len(histograms) == 9
+    for family in histograms:
+        series: dict[tuple[Any, ...], list[Any]] = {}
+        for sample in family.samples:
+            labels = tuple(item for item in sorted(sample.labels.items()) if item[0] != "le")
+            series.setdefault(labels, []).append(sample)
+        for samples in series.values():
+            buckets = [sample for sample in samples if sample.name.endswith("_bucket")]
+            bounds = [float(sample.labels["le"]) for sample in buckets]
+            assert bounds == sorted(set(bounds)) and bounds[-1] == float("inf")
+            values = [sample.value for sample in buckets]
+            assert values == sorted(values)
+            assert values[-1] == next(sample.value for sample in samples if sample.name.endswith("_count"))
+    bounds = [float(sample.labels["le"]) for sample in scraped["cwd_request_slo_ratio"].samples if "le" in sample.labels]
+    assert sum(.9 <= bound <= 1.1 for bound in bounds) >= 8 and 1.0 in bounds
+
+
+def test_labels_are_bounded(scraped: dict[str, Any]) -> None:
+    models = {sample.labels["model"] for sample in scraped["cwd_model_requests"].samples}
+    assert len(models) == 3 and "other" in models
+    assert sum(len(family.samples) for family in scraped.values()) < 1000
+    aliases = {sample.labels["model"] for sample in scraped["nv_inference_request_success"].samples}
+    assert len(aliases) == 3
+
+
+def test_the_parts_add_up(scraped: dict[str, Any]) -> None:
+    def total(family: str, **labels: str) -> float:
+        return sum(sample.value for sample in scraped[family].samples if sample.name.endswith("_total")
+                   and all(sample.labels[name] == value for name, value in labels.items()))
+
+    assert total("cwd_requests") == total("cwd_model_requests")  # as long as no series has gone
+    assert total("cwd_requests", verdict="ok") == total("cwd_model_requests", outcome="in_time")
+    aliases = sum(sample.value for sample in scraped["nv_inference_request_success"].samples)
+    failures = sum(sample.value for sample in scraped["nv_inference_request_failure"].samples)
+    assert aliases == total("cwd_requests", verdict="ok") and aliases + failures == total("cwd_requests")
+
+
+def expressions() -> list[tuple[str, str]]:
+    """(where, expression) of the board and the rules."""
+    yaml = pytest.importorskip("yaml")
+    board = json.loads((MONITORING / "grafana-cwd.json").read_text())
+    found = [(panel["title"], target["expr"]) for panel in board["panels"] for target in panel["targets"]]
+    rules = yaml.safe_load((MONITORING / "prometheus-alerts.yml").read_text())
+    found += [(rule.get("alert") or rule["record"], rule["expr"]) for group in rules["groups"] for rule in group["rules"]]
+    return found
+
+
+def test_board_and_rules_ask_for_what_is_there(scraped: dict[str, Any]) -> None:
+    samples = {sample.name: set(sample.labels) for family in scraped.values() for sample in family.samples}
+    asked = set()
+    for where, expression in expressions():
+        assert all(expression.count(left) == expression.count(right) for left, right in ("()", "{}", "[]")), where
+        for name in _WORD.findall(re.sub(r'"[^"]*"', '""', expression)):
+            assert name in samples, f"{where}: {name}"
+            asked.add(name)
+        for name, selector in re.findall(r"\b(cwd_[a-z_]+)\{([^}]*)\}", expression):
+            labels = set(re.findall(r"(\w+)\s*(?:=~|!~|!=|=)", re.sub(r'"[^"]*"', '""', selector))) - {"instance"}
+            assert labels <= samples[name], f"{where}: {labels}"
+    assert len(asked) > 20
+
+
+def test_verdicts_and_actions_in_the_expressions_exist(scraped: dict[str, Any]) -> None:
+    values: dict[str, set[str]] = {}
+    for family in scraped.values():
+        for sample in family.samples:
+            for name, value in sample.labels.items():
+                values.setdefault(name, set()).add(value)
+    for where, expression in expressions():
+        for name, value in re.findall(r'(\w+)!?="([^"]*)"', expression):
+            assert value in values[name], f"{where}: {name}={value}"
+
+
+def test_the_board_has_no_overlaps_and_alerts_say_what_they_mean() -> None:
+    yaml = pytest.importorskip("yaml")
+    board = json.loads((MONITORING / "grafana-cwd.json").read_text())
+    taken: set[tuple[int, int]] = set()
+    for panel in board["panels"]:
+        at = panel["gridPos"]
+        cells = {(x, y) for x in range(at["x"], at["x"] + at["w"]) for y in range(at["y"], at["y"] + at["h"])}
+        assert not cells & taken and at["x"] + at["w"] <= 24, panel["title"]
+        taken |= cells
+    assert len({panel["id"] for panel in board["panels"]}) == len(board["panels"])
+    rules = yaml.safe_load((MONITORING / "prometheus-alerts.yml").read_text())
+    alerts = [rule for group in rules["groups"] for rule in group["rules"] if "alert" in rule]
+    assert len(alerts) >= 6 and all(rule["annotations"]["summary"] and rule["labels"]["severity"] in ("page", "ticket")
+                                    for rule in alerts)
+    recorded = {rule["record"] for group in rules["groups"] for rule in group["rules"] if "record" in rule}
+    for rule in alerts:
+        assert set(re.findall(r"\bcwd:[a-z0-9:_]+", rule["expr"])) <= recorded
+
+
+@pytest.mark.parametrize("bind", ["nowhere", "127.0.0.1:http", ":70000", "no.such.host.invalid:0"])
+def test_a_bad_address_is_one_clear_error(bind: str) -> None:
+    with pytest.raises(CwdError, match=re.escape(bind)):
+        listen(bind)
+
+
+def test_a_taken_port_is_an_error_and_no_host_is_loopback() -> None:
+    with listen(":0") as first:
+        host, port = first.getsockname()
+        assert host == "127.0.0.1"
+        with pytest.raises(CwdError, match="in use"):
+            listen(f":{port}")
