@@ -79,16 +79,34 @@ def read_log(path: str | Path) -> Records:
     return np.concatenate(parts) if parts else np.empty(0, RECORD)
 
 
+def names_file(path: str | Path) -> Path | None:
+    """Where the names of the log at `path` are, if there is such a log."""
+    parts = log_parts(path)
+    return parts[0].parent / (parts[0].name.split(".")[0] + ".names") if parts else None
+
+
 def read_names(path: str | Path) -> dict[str, dict[int, str]]:
     """`{"model": {handle: "name/version"}, "client": {index: name}, "gpu": {index: name}}` of the log at `path`."""
-    parts = log_parts(path)
     names: dict[str, dict[int, str]] = {"model": {}, "client": {}, "gpu": {}}
-    file = parts[0].parent / (parts[0].name.split(".")[0] + ".names") if parts else None
+    file = names_file(path)
     if file is not None and file.exists():
         for line in file.read_text("utf-8").splitlines():
             sort, number, text = line.split(" ", 2)
             names.setdefault(sort, {})[int(number)] = text
     return names
+
+
+def read_clients(path: str | Path) -> dict[int, list[tuple[int, str]]]:
+    """Client's number -> (since when, name) of each that had it, oldest first; since 0 where the log does not say."""
+    file = names_file(path)
+    found: dict[int, list[tuple[int, str]]] = {}
+    for line in file.read_text("utf-8").splitlines() if file is not None and file.exists() else ():
+        sort, number, text = line.split(" ", 2)
+        if sort == "client":
+            found.setdefault(int(number), []).append((0, text))
+        elif sort == "since" and int(number) in found:
+            found[int(number)][-1] = (int(text), found[int(number)][-1][1])
+    return found
 
 
 def events(log: Records, kind: Kind) -> Records:

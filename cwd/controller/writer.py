@@ -28,6 +28,7 @@ from cwd.controller.config import ControllerConfig
 from cwd.controller.record import LOG_MAGIC, RECORD
 from cwd.errors import Code, CwdError
 from cwd.jit import lean_kernel
+from cwd.net.clock import monotonic_ns
 from cwd.net.journal import log_to_stderr
 from cwd.net.priority import set_nice
 from cwd.net.sync import Ring, attach_ring, make_ring, ring_bytes, ring_pop, shared_block
@@ -78,11 +79,15 @@ class LogWriter:
         os.set_blocking(self._process.stdin.fileno(), False)
 
     def name(self, sort: str, number: int, text: str) -> None:
-        """Note that `number` of that sort (model, client, gpu) is called `text`; lost if the pipe is full."""
+        """Note that `number` of that sort (model, client, gpu) is called `text`; lost if the pipe is full.
+
+        A client's number is given to others after it: with its name stands since when it is so called.
+        """
         if self._process is None or self._process.stdin is None:
             return
+        since = f"since {number} {monotonic_ns()}\n" if sort == "client" else ""
         try:
-            os.write(self._process.stdin.fileno(), f"{sort} {number} {text}\n".encode())
+            os.write(self._process.stdin.fileno(), f"{sort} {number} {text}\n{since}".encode())
         except OSError:
             LOG.debug("the log does not know the name of %s %d", sort, number)
 

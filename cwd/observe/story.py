@@ -6,13 +6,14 @@ for what ran and what waited, and on until its reply.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from cwd.controller.record import RECORD, Kind
-from cwd.controller.telemetry import OPEN, Records, actions_frame, read_header, read_names, requests_frame
+from cwd.controller.telemetry import OPEN, Records, actions_frame, read_clients, read_header, read_names, requests_frame
 from cwd.errors import SENTENCES, Code, CwdError
 from cwd.observe.counts import ACTIONS
 from cwd.observe.follow import parts_of
@@ -47,18 +48,27 @@ def tell(path: str | Path, client: str, number: int) -> dict[str, Any]:
     Raises `CwdError` if the log has none.
     """
     parts = parts_of(path)
-    names = read_names(path)
-    rows, at = _around(parts, number, {slot for slot, name in names["client"].items() if name == client} if client else None)
+    names, clients = read_names(path), read_clients(path)
+    rows, at = _around(parts, number, lambda slot, when_ns: not client or _client(clients, slot, when_ns) == client)
     requests, actions = requests_frame(rows), actions_frame(rows)
     mine = np.flatnonzero((requests["request"] == number) & (requests["arrival_ns"] == rows["now_ns"][at])
                           & (requests["client"] == rows["a"][at]))
     request = requests[mine[-1]]
     header, _ = read_header(parts[0])
-    return _facts(request, requests, actions, names, header)
+    asker = _client(clients, int(request["client"]), int(request["arrival_ns"]))
+    return {"request": f"{number:016x}", "client": asker, **_facts(request, requests, actions, names, header)}
 
 
-def _around(files: list[Path], number: int, clients: set[int] | None) -> tuple[Records, int]:
-    """The records around the arrival of the newest request of that number, and which of them it is."""
+def _client(clients: dict[int, list[tuple[int, str]]], slot: int, when_ns: int) -> str:
+    """Who had that number then; "" if the log does not know."""
+    return next((name for since_ns, name in reversed(clients.get(slot, [])) if since_ns <= when_ns), "")
+
+
+def _around(files: list[Path], number: int, wanted: Callable[[int, int], bool]) -> tuple[Records, int]:
+    """The records around the arrival of the newest request of that number, and which of them it is.
+
+    `wanted`: whether a client, by its number and the time, is the one that is asked for.
+    """
     signed = number - (1 << 64) if number >= 1 << 63 else number
     parts = [np.memmap(part, np.uint8, "r", offset=read_header(part)[1]) if part.stat().st_size > read_header(part)[1]
              else np.empty(0, np.uint8) for part in files]
@@ -66,9 +76,8 @@ def _around(files: list[Path], number: int, clients: set[int] | None) -> tuple[R
     for which in range(len(logs) - 1, -1, -1):
         log = logs[which]
         found = np.flatnonzero((log["id"] == signed) & np.isin(log["kind"], (Kind.ARRIVED, Kind.REFUSED)))
-        if clients is not None:
-            found = found[np.isin(log["a"][found], list(clients))]
-        if not len(found):
+        found = [each for each in found if wanted(int(log["a"][each]), int(log["now_ns"][each]))]
+        if not found:
             continue
         arrival_ns = int(log["now_ns"][found[-1]])
         begin, end = np.searchsorted(log["now_ns"], [arrival_ns - BEFORE_NS, arrival_ns + AFTER_NS])
@@ -95,7 +104,6 @@ def _facts(request: Any, requests: Records, actions: Records, names: dict[str, d
     waiting = requests[(requests["arrival_ns"] < arrival_ns) & (requests["reply_ns"] > arrival_ns)]
     ahead = waiting[waiting["model"] == request["model"]]
     facts: dict[str, Any] = {
-        "request": f"{int(request['request']):016x}", "client": names["client"].get(int(request["client"]), ""),
         "model": _name(names, request["model"]), "size_class": int(request["size_class"]),
         "arrived_wall_ns": arrival_ns - began["monotonic_ns"] + began["wall_ns"] if began else None, "arrival_ns": arrival_ns,
         "slo_ns": int(request["slo_ns"]) or None,

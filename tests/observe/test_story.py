@@ -19,8 +19,10 @@ from cwd.observe.follow import Follower
 from cwd.observe.story import parse_id, tell
 
 MODEL, OTHER, GPU = 3, 4, 0
-NAMES = ["model 3 resnet/1", "model 4 bert/2", "gpu 0 worker-0", "client 9 shop", "client 8 shop-2"]
 T0 = 50_000 * MS
+#: whoever had number 9 before, and after
+NAMES = ["model 3 resnet/1", "model 4 bert/2", "gpu 0 worker-0", "client 9 earlier", "since 9 5", "client 9 shop",
+         f"since 9 {T0 - 10 * MS}", "client 8 shop-2", "client 9 later", f"since 9 {T0 + 900 * MS}"]
 
 
 def log_of(*rows: dict[str, Any]) -> np.ndarray:
@@ -126,7 +128,7 @@ def test_a_number_that_nobody_had(story: Path) -> None:
     with pytest.raises(CwdError, match="no request 00000000000000ff"):
         tell(story, "", 0xFF)
     with pytest.raises(CwdError, match="no request"):
-        tell(story, "nobody", 0xA1)
+        tell(story, "later", 0xA1)
     with pytest.raises(CwdError, match="no log here"):
         tell(story / "nosuch", "", 1)
 
@@ -175,7 +177,8 @@ def test_a_log_is_followed_while_it_grows_and_rotates(tmp_path: Path) -> None:
         file.write(log[60].tobytes()[40:])
     write_log(tmp_path, log[61:], NAMES, part=1)
     assert follower.read().tobytes() == log[60:].tobytes()
-    assert follower.names() == [("gpu", 0, "worker-0"), ("client", 9, "shop"), ("client", 8, "shop-2")]
+    assert [name[2] for name in follower.names() if name[0] != "since"] == [
+        "worker-0", "earlier", "shop", "shop-2", "later"]
     assert not follower.newer() and follower.whole
     write_log(tmp_path, log[:1], [], epoch=17)
     assert follower.newer()
