@@ -105,5 +105,6 @@ def lines_of(result: Result, output: str | None) -> list[str]:
     times = {"total": result.total_ns, "queued": result.queued_ns, "loaded": result.load_ns, "executed": result.exec_ns,
              "round trip": result.round_trip_ns}
     lines.append(", ".join(f"{name} {format_duration(value)}" for name, value in times.items())
-                 + f", batch {result.batch}, worker {result.worker}" + (", cold" if result.cold else "") + f", request {result.request:016x}")
+                 + f", batch {result.batch}, worker {result.worker}" + (", cold" if result.cold else ""))
+    lines.append(f"request {result.request:016x}")
     return lines + ([f"outputs written to {output}"] if output else [])

@@ -12,7 +12,8 @@ from collections.abc import Sequence
 
 #: what is missing from a bare installation, and the extra that brings it
 _EXTRAS = {"click": "server", "numba": "server", "llvmlite": "server", "torch": "server", "safetensors": "server",
-           "tqdm": "server", "psutil": "server", "rich": "metrics", "prometheus_client": "metrics", "transformers": "zoo", "matplotlib": "plot"}
+           "tqdm": "server", "psutil": "server", "transformers": "zoo", "matplotlib": "plot", "rich": "metrics",
+           "prometheus_client": "metrics"}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

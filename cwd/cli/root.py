@@ -21,6 +21,7 @@ COMMANDS = {
     "status": ("cwd.cli.status:status", "What the controller is doing."),
     "top": ("cwd.cli.top:top", "GPUs, lanes, the hottest models and the SLO's attainment, live."),
     "explain": ("cwd.cli.explain:explain", "What happened to one request, and why."),
+    "trace": ("cwd.cli.trace:trace", "Messages by the protocol's grammar, from a file or a tap."),
     "drain": ("cwd.cli.drain:drain", "Have a worker, or the controller, finish and take nothing new."),
     "replay": ("cwd.cli.replay:replay", "Replay a trace against a running cluster."),
     "sim": ("cwd.cli.sim:sim", "The same scheduler in virtual time: experiments with emulated GPUs."),

@@ -211,8 +211,9 @@ def carry(ring: Ring, files: _Files | None, scraped: Scraped | None) -> None:
             if files is not None:
                 files.names(data)
             *lines, begun = (begun + data).split(b"\n")
-            for line in lines if scraped is not None else ():
-                scraped.name(line.decode(errors="replace"))
+            if scraped is not None:
+                for line in lines:
+                    scraped.name(line.decode(errors="replace"))
 
 
 def main() -> int:

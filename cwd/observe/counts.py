@@ -143,7 +143,7 @@ class Counts:
         return np.where((handles >= 0) & (self.handles[slots] == handles), slots, last)
 
     def _add(self, name: str, slots: NDArray[np.int64], values: Any) -> None:
-        np.add.at(self.models, (slots, _COLUMN[name]), values)
+        np.add.at(self.models[:, _COLUMN[name]], slots, values)
 
     # actions
 

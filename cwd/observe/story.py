@@ -75,8 +75,8 @@ def _around(files: list[Path], number: int, wanted: Callable[[int, int], bool]) 
     logs = [raw[: len(raw) // RECORD.itemsize * RECORD.itemsize].view(RECORD) for raw in parts]
     for which in range(len(logs) - 1, -1, -1):
         log = logs[which]
-        found = np.flatnonzero((log["id"] == signed) & np.isin(log["kind"], (Kind.ARRIVED, Kind.REFUSED)))
-        found = [each for each in found if wanted(int(log["a"][each]), int(log["now_ns"][each]))]
+        same = np.flatnonzero((log["id"] == signed) & np.isin(log["kind"], (Kind.ARRIVED, Kind.REFUSED)))
+        found = [each for each in same.tolist() if wanted(int(log["a"][each]), int(log["now_ns"][each]))]
         if not found:
             continue
         arrival_ns = int(log["now_ns"][found[-1]])
@@ -149,6 +149,7 @@ def _before(own: Records, load: Records, actions: Records, arrival_ns: int, name
             ) -> list[dict[str, Any]]:
     """What was on the lanes that it went through; for one that got no action, on all lanes shortly before it came."""
     found = []
+    spans: list[tuple[int, tuple[int, ...], int, int]]
     if len(own):
         spans = [(own["gpu"][0], (EXEC,), own["sent_ns"][0], 0)]
         spans += [(load["gpu"][0], (LOAD, UNLOAD), load["sent_ns"][0], 0)] if len(load) else []
@@ -210,7 +211,8 @@ def why(facts: dict[str, Any]) -> str:
         text += ": " + ", ".join(dict.fromkeys(f"{action['kind']} on gpu {action['gpu']} was {action['result']}"
                                                for action in facts["failed"]))
     elif facts["earliest_ns"]:
-        text += f" ({format_duration(slo)} after it came); it could have been answered after {format_duration(facts['earliest_ns'])}"
+        text += (f" ({format_duration(slo)} after it came); it could have been answered after "
+                 f"{format_duration(facts['earliest_ns'])}")
     elif code in (Code.DEADLINE_EXPIRED, Code.DEADLINE_UNREACHABLE):
         busy = facts["waiting"]
         text += f"; {busy['all']} requests were waiting or executing when it came, {busy['same_model']} for the same model"
