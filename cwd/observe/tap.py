@@ -12,7 +12,7 @@ from typing import Any
 
 import zmq
 
-from cwd.errors import Code, CwdError
+from cwd.net.sockets import bind_router, make_context
 
 #: peers at once; beyond it who was silent for longest is cut off
 PEERS_MAX = 256
@@ -20,20 +20,19 @@ Show = Callable[[str, list[bytes]], None]
 
 
 class Tap:
-    """`listen` is bound, `to` is the controller's. `show(title, frames)` is called for every message."""
+    """`listen` is bound, `to` is the controller's. `show(title, frames)` is called for every message.
+
+    Raises `CwdError` if `listen` cannot be bound: it is in use, or reachable from other machines.
+    """
 
     def __init__(self, listen: str, to: str, show: Show) -> None:
-        self._context = zmq.Context()
+        self._context = make_context()
         self._to, self._show = to, show
         self._peers: OrderedDict[bytes, tuple[str, Any]] = OrderedDict()
         self._count = 0
         self._poller = zmq.Poller()
-        self._front = self._socket(zmq.ROUTER)
-        try:
-            self._front.bind(listen)
-        except zmq.ZMQError as error:
-            self.close()
-            raise CwdError(f"{listen}: {error.strerror}", code=Code.BAD_ARGUMENT) from None
+        self._front = bind_router(self._context, listen)
+        self._poller.register(self._front, zmq.POLLIN)
 
     def turn(self, timeout_ms: int) -> int:
         """Pass on what has come, waiting for it that long at most; how many messages."""
@@ -49,8 +48,11 @@ class Tap:
             if back in ready:
                 frames = back.recv_multipart()
                 self._show(f"controller -> {name}", frames)
-                self._front.send_multipart([key, *frames])  # a ROUTER drops what is for a peer that has gone
                 count += 1
+                try:
+                    self._front.send_multipart([key, *frames], zmq.DONTWAIT)
+                except zmq.ZMQError:  # the peer has gone, or does not read
+                    self._forget(key)
         return count
 
     def close(self) -> None:
@@ -59,18 +61,16 @@ class Tap:
     def _peer(self, key: bytes) -> tuple[str, Any]:
         if key not in self._peers:
             if len(self._peers) >= PEERS_MAX:
-                _, (_, oldest) = self._peers.popitem(last=False)
-                self._poller.unregister(oldest)
-                oldest.close(0)
+                self._forget(next(iter(self._peers)))
             self._count += 1
-            back = self._socket(zmq.DEALER)
+            back = self._context.socket(zmq.DEALER)
             back.connect(self._to)
+            self._poller.register(back, zmq.POLLIN)
             self._peers[key] = (f"peer {self._count}", back)
         self._peers.move_to_end(key)
         return self._peers[key]
 
-    def _socket(self, kind: int) -> Any:
-        made = self._context.socket(kind)
-        made.linger = 0
-        self._poller.register(made, zmq.POLLIN)
-        return made
+    def _forget(self, key: bytes) -> None:
+        _, back = self._peers.pop(key)
+        self._poller.unregister(back)
+        back.close(0)

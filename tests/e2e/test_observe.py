@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 import time
 import urllib.request
 from collections import Counter
@@ -12,12 +13,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cwd import CwdError, LocalCluster, RequestError
+from cwd import Client, CwdError, LocalCluster, RequestError
 from cwd.cli.main import run
 from cwd.controller.writer import listen
 from cwd.models import profile
 from cwd.models.importers import add_zoo
 from cwd.models.repository import Repository
+from cwd.observe.tap import Tap
+from cwd.observe.wire import message_facts
 from cwd.units import NS_PER_MS
 
 prometheus = pytest.importorskip("prometheus_client.parser")
@@ -87,6 +90,21 @@ def test_scrape_top_and_explain(tmp_path: Path, capfd: pytest.CaptureFixture[str
         facts = json.loads(capfd.readouterr().out)
         assert facts["alive"] and facts["replies"]["in_time"] == counted["ok"] and facts["status"]["in_flight"] == 0
         assert {row["model"] for row in facts["models"]} == set(by_model)
+        # a client through a tap, which shows its conversation
+        seen: list[str] = []
+        tap = Tap(f"ipc://{tmp_path}/tap", cluster.endpoint(), lambda title, frames: seen.append(message_facts(frames)["type"]))
+        ended = threading.Event()
+        thread = threading.Thread(target=lambda: [tap.turn(50) for _ in iter(ended.is_set, True)])
+        thread.start()
+        try:
+            with Client(f"ipc://{tmp_path}/tap", name="tapped") as client:
+                assert client.infer(names[0], inputs, "2s").outputs
+        finally:
+            ended.set()
+            thread.join()
+            tap.close()
+        told = [kind for kind in seen if kind != "HEARTBEAT"]
+        assert told[:6] == ["HELLO", "WELCOME", "LOOKUP", "MODEL", "INFER", "REPLY"]
         # and why one of each kind went as it did, while the controller runs
         for code, number in numbers.items():
             assert run(["explain", f"{number:016x}", "--log", str(cluster.log), "--json"]) == 0
