@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import re
 import urllib.request
@@ -15,6 +16,7 @@ from played_log import Player
 
 pytest.importorskip("prometheus_client")
 
+from prometheus_client import CollectorRegistry, generate_latest  # noqa: E402
 from prometheus_client.parser import text_string_to_metric_families  # noqa: E402
 
 from cwd.controller.writer import listen  # noqa: E402
@@ -27,6 +29,7 @@ UNITLESS = {"cwd_arrivals", "cwd_requests", "cwd_cold", "cwd_requests_in_flight"
             "cwd_actions_sent", "cwd_actions_done", "cwd_workers", "cwd_models", "cwd_worker_up", "cwd_pages",
             "cwd_models_resident", "cwd_model_requests", "cwd_model_cold", "cwd_model_executions", "cwd_log_records",
             "cwd_log_lost", "cwd_build_info"}
+TOOLS = MONITORING.parents[1] / "tools"
 _WORD = re.compile(r"\b((?:cwd|nv)_[a-z_]+)\b")
 
 
@@ -105,6 +108,16 @@ def test_the_parts_add_up(scraped: dict[str, Any]) -> None:
     assert aliases == total("cwd_requests", verdict="ok") and aliases + failures == total("cwd_requests")
 
 
+@pytest.fixture(scope="module")
+def tools() -> Any:
+    """tools/draw_board.py, as a module."""
+    spec = importlib.util.spec_from_file_location("draw_board", TOOLS / "draw_board.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
 def expressions() -> list[tuple[str, str]]:
     """(where, expression) of the board and the rules."""
     yaml = pytest.importorskip("yaml")
@@ -138,6 +151,48 @@ def test_verdicts_and_actions_in_the_expressions_exist(scraped: dict[str, Any]) 
     for where, expression in expressions():
         for name, value in re.findall(r'(\w+)!?="([^"]*)"', expression):
             assert value in values[name], f"{where}: {name}={value}"
+
+
+def test_every_panel_shows_something(tools: Any) -> None:
+    """The board's expressions, evaluated over scrapes of a played log, by what draws its picture."""
+    header = {"config": {"models_max": 16, "gpus_max": 3, "policy": "cwd"}, "epoch": 7, "cwd": "1"}
+    found = Scraped(header, 2, triton_aliases=False)
+    player = Player(Random(5))
+    scrapes = []
+    for at in range(4):
+        for _ in range(1500):
+            player.step()
+        rows, player.rows = player.records(), []
+        found.take(rows, (at + 1) * 10**9)
+        registry = CollectorRegistry()
+        registry.register(found)  # type: ignore[arg-type]
+        scrapes.append((2.0 * at, tools.parse(generate_latest(registry).decode())))
+    board = json.loads((MONITORING / "grafana-cwd.json").read_text())
+    lines = tools.evaluate(board, scrapes)
+    for panel in board["panels"]:
+        shown = lines[panel["id"]]
+        assert shown, panel["title"]
+        assert all(len(points) <= 3 and all(value >= 0 for _, value in points) for points in shown.values()), panel["title"]
+    (first,) = (panel["id"] for panel in board["panels"] if panel["title"] == "In time")
+    ((_, attained),) = (points[-1] for points in lines[first].values())
+    assert 0 < attained < 1
+
+
+def test_the_evaluator_knows_its_promql(tools: Any) -> None:
+    def of(**values: float) -> dict[Any, float]:
+        return {frozenset({("le", label.replace("_", ".").removeprefix("b"))}): value for label, value in values.items()}
+
+    then = {"x_bucket": of(b1=0, b2=0, binf=0), "y": {frozenset({("a", "1")}): 2.0, frozenset({("a", "2")}): 9.0}}
+    now = {"x_bucket": of(b1=2, b2=4, binf=4), "y": {frozenset({("a", "1")}): 8.0, frozenset({("a", "2")}): 3.0}}
+
+    def value(text: str) -> list[float]:
+        return sorted(tools.Query(text, then, now, 2.0).value().values())
+
+    assert value("y") == [3.0, 8.0] and value('y{a="1"}') == [8.0] and value('y{a!="1",instance=~"$instance"}') == [3.0]
+    assert value("rate(y[$__rate_interval])") == [1.5, 3.0]  # a counter that fell began again
+    assert value("sum(increase(y[1h]))") == [9.0] and value("sum by (a) (y) > 5") == [8.0]
+    assert value("topk(1, y)") == [8.0] and value("bottomk(1, y)") == [3.0] and value("y / y") == [1.0, 1.0]
+    assert value("histogram_quantile(0.75, sum by (le) (rate(x_bucket[5m])))") == [1.5]
 
 
 def test_the_board_has_no_overlaps_and_alerts_say_what_they_mean() -> None:
