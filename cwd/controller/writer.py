@@ -28,7 +28,6 @@ from cwd.controller.config import ControllerConfig
 from cwd.controller.record import LOG_MAGIC, RECORD
 from cwd.errors import Code, CwdError
 from cwd.jit import lean_kernel
-from cwd.net.clock import monotonic_ns
 from cwd.net.journal import log_to_stderr
 from cwd.net.priority import set_nice
 from cwd.net.sync import Ring, attach_ring, make_ring, ring_bytes, ring_pop, shared_block
@@ -78,14 +77,14 @@ class LogWriter:
         assert self._process.stdin is not None
         os.set_blocking(self._process.stdin.fileno(), False)
 
-    def name(self, sort: str, number: int, text: str) -> None:
+    def name(self, sort: str, number: int, text: str, since_ns: int = 0) -> None:
         """Note that `number` of that sort (model, client, gpu) is called `text`; lost if the pipe is full.
 
-        A client's number is given to others after it: with its name stands since when it is so called.
+        A client's number is given to others after it: `since_ns` is when it came.
         """
         if self._process is None or self._process.stdin is None:
             return
-        since = f"since {number} {monotonic_ns()}\n" if sort == "client" else ""
+        since = f"since {number} {since_ns}\n" if since_ns else ""
         try:
             os.write(self._process.stdin.fileno(), f"{sort} {number} {text}\n{since}".encode())
         except OSError:
@@ -210,10 +209,9 @@ def carry(ring: Ring, files: _Files | None, scraped: Scraped | None) -> None:
             open_input = bool(data)
             if files is not None:
                 files.names(data)
-            *lines, begun = (begun + data).split(b"\n")
             if scraped is not None:
-                for line in lines:
-                    scraped.name(line.decode(errors="replace"))
+                lines, newline, begun = (begun + data).rpartition(b"\n")
+                scraped.names(lines + newline)
 
 
 def main() -> int:

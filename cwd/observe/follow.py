@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from cwd.controller.record import RECORD
-from cwd.controller.telemetry import Records, log_parts, read_header
+from cwd.controller.telemetry import Records, log_parts, name_lines, read_header
 from cwd.errors import Code, CwdError
 
 #: how much of a long log is read at first: its end
@@ -81,8 +81,7 @@ class Follower:
             return []
         raw = raw[: raw.rfind(b"\n") + 1]
         self._names_at += len(raw)
-        lines = (line.split(" ", 2) for line in raw.decode(errors="replace").splitlines())
-        return [(line[0], int(line[1]), line[2]) for line in lines if len(line) == 3]
+        return name_lines(raw)
 
     def _rows(self) -> Records:
         try:

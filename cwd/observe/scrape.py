@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import MetricsHandler
 
+from cwd.controller.telemetry import name_lines
 from cwd.observe.counts import Counts
 from cwd.observe.families import Families
 from cwd.observe.hottest import Hottest
@@ -46,13 +47,11 @@ class Scraped:
             self._fed_ns = now_ns
             self._feed()
 
-    def name(self, line: str) -> None:
-        """A line of the names beside the log."""
-        sort, _, rest = line.partition(" ")
-        number, _, text = rest.partition(" ")
-        if text and number.isdecimal():
-            with self._lock:
-                self.counts.name(sort, int(number), text)
+    def names(self, lines: bytes) -> None:
+        """Whole lines of the names beside the log."""
+        with self._lock:
+            for name in name_lines(lines):
+                self.counts.name(*name)
 
     def collect(self) -> Any:
         with self._lock:

@@ -42,8 +42,7 @@ def scraped() -> dict[str, Any]:
     player.change_model = player.tick  # type: ignore[method-assign]
     for _ in range(3000):
         player.step()
-    found.name("model 1 fixed/3")
-    found.name("gpu 0 worker-0")
+    found.names(b"model 1 fixed/3\ngpu 0 worker-0\nrubbish\nmodel x y\n")
     for at, batch in enumerate(np.array_split(player.records(), 7)):
         found.take(batch, at * 10**9)
     listener = listen("127.0.0.1:0")

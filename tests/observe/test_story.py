@@ -12,7 +12,7 @@ from played_log import MS, Player, write_log
 
 from cwd.cli.explain import lines_of
 from cwd.controller.record import RECORD, Kind
-from cwd.controller.telemetry import read_log, requests_frame
+from cwd.controller.telemetry import read_clients, read_log, read_names, requests_frame
 from cwd.errors import Code, CwdError
 from cwd.observe.counts import Counts
 from cwd.observe.follow import Follower
@@ -182,6 +182,15 @@ def test_a_log_is_followed_while_it_grows_and_rotates(tmp_path: Path) -> None:
     assert not follower.newer() and follower.whole
     write_log(tmp_path, log[:1], [], epoch=17)
     assert follower.newer()
+
+
+def test_names_that_peers_chose_break_no_line(tmp_path: Path) -> None:
+    hostile = "a\x0bmodel 3 stolen\x85\u2028\r\x1b[2J"
+    path = write_log(tmp_path, log_of(came(0, 1)), [f"client 9 {hostile}", "since 9 7", "since 9 soon", "model", "gpu x y", *NAMES[:1]])
+    assert read_clients(path) == {9: [(7, "a?model 3 stolen????[2J")]}
+    assert read_names(path)["model"] == {3: "resnet/1"} == {number: text for sort, number, text in Follower(path).names()
+                                                            if sort == "model"}
+    assert tell(path, "", 1)["client"] == "a?model 3 stolen????[2J"
 
 
 def test_of_a_long_log_the_end_is_read(tmp_path: Path) -> None:
