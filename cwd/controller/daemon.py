@@ -230,6 +230,7 @@ class Controller:
             LOG.info("serving %d models on %s", len(self.registry.models), self.config.endpoint("clients"))
         elif now_ns >= self._status_ns and self._ready:
             self._status_ns = now_ns + STATUS_NS
+            self.log.stats(self.host.state[0], self.python)
             notify(watchdog=True, status=self._summary())
 
     def _summary(self) -> str:

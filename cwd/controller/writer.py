@@ -25,6 +25,7 @@ import numpy as np
 
 from cwd import __version__
 from cwd.controller.config import ControllerConfig
+from cwd.controller.host import STATE
 from cwd.controller.record import LOG_MAGIC, RECORD
 from cwd.errors import Code, CwdError
 from cwd.jit import lean_kernel
@@ -53,6 +54,7 @@ class LogWriter:
 
     def __init__(self, config: ControllerConfig, core: Any, state_dir: Path, epoch: int) -> None:
         self._process: subprocess.Popen[bytes] | None = None
+        self._metrics = bool(config.metrics_bind)
         self.ring: Ring = make_ring(RECORD, _NO_RING)
         if not config.records:
             return
@@ -89,6 +91,11 @@ class LogWriter:
             os.write(self._process.stdin.fileno(), f"{sort} {number} {text}\n{since}".encode())
         except OSError:
             LOG.debug("the log does not know the name of %s %d", sort, number)
+
+    def stats(self, state: Any, python: dict[str, int]) -> None:
+        """Have the loop's own counters among the metrics; costs microseconds, and nothing where nobody wants them."""
+        if self._metrics:
+            self.name("stats", 0, f"{state.tobytes().hex()} {python['python_cpu_max_ns']} {python['python_ns']}")
 
     def close(self) -> None:
         """Let the process write what is left, and wait for it."""
@@ -191,6 +198,14 @@ def _scraped(header: dict[str, Any], listener_fd: int) -> Scraped | None:
     return scraped
 
 
+def loop_stats(line: bytes) -> dict[str, int]:
+    """What `LogWriter.stats` told: the fields of the loop's state by name, and Python's times."""
+    _, _, state, python_max_ns, python_ns = line.split()
+    row = np.frombuffer(bytes.fromhex(state.decode()), STATE)[0]
+    return {**dict(zip(STATE.names or (), row.item(), strict=True)), "python_max_ns": int(python_max_ns),
+            "python_ns": int(python_ns)}
+
+
 def carry(ring: Ring, files: _Files | None, scraped: Scraped | None) -> None:
     """Take records from the ring and names from stdin, until that has ended and the ring is empty."""
     rows = np.zeros(_BATCH, RECORD)
@@ -207,11 +222,15 @@ def carry(ring: Ring, files: _Files | None, scraped: Scraped | None) -> None:
         if ready:
             data = os.read(0, 65536)
             open_input = bool(data)
-            if files is not None:
-                files.names(data)
+            *lines, begun = (begun + data).split(b"\n")
+            names = b"".join(line + b"\n" for line in lines if not line.startswith(b"stats "))
+            if files is not None and names:
+                files.names(names)
             if scraped is not None:
-                lines, newline, begun = (begun + data).rpartition(b"\n")
-                scraped.names(lines + newline)
+                scraped.names(names)
+                for line in lines:
+                    if line.startswith(b"stats "):
+                        scraped.stats(loop_stats(line))
 
 
 def main() -> int:

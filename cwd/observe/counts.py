@@ -64,6 +64,8 @@ class Counts:
         #: which handles are on each GPU
         self.resident: list[set[int]] = [set() for _ in range(gpus_max)]
         self.names: dict[str, dict[int, str]] = {"model": {}, "client": {}, "gpu": {}}
+        #: the loop's own counters, if whoever feeds has them; they are in no log
+        self.loop: dict[str, int] = {}
         self.requests, self.actions = OpenRequests(), OpenActions()
 
     def name(self, sort: str, number: int, text: str) -> None:

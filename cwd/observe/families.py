@@ -22,6 +22,9 @@ from cwd.observe.hottest import Hottest
 from cwd.observe.verdicts import OUTCOMES, REPLY_CODES, label_of
 from cwd.units import NS_PER_S, NS_PER_US
 
+#: of the loop's counters (`controller.host.STATE`)
+LOOP_EVENTS = ("received", "sent", "send_failed", "malformed", "not_introduced", "bad_identity", "stale_epoch", "results_stale",
+               "held_full", "peers_gone")
 _COLUMN = {name: at for at, name in enumerate(MODEL_FIELDS)}
 
 
@@ -40,6 +43,7 @@ class Families(Collector):
         series = self._hottest.series()
         yield from self._models(series)
         yield from self._log()
+        yield from self._loop()
         if self._aliases:
             yield from self._triton(series)
 
@@ -129,6 +133,23 @@ class Families(Collector):
         yield _counter("cwd_log_records", "Records of the event log.", self.counts.records)
         yield _counter("cwd_log_lost", "Records that were lost because the log's writer fell behind; what they told is in no "
                        "other metric.", self.counts.lost)
+
+    def _loop(self) -> Iterator[Metric]:
+        """What the loop counts itself, at most some seconds old; 0 until it has told."""
+        told = self.counts.loop
+        events = CounterMetricFamily("cwd_loop_events", "What the controller's loop met, messages at fault among it.",
+                                     labels=["event"])
+        for name in LOOP_EVENTS:
+            events.add_metric([name], told.get(name, 0))
+        yield events
+        for name, metric, text in (("busy_ns", "cwd_loop_busy_seconds", "Time that the loop was not waiting."),
+                                   ("python_ns", "cwd_loop_python_seconds", "Time that Python kept the loop waiting.")):
+            yield CounterMetricFamily(metric, text, told.get(name, 0) / NS_PER_S)
+        for name, metric, text in (("python_max_ns", "cwd_loop_python_max_seconds", "The longest that Python used at once."),
+                                   ("turn_max_ns", "cwd_loop_turn_max_seconds", "The longest turn of the loop.")):
+            yield GaugeMetricFamily(metric, text, told.get(name, 0) / NS_PER_S)
+        yield _gauge("cwd_held_bytes", "Payloads of requests that are held, with what each pins.", told.get("held_bytes", 0))
+        yield _gauge("cwd_peers", "Connections that have introduced themselves.", told.get("peers_used", 0))
 
     def _triton(self, series: list[tuple[str, np.ndarray]]) -> Iterator[Metric]:
         """Counters as Triton names them: without `_total`, times in us; there as here only of successful requests."""

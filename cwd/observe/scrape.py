@@ -53,6 +53,11 @@ class Scraped:
             for name in name_lines(lines):
                 self.counts.name(*name)
 
+    def stats(self, values: dict[str, int]) -> None:
+        """The loop's own counters, as they were just now."""
+        with self._lock:
+            self.counts.loop = values
+
     def collect(self) -> Any:
         with self._lock:
             return list(self._families.collect())

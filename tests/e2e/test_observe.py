@@ -43,6 +43,23 @@ def values(family: Any, label: str) -> Counter[str]:
     return +found
 
 
+def tapped(folder: Path, cluster: LocalCluster, model: str, inputs: dict[str, Any]) -> list[str]:
+    """Types of the messages that a tap sees of a client that asks for one inference through it."""
+    seen: list[str] = []
+    tap = Tap(f"ipc://{folder}/tap", cluster.endpoint(), lambda title, frames: seen.append(message_facts(frames)["type"]))
+    ended = threading.Event()
+    thread = threading.Thread(target=lambda: [tap.turn(50) for _ in iter(ended.is_set, True)])
+    thread.start()
+    try:
+        with Client(f"ipc://{folder}/tap", name="tapped") as client:
+            assert client.infer(model, inputs, "2s").outputs
+    finally:
+        ended.set()
+        thread.join()
+        tap.close()
+    return seen
+
+
 @pytest.mark.e2e
 def test_scrape_top_and_explain(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     repository = Repository(tmp_path / "models", create=True)
@@ -84,27 +101,18 @@ def test_scrape_top_and_explain(tmp_path: Path, capfd: pytest.CaptureFixture[str
         pages = {sample.labels["state"]: sample.value for sample in found["cwd_pages"].samples}
         status = cluster.status()
         assert pages["free"] + pages["used"] == 3 and pages["free"] == status["workers"]["0"]["pages_free"]
+        until = time.monotonic() + WAIT_S
+        while not values(scrape(port)["cwd_loop_events"], "event")["received"]:  # told every few seconds
+            assert time.monotonic() < until, "the loop's counters never came"
+            time.sleep(.2)
         # the same by top, which has the log's records and the controller's status
         state = ["--state-dir", str(cluster.log), "--admin-endpoint", cluster.endpoint("admin")]
         assert run(["top", "--once", "--json", "--window", "10m", *state]) == 0
         facts = json.loads(capfd.readouterr().out)
         assert facts["alive"] and facts["replies"]["in_time"] == counted["ok"] and facts["status"]["in_flight"] == 0
         assert {row["model"] for row in facts["models"]} == set(by_model)
-        # a client through a tap, which shows its conversation
-        seen: list[str] = []
-        tap = Tap(f"ipc://{tmp_path}/tap", cluster.endpoint(), lambda title, frames: seen.append(message_facts(frames)["type"]))
-        ended = threading.Event()
-        thread = threading.Thread(target=lambda: [tap.turn(50) for _ in iter(ended.is_set, True)])
-        thread.start()
-        try:
-            with Client(f"ipc://{tmp_path}/tap", name="tapped") as client:
-                assert client.infer(names[0], inputs, "2s").outputs
-        finally:
-            ended.set()
-            thread.join()
-            tap.close()
-        told = [kind for kind in seen if kind != "HEARTBEAT"]
-        assert told[:6] == ["HELLO", "WELCOME", "LOOKUP", "MODEL", "INFER", "REPLY"]
+        assert [kind for kind in tapped(tmp_path, cluster, names[0], inputs) if kind != "HEARTBEAT"][:6] == [
+            "HELLO", "WELCOME", "LOOKUP", "MODEL", "INFER", "REPLY"]
         # and why one of each kind went as it did, while the controller runs
         for code, number in numbers.items():
             assert run(["explain", f"{number:016x}", "--log", str(cluster.log), "--json"]) == 0

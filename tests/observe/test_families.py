@@ -19,8 +19,9 @@ pytest.importorskip("prometheus_client")
 from prometheus_client import CollectorRegistry, generate_latest  # noqa: E402
 from prometheus_client.parser import text_string_to_metric_families  # noqa: E402
 
-from cwd.controller.writer import listen  # noqa: E402
+from cwd.controller.writer import listen, loop_stats  # noqa: E402
 from cwd.errors import CwdError  # noqa: E402
+from cwd.observe.families import LOOP_EVENTS  # noqa: E402
 from cwd.observe.scrape import Scraped, serve  # noqa: E402
 
 MONITORING = Path(__file__).resolve().parents[2] / "systemd" / "monitoring"
@@ -28,7 +29,7 @@ MONITORING = Path(__file__).resolve().parents[2] / "systemd" / "monitoring"
 UNITLESS = {"cwd_arrivals", "cwd_requests", "cwd_cold", "cwd_requests_in_flight", "cwd_request_slo_ratio", "cwd_batch_size",
             "cwd_actions_sent", "cwd_actions_done", "cwd_workers", "cwd_models", "cwd_worker_up", "cwd_pages",
             "cwd_models_resident", "cwd_model_requests", "cwd_model_cold", "cwd_model_executions", "cwd_log_records",
-            "cwd_log_lost", "cwd_build_info"}
+            "cwd_log_lost", "cwd_build_info", "cwd_loop_events", "cwd_peers"}
 TOOLS = MONITORING.parents[1] / "tools"
 _WORD = re.compile(r"\b((?:cwd|nv)_[a-z_]+)\b")
 
@@ -56,6 +57,15 @@ def scraped() -> dict[str, Any]:
     return {family.name: family for family in text_string_to_metric_families(text)}
 
 
+def test_the_loop_s_counters_are_ones_that_it_has() -> None:
+    host = pytest.importorskip("cwd.controller.host")
+    state = np.zeros(1, host.STATE)
+    state[0]["malformed"], state[0]["busy_ns"] = 3, 7
+    told = loop_stats(f"stats 0 {state[0].tobytes().hex()} 11 13".encode())
+    assert (told["malformed"], told["busy_ns"], told["python_max_ns"], told["python_ns"]) == (3, 7, 11, 13)
+    assert set(LOOP_EVENTS) | {"busy_ns", "turn_max_ns", "held_bytes", "peers_used"} <= set(told)
+
+
 def test_names_types_and_help(scraped: dict[str, Any]) -> None:
     for name, family in scraped.items():
         assert family.documentation.endswith("."), name
@@ -63,7 +73,7 @@ def test_names_types_and_help(scraped: dict[str, Any]) -> None:
             assert family.type == "unknown"
             continue
         assert re.fullmatch(r"cwd(_[a-z]+)+", name) and not name.endswith(("_total", "_count", "_sum", "_bucket"))
-        assert name in UNITLESS or name.endswith("_seconds"), name
+        assert name in UNITLESS or name.endswith(("_seconds", "_bytes")), name
         assert (family.type == "counter") == any(sample.name.endswith("_total") for sample in family.samples), name
         assert len({tuple(sorted(sample.labels.items())) + (sample.name,) for sample in family.samples}) == len(family.samples)
 

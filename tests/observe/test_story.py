@@ -186,7 +186,8 @@ def test_a_log_is_followed_while_it_grows_and_rotates(tmp_path: Path) -> None:
 
 def test_names_that_peers_chose_break_no_line(tmp_path: Path) -> None:
     hostile = "a\x0bmodel 3 stolen\x85\u2028\r\x1b[2J"
-    path = write_log(tmp_path, log_of(came(0, 1)), [f"client 9 {hostile}", "since 9 7", "since 9 soon", "model", "gpu x y", *NAMES[:1]])
+    path = write_log(tmp_path, log_of(came(0, 1)),
+                     [f"client 9 {hostile}", "since 9 7", "since 9 soon", "model", "gpu x y", *NAMES[:1]])
     assert read_clients(path) == {9: [(7, "a?model 3 stolen????[2J")]}
     assert read_names(path)["model"] == {3: "resnet/1"} == {number: text for sort, number, text in Follower(path).names()
                                                             if sort == "model"}
