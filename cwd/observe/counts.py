@@ -30,6 +30,8 @@ ACTIONS = {LOAD: "load", UNLOAD: "unload", EXEC: "infer", RESERVED: "prepare"}
 LANES = ("exec", "load")
 #: a lane's number, by the kind of action
 _LANE = np.array([0, 1, 1, 0, 0], np.int64)
+#: after an UNLOAD with such a result the model is not there
+_GONE = (int(Code.OK), int(Code.NOT_RESIDENT))
 
 
 class Counts:
@@ -200,29 +202,37 @@ class Counts:
     def _gpus_come_and_go(self, batch: Records, done: Records, action: Records) -> None:
         """Pages and models on each GPU, in the order of the log."""
         rare = batch[np.isin(batch["kind"], (Kind.JOINED, Kind.RESIDENT, Kind.LOST))]
-        moved = (action["kind"] == LOAD) | (action["kind"] == UNLOAD) | (action["kind"] == RESERVED)
-        steps = [(int(row["now_ns"]), 0, row, None) for row in rare]
-        steps += [(int(row["now_ns"]), 1, row, its) for row, its in zip(done[moved], action[moved], strict=True)]
-        steps.sort(key=lambda step: step[:2])
-        for _, _, row, its in steps:
-            gpu = int(row["gpu"])
+        moved = action["kind"] != EXEC
+        came, ended, its = rare, done[moved], action[moved]
+        # plain tuples: (when, which sort of step, what, GPU, model, pages)
+        steps = list(zip(came["now_ns"].tolist(), [0] * len(came), came["kind"].tolist(), came["gpu"].tolist(),
+                         came["model"].tolist(), came["b"].tolist(), strict=True))
+        what = np.where(np.isin(ended["status"], _GONE) & (its["kind"] == UNLOAD), UNLOAD,
+                        np.where((ended["status"] == Code.OK) & (its["kind"] == LOAD), LOAD, 0))
+        steps += zip(ended["now_ns"].tolist(), [1] * len(ended), what.tolist(), ended["gpu"].tolist(),
+                     its["model"].tolist(), ended["e"].tolist(), strict=True)
+        steps.sort(key=_when)
+        for _, sort, kind, gpu, model, pages in steps:
             if not 0 <= gpu < len(self.resident):
                 continue
-            if its is not None:
-                self._moved(gpu, row, its)
-            elif row["kind"] == Kind.RESIDENT:
-                handle = int(row["model"])
-                self.resident[gpu].add(handle)
-                self.pages_free[gpu] -= self.pages[min(handle & SLOT_MASK, len(self.pages) - 1)]
+            if sort:
+                self._moved(gpu, kind, model, pages)
+            elif kind == Kind.RESIDENT:
+                self.resident[gpu].add(model)
+                self.pages_free[gpu] -= self.pages[min(model & SLOT_MASK, len(self.pages) - 1)]
             else:
                 self.resident[gpu].clear()
-                self.pages_total[gpu] = row["b"] if row["kind"] == Kind.JOINED else -1
+                self.pages_total[gpu] = pages if kind == Kind.JOINED else -1
                 self.pages_free[gpu] = max(int(self.pages_total[gpu]), 0)
 
-    def _moved(self, gpu: int, row: Any, its: Any) -> None:
-        if row["e"] >= 0:
-            self.pages_free[gpu] = row["e"]  # the worker's own books
-        if row["status"] == Code.OK and its["kind"] == LOAD:
-            self.resident[gpu].add(int(its["model"]))
-        elif row["status"] in (Code.OK, Code.NOT_RESIDENT) and its["kind"] == UNLOAD:
-            self.resident[gpu].discard(int(its["model"]))
+    def _moved(self, gpu: int, kind: int, model: int, pages_free: int) -> None:
+        if pages_free >= 0:
+            self.pages_free[gpu] = pages_free  # the worker's own books
+        if kind == LOAD:
+            self.resident[gpu].add(model)
+        elif kind == UNLOAD:
+            self.resident[gpu].discard(model)
+
+
+def _when(step: tuple[int, ...]) -> tuple[int, int]:
+    return step[0], step[1]
