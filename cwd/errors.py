@@ -179,6 +179,9 @@ class RemoteProtocolError(ProtocolError):
 class RequestError(CwdError):
     """A request got no output. `earliest_ns` is, on a refusal, after how long it could have been answered (0: unknown)."""
 
+    #: the request's number (0: it was never sent, or no reply came); `cwd explain` takes it as 16 hexadecimal digits
+    request: int = 0
+
     def __init__(self, text: str = "", *, code: Code | None = None, earliest_ns: int = 0) -> None:
         super().__init__(text, code=code)
         self.earliest_ns = earliest_ns

@@ -33,7 +33,9 @@ LAYERS: dict[str, tuple[str, ...]] = {
     "cwd.client": (*_BASE, "cwd.config", "cwd.wire", "cwd.net"),
     "cwd.core": ("cwd.errors", "cwd.units", "cwd.jit", "cwd.tables"),
     "cwd.models": (*_BASE, "cwd.jit"),
-    "cwd.controller": (*_HOSTS, "cwd.models"),
+    "cwd.controller": (*_HOSTS, "cwd.models", "cwd.observe"),
+    # whoever looks at a controller reads its log, and knows nothing of its insides
+    "cwd.observe": (*_BASE, "cwd.controller.telemetry", "cwd.controller.record", "cwd.wire", "cwd.net.sockets"),
     "cwd.worker.agenda": ("cwd.errors", "cwd.units", "cwd.jit", "cwd.tables"),
     "cwd.worker.residency": ("cwd.errors", "cwd.units", "cwd.jit", "cwd.tables"),
     "cwd.worker.rules": ("cwd.errors", "cwd.jit", "cwd.worker.agenda", "cwd.worker.residency"),

@@ -279,5 +279,5 @@ def test_a_package_has_them(tmp_path: Path) -> None:
     subprocess.run([sys.executable, "-c", "import setuptools; setuptools.setup()", "-q", "build_py", "--build-lib", "built"],
                    cwd=tmp_path, capture_output=True, check=True)
     built = tmp_path / "built" / "cwd" / "systemd"
-    assert {path.name: path.read_text() for path in built.iterdir()} == {
-        path.name: path.read_text() for path in FOLDER.iterdir()}
+    assert {path.name: path.read_text() for path in built.iterdir() if path.is_file()} == {
+        path.name: path.read_text() for path in FOLDER.iterdir() if path.is_file()}

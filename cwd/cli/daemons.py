@@ -83,18 +83,18 @@ def _shown(name: str, default: Any) -> str:
 
 
 def become_daemon() -> None:
-    """A daemon logs to stderr, and ends with the process that started it if that asked for it.
+    """A daemon logs to stderr or the journal, and ends with the process that started it if that asked for it.
 
     A supervisor ends one that hangs by SIGABRT: then all threads' stacks are written as well.
     """
     import faulthandler
-    import logging
 
     from cwd.cluster.child import die_with_parent
+    from cwd.net.journal import log_to_stderr
 
     die_with_parent()
     faulthandler.enable(file=2)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
+    log_to_stderr("%(asctime)s %(name)s %(levelname)s %(message)s")
 
 
 @click.command()

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from cwd.cli.common import emit, endpoint_option, json_option
-from cwd.errors import Code, CwdError
+from cwd.errors import Code, CwdError, RequestError
 from cwd.units import format_duration
 
 if TYPE_CHECKING:
@@ -37,7 +37,11 @@ def infer(model: str, inputs: tuple[str, ...], slo: str, app: str | None, output
         given |= read_inputs(text)
     with Client(endpoint, name="cwd-infer") as client:
         found = client.lookup(model)
-        result = client.infer(model, fit(found, given), slo, app=app)
+        try:
+            result = client.infer(model, fit(found, given), slo, app=app)
+        except RequestError as error:
+            why = f"; cwd explain {error.request:016x} says more" if error.request else ""
+            raise CwdError(error.text + why, code=error.code) from None
     if output:
         np.savez(output, **result.outputs)  # type: ignore[arg-type]
     emit(facts_of(result, output), as_json, lines_of(result, output))
@@ -86,7 +90,7 @@ def facts_of(result: Result, output: str | None) -> dict[str, Any]:
         outputs[name] = {"dtype": str(array.dtype), "shape": list(array.shape)}
         if output is None:
             outputs[name]["data"] = array.tolist()
-    return {"model": result.model, "outputs": outputs, "output": output, **result.timing()}
+    return {"model": result.model, "request": f"{result.request:016x}", "outputs": outputs, "output": output, **result.timing()}
 
 
 def lines_of(result: Result, output: str | None) -> list[str]:
@@ -102,4 +106,5 @@ def lines_of(result: Result, output: str | None) -> list[str]:
              "round trip": result.round_trip_ns}
     lines.append(", ".join(f"{name} {format_duration(value)}" for name, value in times.items())
                  + f", batch {result.batch}, worker {result.worker}" + (", cold" if result.cold else ""))
+    lines.append(f"request {result.request:016x}")
     return lines + ([f"outputs written to {output}"] if output else [])

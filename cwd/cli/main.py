@@ -13,7 +13,8 @@ from collections.abc import Sequence
 #: what is missing from a bare installation, and the extra that brings it
 _EXTRAS = {"click": "server", "numba": "server", "llvmlite": "server", "torch": "server", "safetensors": "server",
            "tqdm": "server", "psutil": "server", "transformers": "zoo", "matplotlib": "plot",
-           "starlette": "gateway", "uvicorn": "gateway", "orjson": "gateway"}
+           "starlette": "gateway", "uvicorn": "gateway", "orjson": "gateway", "rich": "metrics",
+           "prometheus_client": "metrics"}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

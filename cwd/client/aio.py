@@ -13,7 +13,7 @@ from typing import Any
 
 import zmq
 
-from cwd.client.call import Call, app_tag, slo_to_ns
+from cwd.client.call import Call, app_tag, first_request, slo_to_ns
 from cwd.client.model import Inputs, Model, split_name
 from cwd.client.result import Result
 from cwd.client.session import Session, State
@@ -142,7 +142,8 @@ class AsyncClient:
         if self._closed:
             raise ControllerLost("the client is closed")
         self._loop = asyncio.get_running_loop()
-        self._session = Session(name=self._name, boot=_BOOT, host=host_id(), now_ns=_now())
+        self._session = Session(name=self._name, boot=_BOOT, host=host_id(), now_ns=_now(),
+                                first_request=first_request())
         self._turn()
         return self._session
 

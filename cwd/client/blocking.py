@@ -58,7 +58,7 @@ class Pending:
 
     def __repr__(self) -> str:
         call = self._call
-        return f"<request {call.id} to {call.what}: {'in flight' if not call.done else call.error or 'answered'}>"
+        return f"<request {call.id:016x} to {call.what}: {'in flight' if not call.done else call.error or 'answered'}>"
 
 
 class Client:

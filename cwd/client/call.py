@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import secrets
 import zlib
 from collections.abc import Callable
 from typing import Any
@@ -47,6 +48,11 @@ class Call:
         return self.id < other.id
 
 
+def first_request() -> int:
+    """Where a client begins to number its requests: at random, so that a number alone says whose request it is."""
+    return secrets.randbits(42) << 20 | 1
+
+
 def known_code(code: int) -> Code:
     """The code, or EXECUTION_FAILED for one that a newer controller may know and we do not."""
     try:
@@ -72,7 +78,9 @@ def refusal(call: Call, reply: Reply) -> RequestError:
         text += f", possible after {format_duration(reply.earliest_ns)}"
     if reply.exec_ns:
         text += f", executed for {format_duration(reply.exec_ns)}"
-    return request_error(reply.status, text + f", decided after {format_duration(reply.total_ns)})", reply.earliest_ns)
+    error = request_error(reply.status, text + f", decided after {format_duration(reply.total_ns)})", reply.earliest_ns)
+    error.request = call.id
+    return error
 
 
 def app_tag(app: str | None) -> int:

@@ -21,7 +21,7 @@ from typing import Any
 
 import zmq
 
-from cwd.client.call import Call
+from cwd.client.call import Call, first_request
 from cwd.client.session import FOREVER_NS, Session, State
 from cwd.errors import ControllerLost
 from cwd.net.host_id import host_id
@@ -67,7 +67,8 @@ class Connection:
     def __init__(self, endpoint: str, name: str, role: Role, context: zmq.Context | None = None) -> None:
         self.endpoint = endpoint
         self._context = context or zmq.Context.instance()
-        self.session = self._session_type(name=name, boot=_BOOT, host=host_id(), now_ns=_now(), role=role)
+        self.session = self._session_type(name=name, boot=_BOOT, host=host_id(), now_ns=_now(), role=role,
+                                          first_request=first_request())
         self._lock = threading.Lock()
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._leading = False

@@ -13,14 +13,16 @@ from cwd.units import format_duration
 class Result:
     """One answer in time. `outputs` maps names to arrays; `result["name"]` is short for `result.outputs["name"]`."""
 
-    __slots__ = ("model", "outputs", "queued_ns", "load_ns", "exec_ns", "total_ns", "round_trip_ns", "batch", "worker",
-                 "cold")
+    __slots__ = ("model", "outputs", "request", "queued_ns", "load_ns", "exec_ns", "total_ns", "round_trip_ns", "batch",
+                 "worker", "cold")
 
     def __init__(self, call: Call) -> None:
         """From an answered INFER. Raises `RemoteProtocolError` if the payload has not the model's size."""
         reply = call.answer
         #: the name of the model
         self.model = call.what
+        #: the request's number; `cwd explain` takes it as 16 hexadecimal digits
+        self.request: int = call.id
         #: arrays over the received message's memory; they are the caller's to write to
         self.outputs: dict[str, np.ndarray] = call.model.unpack(call.payload, call.dims)  # type: ignore[union-attr]
         #: arrival at the controller to the start of the execution
@@ -49,8 +51,8 @@ class Result:
         return self.outputs[name]
 
     def timing(self) -> dict[str, Any]:
-        """Everything but the outputs, as plain data."""
-        return {name: getattr(self, name) for name in self.__slots__ if name not in ("outputs", "model")}
+        """Where its time went, as plain data."""
+        return {name: getattr(self, name) for name in self.__slots__ if name not in ("outputs", "model", "request")}
 
     def __repr__(self) -> str:
         outputs = ", ".join(f"{name}: {array.dtype}{list(array.shape)}" for name, array in self.outputs.items())

@@ -48,7 +48,7 @@ class Session:
     """One client's (or admin's) connection to a controller, over as many reconnections as it takes."""
 
     def __init__(self, *, name: str, boot: bytes, host: bytes, now_ns: int, role: Role = Role.CLIENT,
-                 grace_ns: int = GRACE_NS, attempt_ns: int = ATTEMPT_NS) -> None:
+                 grace_ns: int = GRACE_NS, attempt_ns: int = ATTEMPT_NS, first_request: int = 1) -> None:
         self._hello = {"minor": VERSION_MINOR, "role": int(role), "name": name, "boot": boot, "host": host, "caps": {}}
         self._host = host
         self._grace_ns = grace_ns
@@ -73,7 +73,7 @@ class Session:
         self.credits = 0
         self.payload_bytes_max = 0
 
-        self._next_id = 1
+        self._next_id = first_request
         self._expiry: list[tuple[int, Call]] = []
         self._seq = 0
         self._lost_ns = self._heartbeat_ns = 0

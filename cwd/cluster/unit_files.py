@@ -53,7 +53,7 @@ def files(machine: Machine, root: Path) -> dict[Path, str]:
     """What is to be written below `root`: {path: text}, the configuration last."""
     found = {}
     for source in sorted(SOURCE.iterdir()):
-        if source.name != _EXAMPLE:
+        if source.is_file() and source.name != _EXAMPLE:
             place = root / _PLACES.get(source.name, f"{_UNITS}/{source.name}")
             found[place] = MARKER + _adapted(source.read_text("utf-8"), machine)
     found[root / machine.config.lstrip("/")] = (SOURCE / _EXAMPLE).read_text("utf-8")

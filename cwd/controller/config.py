@@ -84,12 +84,23 @@ class ControllerConfig:
     log_keep_bytes: int = 8 << 30
     #: slots of the shared-memory ring between the loop and the log writer
     log_ring: int = 1 << 16
+    #: host:port where Prometheus finds /metrics (no authentication; ":9100" is loopback); "" offers none
+    metrics_bind: str = ""
+    #: how many models, the hottest, have metrics of their own; all others are counted together
+    metrics_models: int = 50
+    #: offer the metrics under Triton's names, too (nv_inference_*), for dashboards made for it
+    metrics_triton_aliases: bool = False
     #: CPU that the loop's thread is pinned to; -1 leaves it to the kernel
     cpu: int = -1
     #: nice value of the controller's thread; a negative one takes effect where the system allows it
     nice: int = -10
     #: debug, info, warning or error
     log_level: str = "info"
+
+    @property
+    def records(self) -> bool:
+        """Whether the loop records what happens: for the log, or for the metrics."""
+        return self.log or bool(self.metrics_bind)
 
     def endpoint(self, which: str) -> str:
         """The endpoint of `clients`, `workers` or `admin`."""

@@ -249,6 +249,7 @@ class Controller:
             LOG.info("serving %d models on %s", len(self.registry.models), self.config.endpoint("clients"))
         if now_ns >= self._status_ns:
             self._status_ns = now_ns + STATUS_NS
+            self.log.stats(self.host.state[0], self.python)
             if self._ready:
                 notify(status=self._summary(now_ns))
             elif self._before[1] != (models := len(self.registry.models)):

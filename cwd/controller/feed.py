@@ -13,6 +13,8 @@ import numpy as np
 
 from cwd.controller.record import Kind
 from cwd.core import engine
+from cwd.core.estimate import margin_ns
+from cwd.core.world import MARGIN_RESULT
 from cwd.jit import inner_kernel, lean_kernel
 from cwd.net.sync import ring_claim, ring_publish
 
@@ -110,8 +112,11 @@ def feed_client_gone(host, world, now_ns, client):
 
 
 @lean_kernel
-def feed_done(host, world, now_ns, gpu, action, status, begin_ns, end_ns, device_ns, rows_done, pages_free, payload):
+def feed_done(host, world, now_ns, gpu, action, status, begin_ns, end_ns, device_ns, rows_done, pages_free, payload,
+              sent_ns):
     """0, or STALE: then the core did not know the action any more and nothing changed."""
+    # as it was before this result is learned from
+    way_ns = margin_ns(world, now_ns, max(world.gpus[gpu]["kind"], 0), MARGIN_RESULT)
     stale = engine.action_done(
         world, now_ns, action, status, begin_ns, end_ns, device_ns, rows_done, pages_free, payload)
     if stale != 0:
@@ -121,7 +126,7 @@ def feed_done(host, world, now_ns, gpu, action, status, begin_ns, end_ns, device
         row = host.log.records[at]
         row["flag"], row["status"], row["gpu"], row["id"] = stale, status, gpu, action
         row["a"], row["b"], row["c"], row["d"], row["e"] = begin_ns, end_ns, device_ns, rows_done, pages_free
-        row["f"] = payload
+        row["f"], row["g"], row["h"] = payload, sent_ns, way_ns
         ring_publish(host.log)
     return stale
 

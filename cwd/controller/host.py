@@ -160,7 +160,7 @@ def make_host(config: ControllerConfig, epoch: int, items: Table, ring: Ring) ->
     state["timer_fd"], state["wake_fd"] = items[SOCKETS]["fd"], items[SOCKETS + 1]["fd"]
     state["epoch"], state["credits"], state["slo_max_ns"] = epoch, config.credits, config.slo_max_ns
     state["held_max_bytes"], state["payload_max_bytes"] = config.held_max_bytes, config.payload_max_bytes
-    state["heartbeat_ns"], state["lost_ns"], state["log"] = config.heartbeat_ns, config.lost_ns, config.log
+    state["heartbeat_ns"], state["lost_ns"], state["log"] = config.heartbeat_ns, config.lost_ns, config.records
     return host
 
 

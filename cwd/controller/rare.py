@@ -109,7 +109,7 @@ class Rare:
             start_clock(self._host, slot, fields["now_ns"], now_ns)
             self._welcome(slot, key, fields, name, self._config.credits if role == ROLE_CLIENT else 0)
             yield
-            self._log.name("client", slot, name)
+            self._log.name("client", slot, name, now_ns)
         except CwdError as error:
             LOG.warning("%s was turned away: %s", name, error.text)
             self._outgoing.error(key, error.code, Type.HELLO, 0, error.text[:200])

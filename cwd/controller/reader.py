@@ -22,6 +22,7 @@ from typing import Any
 import msgpack
 
 from cwd.errors import Code, CwdError
+from cwd.net.journal import log_to_stderr
 from cwd.net.priority import set_nice
 
 LOG = logging.getLogger("cwd.controller")
@@ -214,7 +215,7 @@ def _program_facts(manifest: Any, profiles: dict[str, Any]) -> dict[str, Any]:
 
 def main() -> int:
     set_nice(0)  # the controller's own is not for what can wait
-    logging.basicConfig(format="cwd controller: %(message)s", level=logging.INFO)
+    log_to_stderr("cwd controller: %(message)s")
     try:
         _Answerer(sys.argv[1]).run()
     except CwdError as error:

@@ -300,7 +300,7 @@ def result(host, world, key, slot, header, now_ns):
         state["results_stale"] += 1
         return
     feed_done(host, world, now_ns, gpu, action, np.int64(row["status"]), begin_ns, end_ns, row["device_ns"], ZERO,
-              np.int64(row["pages_free"]), NONE)
+              np.int64(row["pages_free"]), NONE, to_controller(host, slot, row["sent_ns"]))
 
 
 @inner_kernel
@@ -334,7 +334,7 @@ def exec_result(host, world, key, slot, frames, first, now_ns):
         return
     stale = feed_done(host, world, now_ns, gpu, action, np.int64(row["status"]), to_controller(host, slot, row["begin_ns"]),
                       to_controller(host, slot, row["end_ns"]), row["device_ns"], np.int64(row["rows_done"]), NONE,
-                      first + 2 if frames > 2 else np.int64(-1))
+                      first + 2 if frames > 2 else np.int64(-1), to_controller(host, slot, row["sent_ns"]))
     if stale == 0:
         state["results_used"] = first + frames
 

@@ -65,8 +65,9 @@ COLUMNS: dict[Kind, dict[str, str]] = {
                    "f": "payload"},
     Kind.CANCELLED: {"id": "request", "a": "client"},
     Kind.CLIENT_GONE: {"a": "client"},
+    #: sent_ns: when the worker sent it, on our clock (0: not known); margin_ns: what its way was thought to take at most
     Kind.DONE: {"id": "action", "flag": "stale", "a": "begin_ns", "b": "end_ns", "c": "device_ns", "d": "rows_done",
-                "e": "pages_free", "f": "payload"},
+                "e": "pages_free", "f": "payload", "g": "sent_ns", "h": "margin_ns"},
     Kind.JOINED: {"a": "kind", "b": "pages_total"},
     Kind.RESIDENT: {},
     Kind.LOST: {},

@@ -79,16 +79,42 @@ def read_log(path: str | Path) -> Records:
     return np.concatenate(parts) if parts else np.empty(0, RECORD)
 
 
+def name_lines(raw: bytes) -> list[tuple[str, int, str]]:
+    """(sort, number, text) of each whole line of names; a peer chose its own, so what does not print is shown as `?`."""
+    found = []
+    for line in raw.decode(errors="replace").split("\n")[:-1]:
+        sort, _, rest = line.partition(" ")
+        number, _, text = rest.partition(" ")
+        if text and number.isascii() and number.isdecimal():
+            found.append((sort, int(number), "".join(each if each.isprintable() else "?" for each in text)))
+    return found
+
+
+def names_file(path: str | Path) -> Path | None:
+    """Where the names of the log at `path` are, if there is such a log."""
+    parts = log_parts(path)
+    return parts[0].parent / (parts[0].name.split(".")[0] + ".names") if parts else None
+
+
 def read_names(path: str | Path) -> dict[str, dict[int, str]]:
     """`{"model": {handle: "name/version"}, "client": {index: name}, "gpu": {index: name}}` of the log at `path`."""
-    parts = log_parts(path)
     names: dict[str, dict[int, str]] = {"model": {}, "client": {}, "gpu": {}}
-    file = parts[0].parent / (parts[0].name.split(".")[0] + ".names") if parts else None
-    if file is not None and file.exists():
-        for line in file.read_text("utf-8").splitlines():
-            sort, number, text = line.split(" ", 2)
-            names.setdefault(sort, {})[int(number)] = text
+    file = names_file(path)
+    for sort, number, text in name_lines(file.read_bytes()) if file is not None and file.exists() else ():
+        names.setdefault(sort, {})[number] = text
     return names
+
+
+def read_clients(path: str | Path) -> dict[int, list[tuple[int, str]]]:
+    """Client's number -> (since when, name) of each that had it, oldest first; since 0 where the log does not say."""
+    file = names_file(path)
+    found: dict[int, list[tuple[int, str]]] = {}
+    for sort, number, text in name_lines(file.read_bytes()) if file is not None and file.exists() else ():
+        if sort == "client":
+            found.setdefault(number, []).append((0, text))
+        elif sort == "since" and number in found and text.isdecimal():
+            found[number][-1] = (int(text), found[number][-1][1])
+    return found
 
 
 def events(log: Records, kind: Kind) -> Records:

@@ -40,7 +40,7 @@ def warm() -> None:
     feed.feed_resident(host, world, now_ns, 0, models)
     feed.feed_prepared(host, world, now_ns, 0, 0, 1)
     action = int(feed.feed_reserved(host, world, now_ns, 0, 1000))
-    feed.feed_done(host, world, now_ns, 0, action, 0, now_ns, now_ns, 0, 0, 7, -1)
+    feed.feed_done(host, world, now_ns, 0, action, 0, now_ns, now_ns, 0, 0, 7, -1, 0)
     feed.feed_wanted(host, world, now_ns, model)
     feed.feed_closing(host, world, now_ns)
     feed.feed_model_removed(host, world, now_ns, model)

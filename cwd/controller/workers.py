@@ -284,7 +284,7 @@ class Workers:
         status, gpu = news["status"], worker.gpu
         self._host.gpus[gpu]["special"] = -1
         feed.feed_done(self._host, self._world, news["now_ns"], gpu, news["action"], status, news["begin_ns"],
-                       news["end_ns"], 0, 0, news["pages_free"], -1)
+                       news["end_ns"], 0, 0, news["pages_free"], -1, 0)
         if status != Code.OK:
             what = job.model.key if job.model else f"program {job.program.hash.hex()}"
             LOG.warning("%s cannot prepare %s: %s", worker.name, what, _sentence(status))
