@@ -25,6 +25,7 @@ from cwd.client.call import Call
 from cwd.client.session import FOREVER_NS, Session, State
 from cwd.errors import ControllerLost
 from cwd.net.host_id import host_id
+from cwd.net.keys import PeerKeys
 from cwd.net.sockets import connect_dealer
 from cwd.units import NS_PER_MS, NS_PER_S
 from cwd.wire.messages import Role
@@ -64,8 +65,10 @@ class Connection:
 
     _session_type = Session
 
-    def __init__(self, endpoint: str, name: str, role: Role, context: zmq.Context | None = None) -> None:
+    def __init__(self, endpoint: str, name: str, role: Role, context: zmq.Context | None = None,
+                 keys: PeerKeys | None = None) -> None:
         self.endpoint = endpoint
+        self._keys = keys
         self._context = context or zmq.Context.instance()
         self.session = self._session_type(name=name, boot=_BOOT, host=host_id(), now_ns=_now(), role=role)
         self._lock = threading.Lock()
@@ -274,7 +277,7 @@ class Connection:
     def _open(self) -> None:
         if self._socket is not None:
             self._socket.close(0)
-        self._socket = connect_dealer(self._context, self.endpoint)
+        self._socket = connect_dealer(self._context, self.endpoint, keys=self._keys)
         self._items = [(self._socket, zmq.POLLIN), (self._wake, zmq.POLLIN)]
         self._generation = self.session.generation
 

@@ -18,6 +18,7 @@ import zmq
 
 from cwd.errors import Code
 from cwd.net.clock import monotonic_ns
+from cwd.net.keys import peer_keys
 from cwd.net.priority import set_nice
 from cwd.net.sockets import make_context
 from cwd.net.wake import eventfd_signal, make_eventfd, poll_fds, set_timer_slack
@@ -59,7 +60,8 @@ class DeviceWorker:
                              rows_max=options.rows_max, bytes_per_s=options.load_bytes_per_s)
         self.context = make_context()
         #: the io thread's, with the exchange's lock: it closes and makes sockets
-        self.session = Session(self.context, options.endpoint, options.name, exchange.link, self._caps)
+        self.session = Session(self.context, options.endpoint, options.name, exchange.link, self._caps,
+                               peer_keys(options.key, options.server_key))
         #: PREPAREs that wait in the exec lane, by (session, action)
         self._prepares: dict[tuple[int, int], dict[str, Any]] = {}
         #: whether the controller has welcomed this worker; what ended one of its threads. `events_fd` says: look

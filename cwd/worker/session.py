@@ -17,6 +17,7 @@ import zmq
 from cwd.errors import SENTENCES, Code, CwdError, RemoteProtocolError
 from cwd.net.clock import monotonic_ns
 from cwd.net.host_id import host_id
+from cwd.net.keys import PeerKeys
 from cwd.net.sockets import connect_dealer
 from cwd.units import NS_PER_MS
 from cwd.wire import codec
@@ -42,7 +43,8 @@ class Session:
     """One device's connection: `link` is its LINK record, a one-element view of the host's table."""
 
     def __init__(self, context: zmq.Context, endpoint: str, name: str, link: np.ndarray,
-                 caps: Callable[[], dict[str, Any]]) -> None:
+                 caps: Callable[[], dict[str, Any]], keys: PeerKeys | None = None) -> None:
+        self.keys = keys
         self.context, self.endpoint, self.name, self.link, self.caps = context, endpoint, name, link, caps
         self.socket: zmq.Socket | None = None
         self._backoff_ns = BACKOFF_MIN_NS
@@ -54,7 +56,7 @@ class Session:
     def connect(self, after_ns: int = 0) -> None:
         """A new socket in place of the old one; HELLO is due `after_ns` from now. The poll set needs its handle."""
         self.close()
-        self.socket = connect_dealer(self.context, self.endpoint)
+        self.socket = connect_dealer(self.context, self.endpoint, keys=self.keys)
         self.link["socket"] = self.socket.underlying
         self.link["state"] = links.GREETING
         self.link["broken"] = 0
