@@ -1,4 +1,4 @@
-"""The watcher of the key folder: a process beside the controller that reads it once a second.
+"""The watcher of the key folder: a process beside the controller that reads it twice a second.
 
 `KeyWatch` is the daemon's end: `changes` never waits. The process says each difference as it finds it, as a msgpack
 array [added, role, public key, name], and after every reading its number; a byte on its stdin has it read at once. It
@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import msgpack
 
@@ -23,7 +24,7 @@ from cwd.net.priority import set_nice
 LOG = logging.getLogger("cwd.keys")
 
 #: between two readings
-SCAN_S = 1.0
+SCAN_S = 0.5
 _CHUNK_BYTES = 4096
 
 
@@ -46,7 +47,11 @@ class KeyWatch:
         self._unpacker = msgpack.Unpacker(raw=False)
 
     def changes(self) -> Iterator[Change | int | None]:
-        """What the process has said: a change, the number of a reading, or None: it is new, and will tell everything."""
+        """What the process has said: a change, the number of a reading, or None: it is new, and will tell everything.
+
+        Whoever stops in between gets the rest the next time.
+        """
+        yield from map(_told, self._unpacker)
         try:
             data = os.read(self._said, _CHUNK_BYTES)
         except BlockingIOError:
@@ -60,8 +65,7 @@ class KeyWatch:
             yield None
             return
         self._unpacker.feed(data)
-        for told in self._unpacker:
-            yield told if isinstance(told, int) else Change(*told)
+        yield from map(_told, self._unpacker)
 
     def hurry(self) -> None:
         """Have the folder read now."""
@@ -78,6 +82,10 @@ class KeyWatch:
         self._process.terminate()
         self._process.wait()
         self._process.stdout.close()
+
+
+def _told(value: int | list[Any]) -> Change | int:
+    return value if isinstance(value, int) else Change(*value)
 
 
 def main() -> int:

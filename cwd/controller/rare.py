@@ -25,7 +25,7 @@ from cwd.controller.host import (
     Host,
 )
 from cwd.controller.outgoing import Outgoing
-from cwd.controller.peers import add_peer, find_peer
+from cwd.controller.peers import ERRORS_UNKNOWN, add_peer, find_peer
 from cwd.controller.registry import Registry
 from cwd.controller.times import start_clock
 from cwd.controller.workers import Workers
@@ -54,6 +54,7 @@ class Rare:
         self._config, self._host, self._registry = config, host, registry
         self._workers, self._admin, self._outgoing, self._log = workers, admin, outgoing, log
         self._gate = gate
+        host.state[0]["errors_left"] = ERRORS_UNKNOWN  # until the first heartbeat interval is over
         self._host_id = host_id()
         self.names: dict[int, str] = {}
 

@@ -164,7 +164,7 @@ class DeviceWorker:
                 if what == io_.RARE:
                     self._rare()
                 elif what == io_.GREET:
-                    self.session.say_hello()
+                    self._connect_again(self.session.say_hello)
                 else:
                     self._connect_again(lambda: self.session.reconnect("the controller is silent or gone"))
         finally:

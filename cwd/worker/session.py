@@ -32,6 +32,9 @@ BACKOFF_MAX_NS = 500 * NS_PER_MS
 #: How long a HELLO may stay unanswered before another connection is made.
 WELCOME_NS = 3_000 * NS_PER_MS
 
+#: After so long without a connection our key may have been refused.
+REFUSED_NS = 1_000 * NS_PER_MS
+
 #: Random, made when this process started: tells a restarted worker from one that reconnects.
 BOOT = os.urandom(16)
 
@@ -48,6 +51,7 @@ class Session:
         self.context, self.endpoint, self.name, self.link, self.caps = context, endpoint, name, link, caps
         self.socket: zmq.Socket | None = None
         self._backoff_ns = BACKOFF_MIN_NS
+        self._connected_ns = 0
 
     @property
     def open(self) -> bool:
@@ -60,7 +64,8 @@ class Session:
         self.link["socket"] = self.socket.underlying
         self.link["state"] = links.GREETING
         self.link["broken"] = 0
-        self.link["greet_ns"] = monotonic_ns() + after_ns
+        self._connected_ns = monotonic_ns()
+        self.link["greet_ns"] = self._connected_ns + after_ns
 
     def reconnect(self, why: str) -> None:
         """The controller is silent or gone, or asked for it: start again."""
@@ -72,14 +77,20 @@ class Session:
             self.connect(self._later())
 
     def say_hello(self) -> None:
-        """Send HELLO if the socket is connected, else try again later, from 50 ms growing to 500 ms."""
+        """Send HELLO if the socket is connected, else try again later, from 50 ms growing to 500 ms; may reconnect.
+
+        libzmq does not try again where a key was refused, and it may be listed by now.
+        """
         hello = codec.encode(
             Type.HELLO, minor=VERSION_MINOR, role=int(Role.WORKER), name=self.name, boot=BOOT, host=host_id(),
             now_ns=monotonic_ns(), caps=self.caps())
         try:
             self.socket.send(hello, zmq.DONTWAIT)
         except zmq.Again:
-            self.link["greet_ns"] = monotonic_ns() + self._later()
+            if self.keys is not None and monotonic_ns() - self._connected_ns > REFUSED_NS:
+                self.connect(self._later())
+            else:
+                self.link["greet_ns"] = monotonic_ns() + self._later()
             return
         self.link["state"] = links.WAITING
         self.link["greet_ns"] = monotonic_ns() + WELCOME_NS

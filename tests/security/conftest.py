@@ -69,7 +69,10 @@ class Guarded(play.Controller):
 
     def guest(self, role: str, name: str = "") -> Any:
         """A peer that has been welcomed, with key `name` (that of the role)."""
-        peer = self.connect(role, self.keys(name or role))
+        end_s = time.monotonic() + 20  # libzmq does not try again after a refusal
+        while not (peer := self.connect(role, self.keys(name or role))).socket.poll(250, zmq.POLLOUT):
+            peer.close()
+            assert time.monotonic() < end_s, f"{name or role} does not get in"
         if role == "worker":
             peer.join("worker")
         else:
