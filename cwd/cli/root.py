@@ -17,6 +17,7 @@ COMMANDS = {
     "worker": ("cwd.cli.daemons:worker", "Run a worker."),
     "compile": ("cwd.cli.daemons:compile_kernels", "Compile all kernels ahead of time."),
     "model": ("cwd.cli.model:model", "Add, list, show, remove and profile models."),
+    "keys": ("cwd.cli.keys:keys", "Make, list and revoke keys of clients, workers and admins."),
     "infer": ("cwd.cli.infer:infer", "Send one request."),
     "status": ("cwd.cli.status:status", "What the controller is doing."),
     "replay": ("cwd.cli.replay:replay", "Replay a trace against a running cluster."),

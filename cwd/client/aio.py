@@ -22,6 +22,7 @@ from cwd.config import client_endpoint
 from cwd.errors import BadRequest, Code, ControllerLost, RequestError, UnknownModel
 from cwd.net.host_id import host_id
 from cwd.net.keys import peer_keys
+from cwd.net.probe import handshake_fault
 from cwd.net.sockets import connect_dealer
 from cwd.units import NS_PER_MS, NS_PER_S
 from cwd.wire.messages import Role
@@ -155,7 +156,10 @@ class AsyncClient:
             raise ControllerLost("the client is closed")
         if session.state is not State.READY:
             error = session.lost_error()
-            raise ControllerLost(f"{error} (at {self.endpoint})") if isinstance(error, ControllerLost) else error
+            if isinstance(error, ControllerLost):
+                fault = await asyncio.to_thread(handshake_fault, self.endpoint, self._keys)
+                error = ControllerLost(f"{error} (at {self.endpoint}" + f": {fault}" * bool(fault) + ")")
+            raise error
         return session
 
     async def _lookup(self, key: tuple[str, int], until_ns: int = 0) -> Model:

@@ -26,6 +26,7 @@ from cwd.client.session import FOREVER_NS, Session, State
 from cwd.errors import ControllerLost
 from cwd.net.host_id import host_id
 from cwd.net.keys import PeerKeys
+from cwd.net.probe import handshake_fault
 from cwd.net.sockets import connect_dealer
 from cwd.units import NS_PER_MS, NS_PER_S
 from cwd.wire.messages import Role
@@ -168,7 +169,8 @@ class Connection:
             with self._lock:
                 error = self.session.lost_error()
             if isinstance(error, ControllerLost):
-                error = ControllerLost(f"{error} (at {self.endpoint})")
+                fault = handshake_fault(self.endpoint, self._keys)
+                error = ControllerLost(f"{error} (at {self.endpoint}" + f": {fault}" * bool(fault) + ")")
             raise error
 
     # leading and following; all with the lock held

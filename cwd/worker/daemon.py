@@ -20,7 +20,9 @@ from typing import TYPE_CHECKING
 
 from cwd.errors import Code, CwdError, RepositoryError
 from cwd.models.repository import Entry, Repository
+from cwd.net.keys import peer_keys
 from cwd.net.notify import notify
+from cwd.net.probe import handshake_fault
 from cwd.net.wake import drain, signal_pipe
 from cwd.units import format_duration, format_size
 from cwd.worker.options import WorkerOptions
@@ -103,7 +105,7 @@ def _run_emulated(options: WorkerOptions, signals: _Signals) -> int:
                 _say(f"ready: {options.gpus} emulated GPUs at {options.endpoint}")
             elif not ready and begin and time.monotonic() - begin > _PATIENCE_S:
                 begin = 0.0
-                _say(f"waiting for the controller at {options.endpoint}")
+                _say_waiting(options)
     finally:
         notify(stopping=True)
         worker.close()
@@ -172,7 +174,7 @@ def _serve(worker: DeviceWorker, signals: _Signals, options: WorkerOptions) -> N
             _say(f"ready: {worker.backend.device} at {options.endpoint}")
         elif not found and not ready:
             patience = 3600.0
-            _say(f"waiting for the controller at {options.endpoint}")
+            _say_waiting(options)
 
 
 def _preload(worker: DeviceWorker, store: HostStore, signals: _Signals) -> None:
@@ -214,6 +216,11 @@ def _progress(what: str) -> Callable[[int, int, str], None]:
 def _say(text: str) -> None:
     sys.stderr.write(f"cwd worker: {text}\n")
     sys.stderr.flush()
+
+
+def _say_waiting(options: WorkerOptions) -> None:
+    fault = handshake_fault(options.endpoint, peer_keys(options.key, options.server_key))
+    _say(f"waiting for the controller at {options.endpoint}" + f": {fault}" * bool(fault))
 
 
 def _quiet() -> None:
