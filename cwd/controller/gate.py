@@ -1,7 +1,7 @@
 """The gate: which keys may connect, asked by libzmq for every handshake, and what becomes of a key that is revoked.
 
 It owns the socket that ZAP's questions come to, in the one thread of the controller; the loop comes back to Python when
-there is one, and each is a piece of work of about 30 us. The lists follow the folder by way of `keywatch`. libzmq asks
+there is one, and each is a piece of work of about 20 us. The lists follow the folder by way of `keywatch`. libzmq asks
 at the handshake only, so this module also knows which connection came with which key, and has the loop forget those
 whose key has gone. It must not know what peers say, but for the code that they get.
 """
