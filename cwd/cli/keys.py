@@ -52,7 +52,7 @@ def new(name: str, roles: tuple[str, ...], out: Path | None, folder: Path, as_js
 @json_option
 def list_keys(folder: Path, as_json: bool) -> None:
     """What is listed, and what was revoked."""
-    rows = KeyFolder(folder).list()
+    rows = KeyFolder(folder).entries()
     emit({"folder": str(folder), "keys": rows}, as_json, table(
         ["name", "role", "public key"], [[row["name"], row["role"], row.get("public") or row["fault"]] for row in rows]))
 

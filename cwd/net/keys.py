@@ -154,7 +154,7 @@ class KeyFolder:
             write_new(path, _text(pair.public), 0o644)
         return {"secret": str(secret), **{role: str(path) for role, path in publics.items()}}
 
-    def list(self) -> list[dict[str, str]]:
+    def entries(self) -> list[dict[str, str]]:
         """Every key that is listed or revoked: name, role, public key, file; files that do not read have `fault`."""
         found = []
         for role in (*ROLES, REVOKED):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 
 import zmq
-from conftest import Guarded, until  # type: ignore[import-not-found]
+from guarded import Guarded, until
 from play import SECOND, serve
 
 from cwd.errors import Code

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import until  # type: ignore[import-not-found]
+from guarded import until
 from play import PAGE_BYTES
 
 import cwd

@@ -86,16 +86,16 @@ def test_a_folder_is_made_listed_and_revoked(tmp_path):
         assert stat.S_IMODE(os.stat(path).st_mode) == 0o600
     assert stat.S_IMODE(os.stat(tmp_path / "keys" / "secret").st_mode) == 0o700
     assert read_pair(files["secret"]).public == read_public(files["client"]) == read_public(files["admin"])
-    assert [(row["name"], row["role"]) for row in folder.list()] == [("alice", "client"), ("w-1", "worker"), ("alice", "admin")]
+    assert [(row["name"], row["role"]) for row in folder.entries()] == [("alice", "client"), ("w-1", "worker"), ("alice", "admin")]
     assert server_pair(folder.root, {}).public == read_public(folder.root / "server.key")
     with pytest.raises(CwdError, match="exists"):
         folder.new("alice", ["admin"])
     assert folder.revoke("alice", ["client"]) == ["client"] and folder.revoke("alice") == ["admin"]
-    assert [row["role"] for row in folder.list()] == ["worker", REVOKED, REVOKED]
+    assert [row["role"] for row in folder.entries()] == ["worker", REVOKED, REVOKED]
     os.unlink(files["secret"])
     folder.new("alice", ["client"])
     folder.revoke("alice")
-    assert len(folder.list()) == 4, "what was revoked before is kept"
+    assert len(folder.entries()) == 4, "what was revoked before is kept"
     for name in ("alice", "nobody", "../w-1"):
         with pytest.raises(CwdError, match="no key"):
             folder.revoke(name)

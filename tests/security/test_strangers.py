@@ -13,7 +13,7 @@ import numpy as np
 import play
 import pytest
 import zmq
-from conftest import SOCKETS, Guarded  # type: ignore[import-not-found]
+from guarded import SOCKETS, Guarded
 from strangers import Recorder, attack
 
 from cwd.controller.config import ControllerConfig
