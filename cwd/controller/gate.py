@@ -94,7 +94,8 @@ class Gate:
     def close(self) -> None:
         """Before the sockets are closed."""
         for socket in self._monitored:
-            socket.disable_monitor()
+            if not socket.closed:  # one that could not bind is
+                socket.disable_monitor()
         for monitor in self.monitors:
             monitor.close(0)
         self._zap.close(0)

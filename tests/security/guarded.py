@@ -41,7 +41,7 @@ class Guarded(play.Controller):
             self.folder.new(role, [role])
         self.ports = dict(zip(SOCKETS, free_ports(3), strict=True))
         binds = {f"{SOCKETS[role]}_bind": self.endpoint(role) for role in SOCKETS}
-        super().__init__(root, keys=str(self.folder.root), **binds, **settings)
+        super().__init__(root, **{"keys": str(self.folder.root), **binds, **settings})
 
     def endpoint(self, role: str) -> str:
         return f"tcp://127.0.0.1:{self.ports[role]}"

@@ -20,6 +20,7 @@ from cwd.controller.config import ControllerConfig
 from cwd.controller.daemon import Controller
 from cwd.errors import CwdError
 from cwd.net import sockets
+from cwd.net.keys import KeyFolder
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -106,6 +107,12 @@ def test_what_others_can_reach_is_not_bound_without_keys(tmp_path):
     assert "\n" not in str(caught.value)
     with pytest.raises(CwdError, match="no such folder of keys"):
         Controller(ControllerConfig(keys=str(tmp_path / "keys"), **config))
+    KeyFolder(tmp_path / "keys").new("a", ["client"])
+    with pytest.raises(CwdError, match="server.key_secret is missing"):
+        Controller(ControllerConfig(keys=str(tmp_path / "keys"), **config))
+    KeyFolder(tmp_path / "keys").make_server()
+    with pytest.raises(CwdError, match="malformed|not one of this machine's"):
+        Controller(ControllerConfig(keys=str(tmp_path / "keys"), clients_bind="tcp://192.0.2.1:1", **config))
     for endpoint in ("tcp://*:1", "tcp://[::]:1", "tcp://192.0.2.1:1", "tcp://eth0:1"):
         with pytest.raises(CwdError, match="--keys"):
             sockets.check_endpoint(endpoint)
