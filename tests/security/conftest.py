@@ -14,7 +14,7 @@ import play  # noqa: E402  (its folder has just been put on the path)
 from guarded import Guarded  # noqa: E402
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guarded]:
     root = tmp_path_factory.mktemp("guarded")
     play.make_repository(root / "repo")

@@ -146,8 +146,11 @@ def test_a_worker_whose_key_is_revoked_is_lost_and_its_request_answered(guarded)
         peer.close()
 
 
-def test_connections_of_one_key_are_limited(tmp_path):
-    with Guarded(tmp_path, client_connections=2, lost_ns=600_000_000_000) as controller:
+def test_connections_of_one_key_are_limited_and_ipc_asks_as_well(tmp_path):
+    with Guarded(tmp_path, client_connections=2, lost_ns=600 * SECOND, admin_bind="") as controller:
+        path = f"ipc://{controller.run_dir}/admin.sock"
+        assert handshake_fault(path, controller.keys("admin"), 20_000) == ""
+        assert "key" in handshake_fault(path, controller.keys("client"), 20_000)
         clients = [controller.guest("client") for _ in range(2)]
         third = controller.connect("client", controller.keys("client"))
         third.send(Type.HELLO, minor=0, role=int(Role.CLIENT), name="third", boot=bytes(16), host=bytes(16), now_ns=1,
@@ -159,14 +162,10 @@ def test_connections_of_one_key_are_limited(tmp_path):
             peer.close()
 
 
-def test_ipc_with_keys_and_a_hangup_that_has_the_folder_read(tmp_path):
-    with Guarded(tmp_path, admin_bind="") as controller:
-        path = f"ipc://{controller.run_dir}/admin.sock"
-        assert handshake_fault(path, controller.keys("admin"), 20_000) == ""
-        assert "key" in handshake_fault(path, controller.keys("client"), 20_000)
-        client = controller.guest("client")
-        controller.process.send_signal(signal.SIGHUP)
-        controller.folder.new("other", ["client"])
-        controller.guest("client", "other").close()
-        assert client.reply(client.infer(1))[0]["status"] == Code.UNKNOWN_MODEL
-        client.close()
+def test_a_hangup_has_the_folder_read_and_ends_nothing(guarded):
+    client = guarded.guest("client")
+    guarded.folder.new("other", ["client"])
+    guarded.process.send_signal(signal.SIGHUP)
+    guarded.guest("client", "other").close()
+    assert client.reply(client.infer(1))[0]["status"] == Code.UNKNOWN_MODEL
+    client.close()

@@ -24,7 +24,7 @@ from cwd.tables import Tables
 from cwd.wire.messages import Role, Type
 
 SEED = int(os.environ.get("CWD_FUZZ_SEED", "20261122"))
-SEQUENCES = int(os.environ.get("CWD_FUZZ_SEQUENCES", "150"))
+SEQUENCES = int(os.environ.get("CWD_FUZZ_SEQUENCES", "100"))
 
 #: of the host's state: what counts those who were turned away, and what time alone changes
 COUNTED = {"connections", "handshake_failed", "key_missing", "key_unknown", "key_revoked", "key_wrong_role"}
