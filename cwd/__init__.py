@@ -26,8 +26,8 @@ _HOME = {
 }
 _ERRORS = (
     "Code", "CwdError", "RequestError", "Refused", "DeadlineUnreachable", "DeadlineExpired", "SloBelowExecution",
-    "QueueFull", "CreditExceeded", "NoWorker", "Draining", "WorkerLost", "DeadlineMissed", "Cancelled",
-    "ExecutionFailed", "ControllerLost", "BadRequest", "UnknownModel",
+    "QueueFull", "CreditExceeded", "RateExceeded", "PayloadsExceeded", "NoWorker", "Draining", "WorkerLost",
+    "DeadlineMissed", "Cancelled", "ExecutionFailed", "ControllerLost", "BadRequest", "UnknownModel",
 )
 _HOME.update(dict.fromkeys(_ERRORS, "cwd.errors"))
 

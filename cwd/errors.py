@@ -34,6 +34,8 @@ class Code(enum.IntEnum):
     WORKER_LOST = 110
     EXECUTION_FAILED = 111
     CONTROLLER_LOST = 112
+    RATE_EXCEEDED = 113
+    PAYLOADS_EXCEEDED = 114
 
     # the request itself is at fault
     UNKNOWN_MODEL = 201
@@ -57,6 +59,7 @@ class Code(enum.IntEnum):
     STALE_EPOCH = 308
     BAD_IDENTITY = 309
     PEERS_FULL = 310
+    NOT_ALLOWED = 311
 
     # results of actions
     TOO_LATE = 401
@@ -100,6 +103,8 @@ SENTENCES: dict[Code, str] = {
     Code.WORKER_LOST: "the worker that held the request was lost, and no other can answer in time",
     Code.EXECUTION_FAILED: "the model's execution failed",
     Code.CONTROLLER_LOST: "the connection to the controller was lost before the answer came",
+    Code.RATE_EXCEEDED: "this client sends requests faster than it may",
+    Code.PAYLOADS_EXCEEDED: "this client has too many bytes of payloads in flight",
     Code.UNKNOWN_MODEL: "no model of that name or handle is registered",
     Code.MODEL_NOT_READY: "the model is registered but not servable yet",
     Code.BAD_PAYLOAD_SIZE: "the payload's size does not match the model's inputs",
@@ -119,6 +124,7 @@ SENTENCES: dict[Code, str] = {
     Code.STALE_EPOCH: "the message belongs to an earlier epoch of the controller",
     Code.BAD_IDENTITY: "the connection's routing id is not one that the socket generated",
     Code.PEERS_FULL: "the controller's table of connections is full",
+    Code.NOT_ALLOWED: "the connection's key is not, or no longer, listed for this role",
     Code.TOO_LATE: "the action's window had passed",
     Code.NOT_RESIDENT: "the model's weights are not on the device",
     Code.ALREADY_RESIDENT: "the model's weights are on the device already",
@@ -213,6 +219,14 @@ class CreditExceeded(Refused):
     code = Code.CREDIT_EXCEEDED
 
 
+class RateExceeded(Refused):
+    code = Code.RATE_EXCEEDED
+
+
+class PayloadsExceeded(Refused):
+    code = Code.PAYLOADS_EXCEEDED
+
+
 class NoWorker(Refused):
     code = Code.NO_WORKER
 
@@ -263,7 +277,7 @@ _BY_CODE: dict[Code, type[RequestError]] = {
     kind.code: kind
     for kind in (
         DeadlineUnreachable, DeadlineExpired, SloBelowExecution, QueueFull, CreditExceeded, NoWorker, Draining,
-        WorkerLost, DeadlineMissed, Cancelled, ExecutionFailed, ControllerLost, UnknownModel,
+        WorkerLost, RateExceeded, PayloadsExceeded, DeadlineMissed, Cancelled, ExecutionFailed, ControllerLost, UnknownModel,
     )
 }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -40,6 +41,23 @@ endpoint_option = click.option("--endpoint", envvar="CWD_ENDPOINT", metavar="END
 admin_option = click.option("--admin-endpoint", envvar="CWD_ADMIN_ENDPOINT", metavar="ENDPOINT",
                             default=lambda: endpoint("admin"), show_default="the run directory's socket",
                             help="The controller's socket for admins.")
+
+
+def _to_environment(ctx: click.Context, parameter: click.Parameter, value: str | None) -> None:
+    """Every client that this process makes finds its keys there."""
+    if value is not None:
+        os.environ[str(parameter.envvar)] = value
+
+
+def key_options(command: Any) -> Any:
+    """Decorator: `--key` and `--server-key`, for commands that talk to a controller."""
+    for flag, variable, text in (("--server-key", "CWD_SERVER_KEY", "The controller's public key, where it asks for keys."),
+                                 ("--key", "CWD_KEY", "Our own key file, where the controller asks for keys.")):
+        command = click.option(flag, envvar=variable, metavar="FILE", expose_value=False, callback=_to_environment,
+                               help=text)(command)
+    return command
+
+
 repository_option = click.option("--repository", "--repo", "-r", envvar="CWD_REPOSITORY", default="models",
                                  metavar="FOLDER", show_default=True, help="The model repository.")
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from cwd.cli.common import DURATION, admin_option, emit, json_option
+from cwd.cli.common import DURATION, admin_option, emit, json_option, key_options
 from cwd.errors import Code, ControllerLost, CwdError
 from cwd.units import format_duration
 
@@ -27,6 +27,7 @@ def drain() -> None:
 @click.argument("number", type=click.IntRange(0))
 @patience_option
 @admin_option
+@key_options
 @json_option
 def worker(number: int, patience: int, admin_endpoint: str, as_json: bool) -> None:
     """Take worker NUMBER (as `cwd status` lists it) out of service: it finishes what it has, and ends with code 0."""
@@ -43,6 +44,7 @@ def worker(number: int, patience: int, admin_endpoint: str, as_json: bool) -> No
 @click.option("--stop", is_flag=True, help="End the controller when it is done.")
 @patience_option
 @admin_option
+@key_options
 @json_option
 def controller(off: bool, stop: bool, patience: int, admin_endpoint: str, as_json: bool) -> None:
     """Refuse new requests (DRAINING) and answer those that were accepted."""

@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from cwd.cli.common import key_options
 from cwd.cli.daemons import become_daemon, plain_name, settings
 from cwd.config import client_endpoint
 from cwd.gateway.options import GatewayOptions
@@ -14,6 +15,7 @@ from cwd.gateway.options import GatewayOptions
 
 @click.command()
 @settings(GatewayOptions, convert=True)
+@key_options
 def gateway(**flags: Any) -> int:
     """Serve HTTP: the Open Inference Protocol v2 with binary tensors, and a status page."""
     names = {plain_name(field.name): field.name for field in dataclasses.fields(GatewayOptions)}

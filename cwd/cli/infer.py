@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cwd.cli.common import emit, endpoint_option, json_option
+from cwd.cli.common import emit, endpoint_option, json_option, key_options
 from cwd.errors import Code, CwdError, RequestError
 from cwd.units import format_duration
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 @click.option("--app", default=None, help="Tag of the application.")
 @click.option("--output", "-o", type=click.Path(dir_okay=False), help="Write the outputs to this .npz file.")
 @endpoint_option
+@key_options
 @json_option
 def infer(model: str, inputs: tuple[str, ...], slo: str, app: str | None, output: str | None, endpoint: str,
           as_json: bool) -> None:

@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cwd.cli.common import DURATION, SIZE, Ticker, admin_option, emit, json_option, repository_option, say, table
+from cwd.cli.common import (
+    DURATION, SIZE, Ticker, admin_option, emit, json_option, key_options, repository_option, say, table,
+)
 from cwd.errors import Code, ControllerLost, CwdError, RepositoryError
 from cwd.units import format_duration, format_size
 
@@ -43,6 +45,7 @@ def model() -> None:
 @repository_option
 @live_option
 @admin_option
+@key_options
 @json_option
 def add(name: str, folder: str | None, factory: str | None, arguments: str, weights: str | None, exported: str | None,
         zoo: str | None, seed: int | None, options: str | None, version: int, copies: int, profile: bool,
@@ -145,6 +148,7 @@ def _rows(profile: dict[str, Any]) -> list[str]:
 @repository_option
 @live_option
 @admin_option
+@key_options
 @json_option
 def rm(name: str, prune: bool, repository: str, live: bool, admin_endpoint: str, as_json: bool) -> None:
     """Remove NAME (all versions) or NAME/VERSION."""
@@ -169,6 +173,7 @@ def rm(name: str, prune: bool, repository: str, live: bool, admin_endpoint: str,
 @repository_option
 @live_option
 @admin_option
+@key_options
 @json_option
 def use(name: str, version: int, cold: bool, patience: int, repository: str, live: bool, admin_endpoint: str,
         as_json: bool) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from cwd.cli.bench import lines_of
-from cwd.cli.common import emit, endpoint_option, json_option
+from cwd.cli.common import emit, endpoint_option, json_option, key_options
 
 
 @click.command()
@@ -32,6 +32,7 @@ from cwd.cli.common import emit, endpoint_option, json_option
               "loads; auto looks where controllers of this user keep it.")
 @click.option("--quiet", is_flag=True, help="No progress bar.")
 @endpoint_option
+@key_options
 @json_option
 def replay(as_json: bool, **options: Any) -> None:
     """Replay TRACE (a file, or "synthetic") open loop against a running cluster, and write a report."""

@@ -19,6 +19,7 @@ COMMANDS = {
     "install-units": ("cwd.cli.units:install_units", "Write systemd units for this installation."),
     "compile": ("cwd.cli.daemons:compile_kernels", "Compile all kernels ahead of time."),
     "model": ("cwd.cli.model:model", "Add, list, show, remove and profile models."),
+    "keys": ("cwd.cli.keys:keys", "Make, list and revoke keys of clients, workers and admins."),
     "infer": ("cwd.cli.infer:infer", "Send one request."),
     "status": ("cwd.cli.status:status", "What the controller is doing."),
     "top": ("cwd.cli.top:top", "GPUs, lanes, the hottest models and the SLO's attainment, live."),

@@ -6,12 +6,13 @@ from typing import Any
 
 import click
 
-from cwd.cli.common import admin_option, emit, json_option, table
+from cwd.cli.common import admin_option, emit, json_option, key_options, table
 from cwd.units import format_duration
 
 
 @click.command()
 @admin_option
+@key_options
 @json_option
 def status(admin_endpoint: str, as_json: bool) -> None:
     """What the controller is doing."""

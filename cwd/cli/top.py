@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cwd.cli.common import DURATION, admin_option, emit, json_option
+from cwd.cli.common import DURATION, admin_option, emit, json_option, key_options
 from cwd.errors import CwdError
 from cwd.units import NS_PER_S, format_duration
 
@@ -31,6 +31,7 @@ _STATUS_S = 1.0
 @click.option("--models", type=click.IntRange(1), default=15, show_default=True, help="How many of the hottest models.")
 @click.option("--once", is_flag=True, help="One look, and out.")
 @admin_option
+@key_options
 @json_option
 def top(state_dir: str | None, window_ns: int, interval_ns: int, models: int, once: bool, admin_endpoint: str,
         as_json: bool) -> None:

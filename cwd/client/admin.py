@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from typing import Any
 
 from cwd.client.connection import Connection
 from cwd.config import endpoint as endpoint_of
+from cwd.net.keys import peer_keys
 from cwd.units import NS_PER_MS, NS_PER_S
 from cwd.wire.messages import Role
 
@@ -19,8 +21,10 @@ _PROGRESS_NS = 100 * NS_PER_MS
 class Admin:
     """A connection to a controller's admin socket."""
 
-    def __init__(self, endpoint: str | None = None, *, name: str = "admin", timeout: float = 10.0) -> None:
-        self._connection = Connection(endpoint or endpoint_of("admin"), name, Role.ADMIN)
+    def __init__(self, endpoint: str | None = None, *, name: str = "admin", timeout: float = 10.0,
+                 key: str | os.PathLike[str] | None = None, server_key: str | os.PathLike[str] | None = None) -> None:
+        self._connection = Connection(endpoint or endpoint_of("admin"), name, Role.ADMIN,
+                                      keys=peer_keys(key, server_key))
         self._timeout_ns = round(timeout * NS_PER_S)
 
     def call(self, verb: str, *, timeout: float | None = None, progress: Callable[[dict[str, Any]], None] | None = None,

@@ -7,6 +7,7 @@ after every wake-up and every send the socket is read until it is empty.
 from __future__ import annotations
 
 import asyncio
+import os
 import secrets
 import time
 from typing import Any
@@ -20,6 +21,8 @@ from cwd.client.session import Session, State
 from cwd.config import client_endpoint
 from cwd.errors import BadRequest, Code, ControllerLost, RequestError, UnknownModel
 from cwd.net.host_id import host_id
+from cwd.net.keys import peer_keys
+from cwd.net.probe import handshake_fault
 from cwd.net.sockets import connect_dealer
 from cwd.units import NS_PER_MS, NS_PER_S
 from cwd.wire.messages import Role
@@ -35,8 +38,10 @@ class AsyncClient:
     """
 
     def __init__(self, endpoint: str | None = None, *, name: str = "client", app: str | None = None,
-                 slo: str | float | None = None, timeout: float = 10.0, context: zmq.Context | None = None) -> None:
+                 slo: str | float | None = None, timeout: float = 10.0, context: zmq.Context | None = None,
+                 key: str | os.PathLike[str] | None = None, server_key: str | os.PathLike[str] | None = None) -> None:
         self.endpoint = endpoint or client_endpoint()
+        self._keys = peer_keys(key, server_key)
         self._name = name
         self._app = app_tag(app)
         self._slo_ns = 0 if slo is None else slo_to_ns(slo)
@@ -163,7 +168,10 @@ class AsyncClient:
             raise ControllerLost("the client is closed")
         if session.state is not State.READY:
             error = session.lost_error()
-            raise ControllerLost(f"{error} (at {self.endpoint})") if isinstance(error, ControllerLost) else error
+            if isinstance(error, ControllerLost):
+                fault = await asyncio.to_thread(handshake_fault, self.endpoint, self._keys)
+                error = ControllerLost(f"{error} (at {self.endpoint}" + f": {fault}" * bool(fault) + ")")
+            raise error
         return session
 
     async def _lookup(self, key: tuple[str, int], until_ns: int = 0) -> Model:
@@ -244,7 +252,7 @@ class AsyncClient:
 
     def _open(self) -> None:
         self._shut(linger_ms=0)
-        self._socket = connect_dealer(self._context, self.endpoint)
+        self._socket = connect_dealer(self._context, self.endpoint, keys=self._keys)
         self._generation = self._session.generation  # type: ignore[union-attr]
         self._loop.add_reader(self._socket.getsockopt(zmq.FD), self._turn)  # type: ignore
 

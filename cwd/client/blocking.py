@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -15,6 +16,7 @@ from cwd.client.result import Result
 from cwd.client.session import FOREVER_NS, State
 from cwd.config import client_endpoint
 from cwd.errors import BadRequest, Code, ControllerLost, RequestError, UnknownModel
+from cwd.net.keys import peer_keys
 from cwd.units import NS_PER_S
 from cwd.wire.messages import Role, Type
 
@@ -66,17 +68,21 @@ class Client:
 
     `slo` is for how long an answer is worth something: a text with its unit (`"100ms"`), or seconds as a number. The
     one given here is the default of every call. `app` tags an application's requests. The connection is made, and
-    made again after a loss, in the background; `timeout` bounds, in seconds, what has no deadline of its own.
+    made again after a loss, in the background; `timeout` bounds, in seconds, what has no deadline of its own. Where the
+    controller asks for keys, `key` and `server_key` are the files of ours and of its public one ($CWD_KEY and
+    $CWD_SERVER_KEY where they are not given; "" for none).
     """
 
     _connection_type = Connection
 
     def __init__(self, endpoint: str | None = None, *, name: str = "client", app: str | None = None,
-                 slo: str | float | None = None, timeout: float = 10.0, context: zmq.Context | None = None) -> None:
+                 slo: str | float | None = None, timeout: float = 10.0, context: zmq.Context | None = None,
+                 key: str | os.PathLike[str] | None = None, server_key: str | os.PathLike[str] | None = None) -> None:
         self._app = app_tag(app)
         self._slo_ns = 0 if slo is None else slo_to_ns(slo)
         self._timeout_ns = round(timeout * NS_PER_S)
-        self._connection = self._connection_type(endpoint or client_endpoint(), name, Role.CLIENT, context)
+        self._connection = self._connection_type(endpoint or client_endpoint(), name, Role.CLIENT, context,
+                                                 peer_keys(key, server_key))
         self._session = self._connection.session
 
     @property

@@ -25,6 +25,8 @@ from cwd.client.call import Call, first_request
 from cwd.client.session import FOREVER_NS, Session, State
 from cwd.errors import ControllerLost
 from cwd.net.host_id import host_id
+from cwd.net.keys import PeerKeys
+from cwd.net.probe import handshake_fault
 from cwd.net.sockets import connect_dealer
 from cwd.units import NS_PER_MS, NS_PER_S
 from cwd.wire.messages import Role
@@ -64,8 +66,10 @@ class Connection:
 
     _session_type = Session
 
-    def __init__(self, endpoint: str, name: str, role: Role, context: zmq.Context | None = None) -> None:
+    def __init__(self, endpoint: str, name: str, role: Role, context: zmq.Context | None = None,
+                 keys: PeerKeys | None = None) -> None:
         self.endpoint = endpoint
+        self._keys = keys
         self._context = context or zmq.Context.instance()
         self.session = self._session_type(name=name, boot=_BOOT, host=host_id(), now_ns=_now(), role=role,
                                           first_request=first_request())
@@ -168,7 +172,8 @@ class Connection:
             with self._lock:
                 error = self.session.lost_error()
             if isinstance(error, ControllerLost):
-                error = ControllerLost(f"{error} (at {self.endpoint})")
+                fault = handshake_fault(self.endpoint, self._keys)
+                error = ControllerLost(f"{error} (at {self.endpoint}" + f": {fault}" * bool(fault) + ")")
             raise error
 
     # leading and following; all with the lock held
@@ -277,7 +282,7 @@ class Connection:
     def _open(self) -> None:
         if self._socket is not None:
             self._socket.close(0)
-        self._socket = connect_dealer(self._context, self.endpoint)
+        self._socket = connect_dealer(self._context, self.endpoint, keys=self._keys)
         self._items = [(self._socket, zmq.POLLIN), (self._wake, zmq.POLLIN)]
         self._generation = self.session.generation
 

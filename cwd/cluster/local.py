@@ -26,6 +26,10 @@ _FOLDER_BYTES_MAX = 80
 #: a worker that ends more often than that within so many seconds is not started again
 _ENDS_MAX, _ENDS_S = 3, 60.0
 
+#: its sockets are its user's own: nobody is asked for a key, whatever this process's environment says of another cluster
+_NO_KEYS = {"CWD_KEYS": "", "CWD_KEY": "", "CWD_SERVER_KEY": ""}
+_OPEN: dict[str, Any] = {"key": "", "server_key": ""}
+
 Settings = Mapping[str, Any]
 
 
@@ -57,7 +61,7 @@ class LocalCluster:
         given = {"run_dir": str(self.folder), "state_dir": str(self.folder / "state"), "policy": policy,
                  "page_bytes": page_bytes, "repository": os.path.abspath(repository) if repository else "", **(controller or {})}
         self._controller = Child("controller", ["controller", *_flags(given)], log=self.folder / "controller.log",
-                                 folder=self.folder, cores=cores.get("controller"))
+                                 folder=self.folder, cores=cores.get("controller"), environment=_NO_KEYS)
         self._workers: list[Child] = []
         self._ends: dict[str, list[float]] = {}
         for index, device in enumerate(_devices(device, workers)):
@@ -65,7 +69,8 @@ class LocalCluster:
                      "repo": os.path.abspath(repository) if repository else "", "pages": pool_bytes // page_bytes,
                      "page_bytes": page_bytes, **(worker or {})}
             self._workers.append(Child(f"worker-{index}", ["worker", *_flags(given)], folder=self.folder,
-                                       log=self.folder / f"worker-{index}.log", cores=cores.get("worker")))
+                                       log=self.folder / f"worker-{index}.log", cores=cores.get("worker"),
+                                       environment=_NO_KEYS))
 
     # the cluster as a whole
 
@@ -140,25 +145,25 @@ class LocalCluster:
 
     def client(self, **options: Any) -> Client:
         """A new client; the caller closes it. Options are those of `cwd.Client`."""
-        return Client(self.endpoint(), **options)
+        return Client(self.endpoint(), **{**_OPEN, **options})
 
     def async_client(self, **options: Any) -> AsyncClient:
-        return AsyncClient(self.endpoint(), **options)
+        return AsyncClient(self.endpoint(), **{**_OPEN, **options})
 
     def admin(self, verb: str, *, timeout: float | None = None, **args: Any) -> dict[str, Any]:
         """The result of one admin command."""
-        with Admin(self.endpoint("admin")) as admin:
+        with Admin(self.endpoint("admin"), **_OPEN) as admin:
             return admin.call(verb, timeout=timeout, **args)
 
     def status(self) -> dict[str, Any]:
         """What `cwd status` shows."""
-        with Admin(self.endpoint("admin")) as admin:
+        with Admin(self.endpoint("admin"), **_OPEN) as admin:
             return admin.status()
 
     def wait_servable(self, *models: str, timeout: float = 60.0) -> None:
         """Return when requests for `models` are taken (none named: for all that are registered, and at least one)."""
         until = time.monotonic() + timeout
-        with Admin(self.endpoint("admin")) as admin:
+        with Admin(self.endpoint("admin"), **_OPEN) as admin:
             while True:
                 self.check()
                 found = admin.models()

@@ -59,6 +59,8 @@ class Admin:
         self._host, self._world, self._registry, self._workers = host, world, registry, workers
         self._outgoing, self._reader, self._log, self._loop, self._stop = outgoing, reader, log, loop, stop
         self._start_ns = monotonic_ns()
+        #: what the gate says of its lists, where keys are asked for
+        self.keys: Callable[[], dict[str, Any]] | None = None
         self._verbs: dict[str, Callable[[int, int, dict[str, Any]], Task]] = {
             "status": self._status, "model.add": self._add, "model.rm": self._remove, "model.ls": self._list,
             "model.use": self._use, "model.warm": self._warm, "drain": self._drain, "worker.drain": self._drain_worker,
@@ -108,6 +110,8 @@ class Admin:
             "core": {name: core[name] for name in CORE_NAMES},
             "loop": dict(self._loop), "models": len(self._registry.models), "programs": len(self._registry.programs),
         }
+        if self.keys is not None:
+            result["keys"] = self.keys()
         self._loop["python_recent_max_ns"] = 0  # since the last status
         yield
         workers: dict[str, Any] = {}

@@ -43,6 +43,10 @@ class ControllerConfig:
     clients_bind: str = ""
     workers_bind: str = ""
     admin_bind: str = ""
+    #: folder of keys (see `cwd keys`): who connects must then have one that is listed for its role; "" asks nobody
+    keys: str = ""
+    #: bind addresses that others can reach even without keys: whoever reaches them does as he likes
+    insecure: bool = False
 
     policy: str = POLICY
     #: what the policy cwd is after: "fair" (every model gets half of the overall share in time at least) or "goodput"
@@ -65,6 +69,13 @@ class ControllerConfig:
     payload_max_bytes: int = 64 << 20
     #: request payloads held at once, with what each pins; beyond it INFER is answered QUEUE_FULL
     held_max_bytes: int = 1 << 30
+    #: of these, what one client may hold (PAYLOADS_EXCEEDED above it); 0 for no limit of its own
+    client_held_max_bytes: int = 512 << 20
+    #: requests per second of one client (RATE_EXCEEDED above it), and how many may come at once; 0 for no limit
+    client_rate: int = 0
+    client_burst: int = 64
+    #: with keys: connections that clients with the same key may have, since the limits are each connection's
+    client_connections: int = 64
 
     heartbeat_ns: int = 250 * NS_PER_MS
     lost_ns: int = 1500 * NS_PER_MS
@@ -110,7 +121,8 @@ class ControllerConfig:
 
 #: what SIGHUP may change. Not what sized a table, a ring or a socket when the daemon started, was told to peers in WELCOME
 #: (credits, payload_max, heartbeat, lost), or stands in the log's header for a replay (policy, slo_max)
-RELOADABLE = ("held_max_bytes", "slice_ns", "chunk_ns", "prepare_ns", "drain_ns", "log_level")
+RELOADABLE = ("held_max_bytes", "client_held_max_bytes", "client_rate", "client_burst",
+              "slice_ns", "chunk_ns", "prepare_ns", "drain_ns", "log_level")
 
 _FIELDS = {field.name: field for field in dataclasses.fields(ControllerConfig)}
 _OUTSIDE = {name.removesuffix("_ns").removesuffix("_bytes"): name for name in _FIELDS}

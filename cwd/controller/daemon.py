@@ -16,14 +16,18 @@ import signal
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from cwd.controller import loop
 from cwd.controller.admin import Admin
 from cwd.controller.config import RELOADABLE, ControllerConfig, default_run_dir, default_state_dir
 from cwd.controller.feed import feed_closing
-from cwd.controller.host import ADMINS, CLIENTS, RARE_AT, RARE_MESSAGE, SOCKETS, WORKERS, make_host
+from cwd.controller.gate import Gate
+from cwd.controller.host import ADMINS, CLIENTS, RARE_AT, RARE_MESSAGE, SOCKETS, WORKERS, make_host, set_limits
 from cwd.controller.outgoing import Outgoing
 from cwd.controller.rare import Rare
 from cwd.controller.reader import RepositoryReader
@@ -37,7 +41,7 @@ from cwd.net.clock import monotonic_ns
 from cwd.net.notify import notify, watchdog_period_ns
 from cwd.net.priority import set_nice
 from cwd.net.sockets import bind_router, make_context
-from cwd.net.zmq import message, message_close, message_data, message_size, messages_close, poll_items
+from cwd.net.zmq import message, message_close, message_data, message_size, message_user, messages_close, poll_items
 from cwd.settings import on_reload, reloaded, set_log_level
 from cwd.units import NS_PER_MS, NS_PER_S
 from cwd.wire.messages import FRAME0_BYTES_MAX, Type
@@ -79,13 +83,19 @@ class Controller:
         self.epoch = new_epoch(state_dir, time.time_ns())
         set_nice(config.nice)  # before libzmq makes its thread, which inherits it
         self._context = make_context()
-        self._sockets = []
+        self._sockets: list[Any] = []
+        self._gate: Gate | None = None
         try:
-            for name in ("clients", "workers", "admin"):
+            if config.keys:
+                self._gate = Gate(self._context, config)
+            for name, role in (("clients", "client"), ("workers", "worker"), ("admin", "admin")):
                 self._sockets.append(bind_router(
-                    self._context, config.endpoint(name),
+                    self._context, config.endpoint(name), open_bind=config.insecure,
+                    secure=partial(self._gate.secure, role=role) if self._gate is not None else None,
                     message_bytes_max=max(HANG_UP * config.payload_max_bytes, FRAME0_BYTES_MAX)))
         except CwdError:
+            if self._gate is not None:
+                self._gate.close()
             self._context.destroy(0)
             raise
         assert (CLIENTS, WORKERS, ADMINS, SOCKETS) == (0, 1, 2, len(self._sockets))
@@ -93,8 +103,10 @@ class Controller:
         core = core_config(config)
         self.world = make_world(core)
         self.log = LogWriter(config, core, state_dir, self.epoch)
-        self.host = make_host(config, self.epoch, poll_items(self._sockets, [self._timer_fd, self._wake_fd]),
-                              self.log.ring)
+        items = poll_items(self._sockets, [self._timer_fd, self._wake_fd])
+        if self._gate is not None:
+            items = np.concatenate([items, self._gate.poll_item()])
+        self.host = make_host(config, self.epoch, items, self.log.ring)
         outgoing = self._outgoing = Outgoing(self.host, self._sockets)
         self.registry = Registry(self.host, self.world, core, config.page_bytes)
         self.workers = Workers(self.host, self.world, self.registry, outgoing, config.prepare_ns, core.lane_depth)
@@ -104,7 +116,11 @@ class Controller:
                                        "python_recent_max_ns": 0, "python_ns": 0, "tasks": 0}
         self.admin = Admin(self.host, self.world, self.registry, self.workers, outgoing, self._reader, self.log,
                            self.python, self.stop)
-        self._rare = Rare(config, self.host, self.registry, self.workers, self.admin, outgoing, self.log)
+        if self._gate is not None:
+            self._gate.attach(self.host, outgoing)
+            self.admin.keys = self._gate.facts
+        self._gate_first = False
+        self._rare = Rare(config, self.host, self.registry, self.workers, self.admin, outgoing, self.log, self._gate)
         self._tasks: deque[Iterator[None]] = deque()
         self._rare_at = 0
         self._stops = 0
@@ -147,7 +163,7 @@ class Controller:
         """One slice of the loop and one chunk of Python."""
         state = self.host.state[0]
         now_ns = monotonic_ns()
-        busy = bool(self._tasks) or self._rare_at < state["rare_used"]
+        busy = bool(self._tasks) or self._rare_at < state["rare_used"] or (self._gate is not None and self._gate.busy)
         asking = self._reader is not None and self._reader.pending > 0
         until_ns = now_ns if busy else now_ns + (self.config.slice_ns if asking or self._stops else IDLE_SLICE_NS)
         why = loop.run(self.host, self.world, until_ns)
@@ -186,7 +202,17 @@ class Controller:
         return worked
 
     def _pieces(self) -> Iterator[None]:
-        """Everything that waits for Python, a small piece at a time: news first, then tasks, then the repository."""
+        """Everything that waits for Python, a small piece at a time. The gate and the rest take turns in being first, so
+        that neither a flood of handshakes nor one of messages keeps the other waiting."""
+        if self._gate is None:
+            yield from self._messages()
+            return
+        self._gate_first = not self._gate_first
+        for pieces in (self._gate.pieces, self._messages) if self._gate_first else (self._messages, self._gate.pieces):
+            yield from pieces()
+
+    def _messages(self) -> Iterator[None]:
+        """What the loop handed up: news first, then tasks, then the repository."""
         state = self.host.state[0]
         while self._rare_at < state["rare_used"]:
             self._take_rare()
@@ -214,8 +240,9 @@ class Controller:
         if row["kind"] == RARE_MESSAGE:
             held = message(self.host.messages, RARE_AT + at)
             frame = ctypes.string_at(message_data(held), message_size(held))
+            user = message_user(held) if self._gate is not None else b""
             message_close(held)
-            task = self._rare.message(row, frame)
+            task = self._rare.message(row, frame, user)
         else:
             task = self._rare.news(row.copy())
         if task is not None:
@@ -266,7 +293,9 @@ class Controller:
             notify(reloading=True)
         config = self.config = reloaded(self.config, self._load, RELOADABLE, LOG)
         set_log_level(config.log_level)
-        self.host.state[0]["held_max_bytes"] = config.held_max_bytes
+        if self._gate is not None:
+            self._gate.hurry()
+        set_limits(self.host, config)
         self.workers.prepare_ns = config.prepare_ns
         if self._ready:
             notify(ready=True)
@@ -302,6 +331,8 @@ class Controller:
             loop.run(self.host, self.world, now_ns)
         self._part()
         messages_close(self.host.messages)
+        if self._gate is not None:
+            self._gate.close()
         for socket in self._sockets:
             socket.close()
         self._context.term()

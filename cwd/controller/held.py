@@ -24,8 +24,8 @@ def cost_of(size_bytes):
 
 
 @inner_kernel
-def hold(host, payload, size_bytes, dims):
-    """Take message `payload` over with its dims: its row, or -1 if the table or the budget is full."""
+def hold(host, slot, payload, size_bytes, dims):
+    """Take message `payload` of a client over with its dims: its row, or -1 if the table or the budget is full."""
     state = host.state[0]
     at = state["held_free"]
     cost = cost_of(size_bytes)
@@ -37,6 +37,8 @@ def hold(host, payload, size_bytes, dims):
     state["held_used"] += 1
     state["held_bytes"] += cost
     row["bytes"], row["used"] = cost, 1
+    row["peer"], row["generation"] = slot, host.peers[slot]["generation"]
+    host.peers[slot]["held_bytes"] += cost
     kept = row["dims"]
     for k in range(4):
         kept[k] = dims[k]
@@ -53,6 +55,9 @@ def release(host, at):
     message_close(message(host.messages, HELD_AT + at))
     state["held_used"] -= 1
     state["held_bytes"] -= row["bytes"]
+    peer = host.peers[row["peer"]]
+    if peer["generation"] == row["generation"]:  # else it left, and the slot is another's
+        peer["held_bytes"] -= row["bytes"]
     row["used"] = 0
     row["next"] = state["held_free"]
     state["held_free"] = at

@@ -20,6 +20,7 @@ from cwd.net.clock import OFFSET
 from cwd.net.sync import Ring
 from cwd.net.zmq import message_table
 from cwd.tables import Tables
+from cwd.units import NS_PER_S
 from cwd.wire import kernel as wire
 
 Table = NDArray[Any]
@@ -69,6 +70,8 @@ PEER = np.dtype(
         ("malformed", "i8"),
         ("requests", "i8"),
         ("answered", "i8"),
+        ("held_bytes", "i8"),  # of its payloads that are kept
+        ("due_ns", "i8"),  # when a client that sends at its rate would send next
         ("next", "i8"),  # links free slots
         ("clock", OFFSET),
     ],
@@ -87,7 +90,9 @@ NAME_BIT = 1 << 62
 GPU = np.dtype([("peer", "i8"), ("special", "i8"), ("actions", "i8")], align=True)
 
 #: A request's payload kept until its reply. `next` links the free ones.
-HELD = np.dtype([("next", "i8"), ("bytes", "i8"), ("used", "i8"), ("dims", "u4", (4,))], align=True)
+#: `peer` and its `generation` are whose it is.
+HELD = np.dtype([("next", "i8"), ("bytes", "i8"), ("used", "i8"), ("peer", "i8"), ("generation", "i8"),
+                 ("dims", "u4", (4,))], align=True)
 
 #: Something for Python: a message whole (kind MESSAGE, in `rare_messages`), or news.
 RARE = np.dtype(
@@ -100,15 +105,19 @@ RARE_MESSAGE, RARE_GONE, RARE_RESULT = 1, 2, 3
 STATE = np.dtype(
     [(name, "i8") for name in (
         "clients", "workers", "admins", "timer_fd", "wake_fd", "epoch", "credits", "slo_max_ns", "held_max_bytes",
-        "payload_max_bytes", "heartbeat_ns", "lost_ns", "draining", "log",
+        "payload_max_bytes", "heartbeat_ns", "lost_ns", "draining", "log", "client_held_max_bytes", "rate_every_ns",
+        "rate_ahead_ns", "zap", "monitor_client", "monitor_worker", "monitor_admin",
         # the loop's own
         "timer_ns", "beat_ns", "beat_phase", "peers_used", "peer_free", "held_free", "held_used",
-        "held_bytes", "results_used", "rare_used", "leaving", "errors_left", "in_flight", "log_gap", "grace_ns", "fed",
+        "held_bytes", "results_used", "rare_used", "leaving", "errors_left", "in_flight", "log_gap", "grace_ns", "fed", "zap_due",
         # counters
         "turns", "polls", "busy_ns", "received", "sent", "infer", "replies", "replies_ok", "refused", "cancels",
         "actions", "results", "results_stale", "stale_epoch", "malformed", "not_introduced", "bad_identity",
         "errors_sent", "errors_withheld", "send_again", "send_unreachable", "send_failed", "peers_gone", "peers_lost",
-        "held_full", "rare", "log_lost", "turn_max_ns", "turn_window_max_ns", "slice_late_max_ns",
+        "held_full", "rare", "log_lost", "rate_refused", "held_refused",
+        # connections that came, and what their keys were (the gate's)
+        "connections", "handshake_failed", "key_allowed", "key_missing", "key_unknown", "key_revoked", "key_wrong_role",
+        "key_turned_out", "turn_max_ns", "turn_window_max_ns", "slice_late_max_ns",
     )], align=True)
 FIRST_COUNTER = "turns"
 
@@ -136,7 +145,7 @@ class Host(Tables):
     messages: Table  #: u1 [n, 64]: libzmq's messages
     buffer: Table  #: u1: the header being encoded
     rare: Table
-    items: Table  #: POLL_ITEM: clients, workers, admins, timer, wake
+    items: Table  #: POLL_ITEM: clients, workers, admins, timer, wake, and where keys are asked for ZAP's questions
     rows: Table  #: ROWS [1]
     log: Ring  #: of RECORD
 
@@ -159,9 +168,25 @@ def make_host(config: ControllerConfig, epoch: int, items: Table, ring: Ring) ->
     state["clients"], state["workers"], state["admins"] = (item["socket"] for item in items[:SOCKETS])
     state["timer_fd"], state["wake_fd"] = items[SOCKETS]["fd"], items[SOCKETS + 1]["fd"]
     state["epoch"], state["credits"], state["slo_max_ns"] = epoch, config.credits, config.slo_max_ns
-    state["held_max_bytes"], state["payload_max_bytes"] = config.held_max_bytes, config.payload_max_bytes
+    state["payload_max_bytes"] = config.payload_max_bytes
     state["heartbeat_ns"], state["lost_ns"], state["log"] = config.heartbeat_ns, config.lost_ns, config.records
+    set_limits(host, config)
     return host
+
+
+def set_limits(host: Host, config: ControllerConfig) -> None:
+    """What may be held of payloads, and what one client may send; these may change while it serves."""
+    state = host.state[0]
+    state["held_max_bytes"] = config.held_max_bytes
+    state["client_held_max_bytes"] = config.client_held_max_bytes or config.held_max_bytes
+    set_rate(host, config.client_rate, config.client_burst)
+
+
+def set_rate(host: Host, per_s: int, burst: int) -> None:
+    """How many requests a second one client may send, and how many at once; 0 for no limit."""
+    state = host.state[0]
+    state["rate_every_ns"] = NS_PER_S // min(per_s, NS_PER_S) if per_s else 0
+    state["rate_ahead_ns"] = max(burst - 1, 0) * state["rate_every_ns"]
 
 
 def make_map(entries: int) -> Table:

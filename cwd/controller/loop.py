@@ -14,13 +14,14 @@ from cwd.controller.beats import beat, next_beat, settle_leaving
 from cwd.controller.feed import feed_tick
 from cwd.controller.flush import flush
 from cwd.controller.host import NONE
+from cwd.controller.limits import count_handshakes
 from cwd.controller.receive import BROKEN, INTERRUPTED, drain_admins, drain_clients, drain_workers
 from cwd.core import engine
 from cwd.jit import inline, lean_kernel
 from cwd.net.clock import monotonic_ns
 from cwd.net.native import address_of
 from cwd.net.wake import timerfd_arm
-from cwd.net.zmq import EINTR, zmq_errno, zmq_poll
+from cwd.net.zmq import EINTR, has_input, zmq_errno, zmq_poll
 
 #: why `run` came back
 SLICE_END, RARE, SIGNAL, CLOSED = 0, 1, 2, 3
@@ -46,9 +47,12 @@ def turn(host, world):
     if state["turns"] % ADMIN_EVERY == 0 or taken == 0:
         came, stopped = drain_admins(host, TURN_ADMINS)
         taken, stop = taken + came, max(stop, stopped)
+        if state["zap"] != 0 and has_input(state["zap"]):
+            state["zap_due"] = 1
     now_ns = monotonic_ns()
     if now_ns >= next_beat(host):
         beat(host, now_ns)
+        count_handshakes(host)
     if taken > 0 or engine.next_timer(world, now_ns) <= now_ns or state["fed"] != 0:
         state["fed"] = 0
         feed_tick(host, world, now_ns)
@@ -95,7 +99,7 @@ def run(host, world, until_ns):
             return SIGNAL
         if stop == BROKEN:
             return CLOSED
-        if state["rare_used"] > 0:
+        if state["rare_used"] > 0 or state["zap_due"] != 0:
             return RARE
         if monotonic_ns() >= until_ns:
             return SLICE_END

@@ -72,6 +72,7 @@ def add_peer(host, key, role, index, same_host, now_ns):
     peer["in_flight"], peer["leaving"], peer["errors_left"] = 0, 0, ERRORS_PER_PEER
     peer["beat_seq"], peer["queued"], peer["loop_max_ns"] = 0, 0, 0
     peer["messages"], peer["malformed"], peer["requests"], peer["answered"] = 0, 0, 0, 0
+    peer["held_bytes"], peer["due_ns"] = 0, 0
     hashmap.put(host.peer_map, key, slot)
     if role == ROLE_WORKER:
         host.gpus[index]["peer"] = slot

@@ -12,6 +12,7 @@ from typing import Any
 
 from cwd.controller.admin import Admin
 from cwd.controller.config import ControllerConfig
+from cwd.controller.gate import Gate
 from cwd.controller.host import (
     ADMINS,
     CLIENTS,
@@ -24,7 +25,7 @@ from cwd.controller.host import (
     Host,
 )
 from cwd.controller.outgoing import Outgoing
-from cwd.controller.peers import add_peer, find_peer
+from cwd.controller.peers import ERRORS_UNKNOWN, add_peer, find_peer
 from cwd.controller.registry import Registry
 from cwd.controller.times import start_clock
 from cwd.controller.workers import Workers
@@ -49,14 +50,16 @@ class Rare:
     """Handlers of everything that the loop hands up."""
 
     def __init__(self, config: ControllerConfig, host: Host, registry: Registry, workers: Workers, admin: Admin,
-                 outgoing: Outgoing, log: LogWriter) -> None:
+                 outgoing: Outgoing, log: LogWriter, gate: Gate | None = None) -> None:
         self._config, self._host, self._registry = config, host, registry
         self._workers, self._admin, self._outgoing, self._log = workers, admin, outgoing, log
+        self._gate = gate
+        host.state[0]["errors_left"] = ERRORS_UNKNOWN  # until the first heartbeat interval is over
         self._host_id = host_id()
         self.names: dict[int, str] = {}
 
-    def message(self, row: Any, frame: bytes) -> Task | None:
-        """A message that the loop did not understand."""
+    def message(self, row: Any, frame: bytes, user: bytes) -> Task | None:
+        """A message that the loop did not understand, and the key of who sent it (b"" if nobody asks for keys)."""
         key, kind = int(row["key"]), int(row["type"])
         slot = int(find_peer(self._host, key))
         try:
@@ -65,7 +68,7 @@ class Rare:
             self._outgoing.error(key, error.code, kind, 0, error.text[:200])
             return None
         if kind == Type.HELLO:
-            return self._hello(int(row["socket"]), key, fields)
+            return self._hello(int(row["socket"]), key, fields, user)
         if slot < 0:  # it left while its message waited for us
             return None
         if kind == Type.LOOKUP:
@@ -83,6 +86,8 @@ class Rare:
         if row["kind"] == RARE_GONE:
             slot = int(row["peer"])
             name = self.names.pop(slot, "?")
+            if self._gate is not None:
+                self._gate.left(slot)
             if row["role"] == ROLE_WORKER:
                 worker = self._workers.left(slot, int(row["generation"]))
                 if worker is not None:
@@ -91,7 +96,7 @@ class Rare:
                 LOG.debug("%s is gone", name)
         return None
 
-    def _hello(self, which: int, key: int, fields: dict[str, Any]) -> Task:
+    def _hello(self, which: int, key: int, fields: dict[str, Any], user: bytes) -> Task:
         """Introduce a connection, or say why not; in steps, since each of them takes some ten microseconds."""
         role, name = fields["role"], fields["name"][:200].replace("\n", " ") or "?"
         try:
@@ -100,26 +105,43 @@ class Rare:
             if role != _ROLES[which]:
                 raise CwdError(f"role {role} is not the one of this socket", code=Code.UNEXPECTED_TYPE)
             if role == ROLE_WORKER:
-                yield from self._hello_worker(key, name, fields)
+                yield from self._hello_worker(key, name, fields, user)
                 return
+            if self._gate is not None:
+                self._gate.check(role, user)
             now_ns = monotonic_ns()
             slot = int(add_peer(self._host, key, role, -1, int(fields["host"] == self._host_id), now_ns))
             if slot < 0:
                 raise CwdError("the table of connections is full", code=Code.PEERS_FULL)
+            if self._gate is not None:
+                self._gate.entered(slot, role, user)
             start_clock(self._host, slot, fields["now_ns"], now_ns)
             self._welcome(slot, key, fields, name, self._config.credits if role == ROLE_CLIENT else 0)
             yield
             self._log.name("client", slot, name, now_ns)
         except CwdError as error:
-            LOG.warning("%s was turned away: %s", name, error.text)
-            self._outgoing.error(key, error.code, Type.HELLO, 0, error.text[:200])
+            self._turn_away(key, name, error)
 
-    def _hello_worker(self, key: int, name: str, fields: dict[str, Any]) -> Task:
+    def _turn_away(self, key: int, name: str, error: CwdError) -> None:
+        """Answer a HELLO with ERROR, out of the ration of those who have not been introduced."""
+        state = self._host.state[0]
+        if state["errors_left"] <= 0:
+            state["errors_withheld"] += 1
+            return
+        state["errors_left"] -= 1
+        LOG.warning("%s was turned away: %s", name, error.text)
+        self._outgoing.error(key, error.code, Type.HELLO, 0, error.text[:200])
+
+    def _hello_worker(self, key: int, name: str, fields: dict[str, Any], user: bytes) -> Task:
         worker = self._workers.parse(name, fields["caps"])
         yield
         if find_peer(self._host, key) >= 0:
             raise CwdError("HELLO came twice", code=Code.UNEXPECTED_TYPE)
+        if self._gate is not None:
+            self._gate.check(ROLE_WORKER, user)
         self._workers.join(worker, key, fields["host"] == self._host_id, monotonic_ns(), fields["now_ns"])
+        if self._gate is not None:
+            self._gate.entered(worker.slot, ROLE_WORKER, user)
         self._welcome(worker.slot, key, fields, name, 0)
         yield
         self._log.name("gpu", worker.gpu, name)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 
 from cwd.controller.feed import feed_arrived, feed_cancelled, feed_done, log_refused
-from cwd.controller.held import hold
+from cwd.controller.held import cost_of, hold
 from cwd.controller.host import (
     ADMINS,
     ADOPTIONS,
@@ -28,6 +28,7 @@ from cwd.controller.host import (
     WORKERS,
     ZERO,
 )
+from cwd.controller.limits import take_turn
 from cwd.controller.peers import find_peer, key_on, mark_leaving, post, post_error, push_rare
 from cwd.controller.shapes import check_shape
 from cwd.controller.times import sample_clock, to_controller
@@ -74,7 +75,9 @@ DRAINING = int(Code.DRAINING)
 MALFORMED = int(Code.MALFORMED)
 MODEL_NOT_READY = int(Code.MODEL_NOT_READY)
 NOT_INTRODUCED = int(Code.NOT_INTRODUCED)
+PAYLOADS_EXCEEDED = int(Code.PAYLOADS_EXCEEDED)
 QUEUE_FULL = int(Code.QUEUE_FULL)
+RATE_EXCEEDED = int(Code.RATE_EXCEEDED)
 STALE_EPOCH = int(Code.STALE_EPOCH)
 TOO_LARGE = int(Code.TOO_LARGE)
 TOO_MANY_FRAMES = int(Code.TOO_MANY_FRAMES)
@@ -180,14 +183,14 @@ def heartbeat(host, key, slot, header, now_ns):
 
 
 @inner_kernel
-def refuse(host, slot, request, model, status, now_ns):
+def refuse(host, slot, request, model, status, earliest_ns, now_ns):
     """Answer a request that the core will not see."""
     state, peer = host.state[0], host.peers[slot]
     state["refused"] += 1
     log_refused(host, now_ns, slot, request, model, status)
     row = host.rows[0]["reply"]
     row["request"], row["status"] = request, status
-    row["queued_ns"], row["load_ns"], row["exec_ns"], row["total_ns"], row["earliest_ns"] = 0, 0, 0, 0, 0
+    row["queued_ns"], row["load_ns"], row["exec_ns"], row["total_ns"], row["earliest_ns"] = 0, 0, 0, 0, earliest_ns
     row["batch"], row["worker"], row["cold"] = 0, 0, 0
     size = encode_reply(address_of(host.buffer), len(host.buffer), row)
     if post(host, peer["key"], size, ZERO) != 0:
@@ -209,19 +212,23 @@ def infer(host, world, key, slot, frames, now_ns):
         return
     state["infer"] += 1
     peer["requests"] += 1
+    wait_ns = take_turn(host, slot, now_ns)
+    if wait_ns > 0:
+        refuse(host, slot, request, handle, RATE_EXCEEDED, wait_ns, now_ns)
+        return
     size_bytes = np.int64(message_size(payload))
     status = _refusal(host, peer, row, handle, size_bytes)
     if status != OK:
-        refuse(host, slot, request, handle, status, now_ns)
+        refuse(host, slot, request, handle, status, ZERO, now_ns)
         return
     model = host.models[handle & SLOT_MASK]
     size_class = check_shape(host.shapes[model["program"]], row["dims"], size_bytes)
     if size_class < 0:
-        refuse(host, slot, request, handle, -size_class, now_ns)
+        refuse(host, slot, request, handle, -size_class, ZERO, now_ns)
         return
-    at = hold(host, payload, size_bytes, row["dims"])
+    at = hold(host, slot, payload, size_bytes, row["dims"])
     if at < 0:
-        refuse(host, slot, request, handle, QUEUE_FULL, now_ns)
+        refuse(host, slot, request, handle, QUEUE_FULL, ZERO, now_ns)
         return
     slo_ns = row["slo_ns"]
     deadline_ns = now_ns + slo_ns
@@ -259,6 +266,9 @@ def _refusal(host, peer, row, handle, size_bytes):
         return BAD_SLO
     if size_bytes > state["payload_max_bytes"]:
         return TOO_LARGE
+    if peer["held_bytes"] + cost_of(size_bytes) > state["client_held_max_bytes"]:
+        state["held_refused"] += 1
+        return PAYLOADS_EXCEEDED
     return OK
 
 

@@ -11,11 +11,14 @@ import errno
 import ipaddress
 import os
 import socket as posix
+from collections.abc import Callable
 from urllib.parse import urlsplit
 
 import zmq
 
 from cwd.errors import CwdError
+from cwd.net.auth import secure_peer
+from cwd.net.keys import PeerKeys
 
 #: zmq.h's context option; pyzmq has no name for it. On, a held 200-byte payload pins the 8 KiB that it arrived in.
 _ZERO_COPY_RECV = 10
@@ -48,17 +51,21 @@ def bind_router(
     send_queue: int = SEND_QUEUE,
     receive_queue: int = RECEIVE_QUEUE,
     open_bind: bool = False,
+    secure: Callable[[zmq.Socket], None] | None = None,
 ) -> zmq.Socket:
-    """A bound ROUTER that reports unreachable peers.
+    """A bound ROUTER that reports unreachable peers. `secure` sets what it demands of those who connect.
 
     Raises `CwdError`, one line naming the endpoint: in use, not allowed, malformed; and for a TCP address that others
-    can reach unless `open_bind`, since libzmq buffers endless multipart messages before anyone can refuse them.
+    can reach unless it is secured or `open_bind`, since libzmq buffers endless multipart messages before anyone can
+    refuse them.
     """
-    check_endpoint(endpoint, open_bind=open_bind)
+    check_endpoint(endpoint, open_bind=open_bind or secure is not None)
     socket = context.socket(zmq.ROUTER)
     _configure(socket, message_bytes_max, send_queue, receive_queue)
     socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
     socket.setsockopt(zmq.BACKLOG, 1024)
+    if secure is not None:
+        secure(socket)
     try:
         if endpoint.startswith("ipc://") and _answers(endpoint[6:]):
             raise zmq.ZMQError(errno.EADDRINUSE)  # libzmq would take the name away from the process that lives there
@@ -76,8 +83,9 @@ def connect_dealer(
     message_bytes_max: int = MESSAGE_BYTES_MAX,
     send_queue: int = SEND_QUEUE,
     receive_queue: int = RECEIVE_QUEUE,
+    keys: PeerKeys | None = None,
 ) -> zmq.Socket:
-    """A DEALER that connects, and goes on trying, to a bound ROUTER.
+    """A DEALER that connects, and goes on trying, to a bound ROUTER; with `keys` if that demands them.
 
     Without a completed connection nothing is queued: a send meets EAGAIN. After a reconnection the ROUTER sees a new
     peer, so whoever uses the socket says HELLO again. Raises `CwdError` for a malformed endpoint.
@@ -88,6 +96,8 @@ def connect_dealer(
     socket.setsockopt(zmq.RECONNECT_IVL, RECONNECT_MS)
     socket.setsockopt(zmq.RECONNECT_IVL_MAX, RECONNECT_MAX_MS)
     socket.setsockopt(zmq.CONNECT_TIMEOUT, HANDSHAKE_MS)
+    if keys is not None:
+        secure_peer(socket, keys)
     try:
         socket.connect(endpoint)
     except zmq.ZMQError as error:
@@ -105,7 +115,8 @@ def check_endpoint(endpoint: str, *, open_bind: bool = False) -> None:
             raise CwdError(f"cannot listen on {endpoint}: the path is longer than {_SUN_PATH_BYTES} bytes")
     elif parts.scheme == "tcp":
         if not open_bind and not _is_loopback(parts.hostname or ""):
-            raise CwdError(f"cannot listen on {endpoint}: only ipc:// and loopback addresses may be bound openly")
+            raise CwdError(f"cannot listen on {endpoint}: only ipc:// and loopback addresses may be bound openly; give "
+                           "--keys FOLDER (see `cwd keys`), or --insecure if you must")
     elif parts.scheme != "inproc":
         raise CwdError(f"cannot listen on {endpoint}: not an ipc:// or tcp:// endpoint")
 

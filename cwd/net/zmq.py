@@ -72,6 +72,15 @@ zmq_getsockopt = external("zmq_getsockopt", I4, I8, I4, I8, I8, library=_LIBRARY
 zmq_poll = external("zmq_poll", I4, I8, I4, I8, library=_LIBRARY)
 
 
+_gets = _LIBRARY["zmq_msg_gets"]  # an object of its own, so that the types below are nobody else's
+_gets.restype, _gets.argtypes = ctypes.c_char_p, [ctypes.c_void_p, ctypes.c_char_p]
+
+
+def message_user(m: int) -> bytes:
+    """The user id that ZAP gave the peer whose message is at address `m`; b"" if nobody asked who it is. For Python."""
+    return _gets(m, b"User-Id") or b""
+
+
 def message_table(n: int) -> np.ndarray:
     """n empty messages: u1[n, 64], aligned."""
     table = aligned_zeros(n * MESSAGE_BYTES).reshape(n, MESSAGE_BYTES)

@@ -20,7 +20,9 @@ from typing import TYPE_CHECKING
 
 from cwd.errors import Code, CwdError, RepositoryError
 from cwd.models.repository import Entry, Repository
+from cwd.net.keys import peer_keys
 from cwd.net.notify import notify
+from cwd.net.probe import handshake_fault
 from cwd.net.wake import drain, signal_pipe
 from cwd.settings import on_reload, reloaded, set_log_level
 from cwd.units import format_duration, format_size
@@ -135,7 +137,7 @@ def _run_emulated(options: WorkerOptions, signals: _Signals) -> int:
                 _say(f"ready: {options.gpus} emulated GPUs at {options.endpoint}")
             elif not ready and begin and time.monotonic() - begin > _PATIENCE_S:
                 begin = 0.0
-                _say(f"waiting for the controller at {options.endpoint}")
+                _say_waiting(options)
     finally:
         notify(stopping=True)
         worker.close()
@@ -214,7 +216,7 @@ def _serve(worker: DeviceWorker, signals: _Signals, options: WorkerOptions) -> N
             _say(f"ready: {worker.backend.device} at {options.endpoint}")
         elif not ready and patient_until and time.monotonic() >= patient_until:
             patient_until = 0.0
-            _say(f"waiting for the controller at {options.endpoint}")
+            _say_waiting(options)
 
 
 def _preload(worker: DeviceWorker, store: HostStore, signals: _Signals) -> None:
@@ -259,6 +261,11 @@ def _progress(what: str) -> Callable[[int, int, str], None]:
 def _say(text: str) -> None:
     sys.stderr.write(f"cwd worker: {text}\n")
     sys.stderr.flush()
+
+
+def _say_waiting(options: WorkerOptions) -> None:
+    fault = handshake_fault(options.endpoint, peer_keys(options.key, options.server_key))
+    _say(f"waiting for the controller at {options.endpoint}" + f": {fault}" * bool(fault))
 
 
 def _quiet() -> None:

@@ -19,6 +19,7 @@ from cwd.errors import CwdError, RepositoryError
 from cwd.models import profile as profiles
 from cwd.models.repository import Repository
 from cwd.net.clock import monotonic_ns
+from cwd.net.keys import peer_keys
 from cwd.net.sockets import make_context
 from cwd.net.wake import make_timerfd
 from cwd.net.zmq import message_data, message_size, messages_close
@@ -57,9 +58,10 @@ class EmulatedWorker:
         self.repository = Repository(options.repo) if options.repo else None
         #: program hashes; a program's number is its place here
         self.programs: list[bytes] = []
+        keys = peer_keys(options.key, options.server_key)
         self.sessions = [
             Session(self.context, options.endpoint, f"{options.name}/{g}" if n > 1 else options.name,
-                    self.state.links[g:g + 1], lambda g=g: self._caps(g))
+                    self.state.links[g:g + 1], lambda g=g: self._caps(g), keys)
             for g in range(n)]
         for g in range(n):
             self.sessions[g].connect()

@@ -18,6 +18,7 @@ import zmq
 
 from cwd.errors import Code
 from cwd.net.clock import monotonic_ns
+from cwd.net.keys import peer_keys
 from cwd.net.notify import watchdog_period_ns
 from cwd.net.priority import set_nice
 from cwd.net.sockets import make_context
@@ -62,7 +63,8 @@ class DeviceWorker:
                              rows_max=options.rows_max, bytes_per_s=options.load_bytes_per_s)
         self.context = make_context()
         #: the io thread's, with the exchange's lock: it closes and makes sockets
-        self.session = Session(self.context, options.endpoint, options.name, exchange.link, self._caps)
+        self.session = Session(self.context, options.endpoint, options.name, exchange.link, self._caps,
+                               peer_keys(options.key, options.server_key))
         #: PREPAREs that wait in the exec lane, by (session, action)
         self._prepares: dict[tuple[int, int], dict[str, Any]] = {}
         #: whether the controller has welcomed this worker; which lanes are warm; what ended a thread. `events_fd` says: look
@@ -185,7 +187,7 @@ class DeviceWorker:
                 if what == io_.RARE:
                     self._rare()
                 elif what == io_.GREET:
-                    self.session.say_hello()
+                    self._connect_again(self.session.say_hello)
                 else:
                     self._connect_again(lambda: self.session.reconnect("the controller is silent or gone"))
         finally:

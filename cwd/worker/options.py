@@ -24,6 +24,9 @@ class WorkerOptions:
     device: str = "cpu"
     #: the controller's socket for workers
     endpoint: str = "ipc:///run/cwd/workers.sock"
+    #: where the controller asks for keys: the file of this worker's own, and that of the controller's public one
+    key: str = ""
+    server_key: str = ""
     name: str = field(default_factory=lambda: f"{os.uname().nodename}-{os.getpid()}")
     #: folder of the model repository; "" for none (emulated only)
     repo: str = ""

@@ -17,6 +17,7 @@ import zmq
 from cwd.errors import SENTENCES, Code, CwdError, RemoteProtocolError
 from cwd.net.clock import monotonic_ns
 from cwd.net.host_id import host_id
+from cwd.net.keys import PeerKeys
 from cwd.net.sockets import connect_dealer
 from cwd.units import NS_PER_MS
 from cwd.wire import codec
@@ -33,6 +34,8 @@ WELCOME_NS = 3_000 * NS_PER_MS
 
 #: In so long a HELLO that will not be sent is due.
 NEVER_NS = 1 << 61
+#: After so long without a connection our key may have been refused.
+REFUSED_NS = 1_000 * NS_PER_MS
 
 #: Random, made when this process started: tells a restarted worker from one that reconnects.
 BOOT = os.urandom(16)
@@ -45,12 +48,14 @@ class Session:
     """One device's connection: `link` is its LINK record, a one-element view of the host's table."""
 
     def __init__(self, context: zmq.Context, endpoint: str, name: str, link: np.ndarray,
-                 caps: Callable[[], dict[str, Any]]) -> None:
+                 caps: Callable[[], dict[str, Any]], keys: PeerKeys | None = None) -> None:
+        self.keys = keys
         self.context, self.endpoint, self.name, self.link, self.caps = context, endpoint, name, link, caps
         self.socket: zmq.Socket | None = None
         self._backoff_ns = BACKOFF_MIN_NS
         #: the controller has drained this device and let it go: whoever owns it may end
         self.drained = False
+        self._connected_ns = 0
 
     @property
     def open(self) -> bool:
@@ -59,11 +64,12 @@ class Session:
     def connect(self, after_ns: int = 0) -> None:
         """A new socket in place of the old one; HELLO is due `after_ns` from now. The poll set needs its handle."""
         self.close()
-        self.socket = connect_dealer(self.context, self.endpoint)
+        self.socket = connect_dealer(self.context, self.endpoint, keys=self.keys)
         self.link["socket"] = self.socket.underlying
         self.link["state"] = links.GREETING
         self.link["broken"] = 0
-        self.link["greet_ns"] = monotonic_ns() + after_ns
+        self._connected_ns = monotonic_ns()
+        self.link["greet_ns"] = self._connected_ns + after_ns
 
     def reconnect(self, why: str) -> None:
         """The controller is silent or gone, or asked for it: start again."""
@@ -75,14 +81,20 @@ class Session:
             self.connect(self._later())
 
     def say_hello(self) -> None:
-        """Send HELLO if the socket is connected, else try again later, from 50 ms growing to 500 ms."""
+        """Send HELLO if the socket is connected, else try again later, from 50 ms growing to 500 ms; may reconnect.
+
+        libzmq does not try again where a key was refused, and it may be listed by now.
+        """
         hello = codec.encode(
             Type.HELLO, minor=VERSION_MINOR, role=int(Role.WORKER), name=self.name, boot=BOOT, host=host_id(),
             now_ns=monotonic_ns(), caps=self.caps())
         try:
             self.socket.send(hello, zmq.DONTWAIT)
         except zmq.Again:
-            self.link["greet_ns"] = monotonic_ns() + self._later()
+            if self.keys is not None and monotonic_ns() - self._connected_ns > REFUSED_NS:
+                self.connect(self._later())
+            else:
+                self.link["greet_ns"] = monotonic_ns() + self._later()
             return
         self.link["state"] = links.WAITING
         self.link["greet_ns"] = monotonic_ns() + WELCOME_NS

@@ -32,7 +32,7 @@ PENDING = 0xFFFF
 
 #: Verdicts of the scheduler: the request was sound and was turned down at once.
 REFUSALS = (Code.DEADLINE_UNREACHABLE, Code.DEADLINE_EXPIRED, Code.SLO_BELOW_EXECUTION, Code.QUEUE_FULL,
-            Code.CREDIT_EXCEEDED, Code.NO_WORKER, Code.DRAINING, Code.WORKER_LOST)
+            Code.CREDIT_EXCEEDED, Code.RATE_EXCEEDED, Code.PAYLOADS_EXCEEDED, Code.NO_WORKER, Code.DRAINING, Code.WORKER_LOST)
 
 
 class Verdict(enum.IntEnum):

@@ -22,7 +22,8 @@ FOREVER_NS = 1 << 62
 PRESSED_NS = 100_000_000
 #: the host's own refusals: the request was at fault, or a table was full; nothing of them is the scheduler's
 HOST_CODES = {code for code in Code if 200 <= code < 300} | {Code.CREDIT_EXCEEDED, Code.QUEUE_FULL, Code.NO_WORKER,
-                                                             Code.DRAINING, Code.MODEL_NOT_READY}
+                                                             Code.DRAINING, Code.MODEL_NOT_READY, Code.RATE_EXCEEDED,
+                                                             Code.PAYLOADS_EXCEEDED}
 
 
 @dataclasses.dataclass
