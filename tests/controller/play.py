@@ -114,13 +114,14 @@ class Controller:
 class Peer:
     """A DEALER that speaks the Python codec; heartbeats are answered by the way."""
 
+    #: heartbeat questions answered
+    beats = 0
+
     def __init__(self, context: zmq.Context[Any], endpoint: str) -> None:
         self.socket = context.socket(zmq.DEALER)
         self.socket.linger = 0
         self.socket.connect(endpoint)
         self.epoch = 0
-        #: heartbeat questions answered
-        self.beats = 0
         self.seen: list[tuple[Type, dict[str, Any], list[bytes]]] = []
 
     def send(self, kind: Type, *payload: bytes, **fields: Any) -> None:
