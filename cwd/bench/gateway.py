@@ -12,20 +12,19 @@ import json
 import os
 import socket
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from cwd.bench.turns import in_turns, warm_up
 from cwd.client import Client
 from cwd.cluster import Child, LocalCluster
 from cwd.errors import ControllerLost, CwdError
 
 MODEL = "noop"
 _SLO_US = 5_000_000
-_clock = time.perf_counter_ns
 
 
 class Http:
@@ -120,19 +119,9 @@ def gateway_of(cluster: LocalCluster, *flags: str) -> Child:
 
 
 def measured(sides: dict[str, Any], requests: int, rounds: int, progress: Callable[[str], None]) -> dict[str, Any]:
-    """Turns of each, so that what else happens on the machine hits all."""
-    times: dict[str, list[int]] = {name: [] for name in sides}
-    for side in sides.values():
-        for _ in range(200):
-            side.one()
-    for turn in range(rounds):
-        for name, side in sides.items():
-            one, taken = side.one, times[name]
-            for _ in range(requests // rounds):
-                begin = _clock()
-                one()
-                taken.append(_clock() - begin)
-        progress(f"turn {turn + 1} of {rounds}")
+    """The medians and tails of the sides, and what the gateway adds to the median, ms."""
+    warm_up(sides)
+    times = in_turns(sides, requests, rounds, progress)
     facts: dict[str, Any] = {}
     for name, taken in times.items():
         facts[f"{name}_p50_ms"], facts[f"{name}_p99_ms"] = (float(np.quantile(taken, at)) / 1e6 for at in (0.5, 0.99))

@@ -23,6 +23,7 @@ import numpy as np
 import zmq
 
 from cwd.bench import executor
+from cwd.bench.turns import in_turns, warm_up
 from cwd.client import Client, Model
 from cwd.client.connection import Connection
 from cwd.client.hot import Reply, encode_infer
@@ -166,20 +167,9 @@ def run(requests: int = 4000, inflight: int = 64, rounds: int = 8, count: int = 
 
 
 def _one(sides: dict[str, Any], requests: int, rounds: int, progress: Callable[[str], None]) -> dict[str, Any]:
-    """Turns of each, so that what else happens on the machine hits all."""
-    times: dict[str, list[int]] = {name: [] for name in sides}
-    for side in sides.values():
-        for _ in range(200):
-            side.one()
+    warm_up(sides)
     sides["ours"].results.clear()
-    for turn in range(rounds):
-        for name, side in sides.items():
-            one, taken = side.one, times[name]
-            for _ in range(requests // rounds):
-                begin = _clock()
-                one()
-                taken.append(_clock() - begin)
-        progress(f"one in flight: turn {turn + 1} of {rounds}")
+    times = in_turns(sides, requests, rounds, lambda text: progress(f"one in flight: {text}"))
     ms = {name: np.array(taken) / 1e6 for name, taken in times.items()}
     points = {"p50_ms": 0.5, "p99_ms": 0.99, "p999_ms": 0.999}
     facts = {name: float(np.quantile(ms["ours"], point)) for name, point in points.items()}

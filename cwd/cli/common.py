@@ -71,6 +71,16 @@ def emit(facts: dict[str, Any], as_json: bool, lines: Iterable[str] = ()) -> Non
             click.echo(line)
 
 
+def wait_until(done: Callable[[], bool], patience_ns: int, look_s: float = 0.05) -> bool:
+    """Whether `done()` was so within `patience_ns`; it is asked once at least, and then every `look_s` seconds."""
+    until_ns = time.monotonic_ns() + patience_ns
+    while not done():
+        if time.monotonic_ns() >= until_ns:
+            return False
+        time.sleep(look_s)
+    return True
+
+
 def say(text: str) -> None:
     """Progress, on stderr."""
     sys.stderr.write(text + "\n")

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import click
 
-from cwd.cli.common import DURATION, admin_option, emit, json_option, key_options
+from cwd.cli.common import DURATION, admin_option, emit, json_option, key_options, wait_until
 from cwd.errors import Code, ControllerLost, CwdError
 from cwd.units import format_duration
 
 patience_option = click.option("--patience", type=DURATION, default="60s", show_default=True,
                                help="How long to wait until it is done; 0s does not wait.")
-#: how often is looked whether it is done
-_LOOK_S = 0.1
 
 
 @click.group()
@@ -71,15 +68,6 @@ def _until(patience_ns: int, done: Callable[[], bool]) -> bool:
     """Wait for `done`; False without patience. Raises `CwdError` (DRAINING) if patience runs out."""
     if patience_ns == 0:
         return False
-    for _ in _looks(patience_ns):
-        if done():
-            return True
-    raise CwdError(f"not done after {format_duration(patience_ns)}; it goes on draining", code=Code.DRAINING)
-
-
-def _looks(patience_ns: int) -> Iterator[None]:
-    until_ns = time.monotonic_ns() + patience_ns
-    yield
-    while time.monotonic_ns() < until_ns:
-        time.sleep(_LOOK_S)
-        yield
+    if not wait_until(done, patience_ns):
+        raise CwdError(f"not done after {format_duration(patience_ns)}; it goes on draining", code=Code.DRAINING)
+    return True

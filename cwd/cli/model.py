@@ -12,6 +12,7 @@ import click
 
 from cwd.cli.common import (
     DURATION, SIZE, Ticker, admin_option, emit, json_option, key_options, repository_option, say, table,
+    wait_until,
 )
 from cwd.errors import Code, ControllerLost, CwdError, RepositoryError
 from cwd.units import format_duration, format_size
@@ -194,17 +195,15 @@ def use(name: str, version: int, cold: bool, patience: int, repository: str, liv
 
 def _switch(admin_endpoint: str, name: str, version: int, patience_ns: int) -> dict[str, Any]:
     """Take the version into use at the running controller, once a GPU has its weights (`patience_ns` 0: at once)."""
-    import time
-
     from cwd.client.admin import Admin
 
-    until_ns = time.monotonic_ns() + patience_ns
     with Admin(admin_endpoint, name="cwd-model", timeout=5) as admin:
-        while patience_ns and admin.call("model.warm", name=name, version=version)["copies"] == 0:
-            if time.monotonic_ns() > until_ns:
-                raise CwdError(f"no GPU has loaded {name}/{version} within {format_duration(patience_ns)}: every page is "
-                               "needed, or no worker is there; --cold does not wait", code=Code.MODEL_NOT_READY)
-            time.sleep(0.05)
+        def warm() -> bool:
+            return bool(admin.call("model.warm", name=name, version=version)["copies"])
+
+        if patience_ns and not wait_until(warm, patience_ns):
+            raise CwdError(f"no GPU has loaded {name}/{version} within {format_duration(patience_ns)}: every page is "
+                           "needed, or no worker is there; --cold does not wait", code=Code.MODEL_NOT_READY)
         return admin.call("model.use", name=name, version=version)
 
 

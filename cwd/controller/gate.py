@@ -88,7 +88,7 @@ class Gate:
             state[f"monitor_{role}"] = monitor.underlying
 
     def hurry(self) -> None:
-        """Have the folder read now; also the handler of SIGHUP."""
+        """Have the folder read now."""
         self._watch.hurry()
 
     def close(self) -> None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import logging
 import os
 import select
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -18,6 +17,7 @@ from typing import Any
 
 import msgpack
 
+from cwd.controller.side_process import SideProcess
 from cwd.net.auth import Change, Scanner
 from cwd.net.priority import set_nice
 
@@ -33,55 +33,41 @@ class KeyWatch:
 
     def __init__(self, folder: str) -> None:
         self._folder = folder
-        self._start()
-
-    def _start(self) -> None:
         self._started_s = time.monotonic()
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "cwd.controller.keywatch", self._folder],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True)
-        assert self._process.stdin is not None and self._process.stdout is not None
-        self._said = self._process.stdout.fileno()
-        os.set_blocking(self._said, False)
-        os.set_blocking(self._process.stdin.fileno(), False)
-        self._unpacker = msgpack.Unpacker(raw=False)
+        self._process = SideProcess("cwd.controller.keywatch", folder)
 
     def changes(self) -> Iterator[Change | int | None]:
         """What the process has said: a change, the number of a reading, or None: it is new, and will tell everything.
 
         Whoever stops in between gets the rest the next time.
         """
-        yield from map(_told, self._unpacker)
+        yield from map(_told, self._process.unpacker)
         try:
-            data = os.read(self._said, _CHUNK_BYTES)
+            data = os.read(self._process.said, _CHUNK_BYTES)
         except BlockingIOError:
             return
         if not data:
             if time.monotonic() < self._started_s + SCAN_S:
                 return
             LOG.error("the watcher of %s ended; another is started", self._folder)
-            self.close()
-            self._start()
+            self._process.close()
+            self._process.start()
+            self._started_s = time.monotonic()
             yield None
             return
-        self._unpacker.feed(data)
-        yield from map(_told, self._unpacker)
+        self._process.unpacker.feed(data)
+        yield from map(_told, self._process.unpacker)
 
     def hurry(self) -> None:
         """Have the folder read now."""
-        assert self._process.stdin is not None
         try:
-            os.write(self._process.stdin.fileno(), b"\n")
+            os.write(self._process.asked, b"\n")
         except OSError:
             LOG.debug("the watcher is busy, or gone; `changes` finds out")
 
     def close(self) -> None:
-        """End the process; it holds no state."""
-        assert self._process.stdin is not None and self._process.stdout is not None
-        self._process.stdin.close()
-        self._process.terminate()
-        self._process.wait()
-        self._process.stdout.close()
+        """End the process."""
+        self._process.close()
 
 
 def _told(value: int | list[Any]) -> Change | int:

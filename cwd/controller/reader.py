@@ -14,13 +14,13 @@ from __future__ import annotations
 
 import logging
 import os
-import subprocess
 import sys
 from collections.abc import Iterator
 from typing import Any
 
 import msgpack
 
+from cwd.controller.side_process import SideProcess
 from cwd.errors import Code, CwdError
 from cwd.net.journal import log_to_stderr
 from cwd.net.priority import set_nice
@@ -44,20 +44,9 @@ class RepositoryReader:
     """
 
     def __init__(self, repository: str) -> None:
-        self._repository = repository
         self._questions = 0
         self._open: set[int] = set()
-        self._start()
-
-    def _start(self) -> None:
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "cwd.controller.reader", self._repository],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True)
-        assert self._process.stdin is not None and self._process.stdout is not None
-        self._asked, self._said = self._process.stdin.fileno(), self._process.stdout.fileno()
-        os.set_blocking(self._said, False)
-        os.set_blocking(self._asked, False)
-        self._unpacker = msgpack.Unpacker(raw=False)
+        self._process = SideProcess("cwd.controller.reader", repository)
         self._ended = False
 
     @property
@@ -67,12 +56,13 @@ class RepositoryReader:
 
     def ask(self, op: str, name: str = "", version: int = 0) -> int:
         """Send a question; its id. Raises `CwdError` if the process does not keep up."""
-        if not self._open and (self._ended or self._process.poll() is not None):
-            self.close()
-            self._start()
+        if not self._open and (self._ended or not self._process.alive):
+            self._process.close()
+            self._process.start()
+            self._ended = False
         self._questions += 1
         try:
-            os.write(self._asked, msgpack.packb(
+            os.write(self._process.asked, msgpack.packb(
                 {"id": self._questions, "op": op, "name": name, "version": version}))
         except OSError as error:
             raise CwdError(f"the repository's reader does not answer: {error.strerror}", code=Code.BAD_MODEL) from None
@@ -81,10 +71,10 @@ class RepositoryReader:
 
     def answers(self) -> Iterator[Answer]:
         """What has come so far, a small piece of the pipe at a time; ends when there is no more at the moment."""
-        for answer in self._unpacker:
+        for answer in self._process.unpacker:
             yield self._counted(answer)
         try:
-            data = os.read(self._said, _CHUNK_BYTES)
+            data = os.read(self._process.said, _CHUNK_BYTES)
         except BlockingIOError:
             return
         if not data:
@@ -93,8 +83,8 @@ class RepositoryReader:
                 yield self._counted({"id": identifier, "error": "the repository's reader ended before it could answer",
                                      "code": int(Code.BAD_MODEL), "gone": True})
             return
-        self._unpacker.feed(data)
-        for answer in self._unpacker:
+        self._process.unpacker.feed(data)
+        for answer in self._process.unpacker:
             yield self._counted(answer)
 
     def _counted(self, answer: Answer) -> Answer:
@@ -103,12 +93,8 @@ class RepositoryReader:
         return answer
 
     def close(self) -> None:
-        """End the process; it holds no state."""
-        assert self._process.stdin is not None and self._process.stdout is not None
-        self._process.stdin.close()
-        self._process.terminate()
-        self._process.wait()
-        self._process.stdout.close()
+        """End the process."""
+        self._process.close()
 
 
 class _Answerer:

@@ -110,7 +110,7 @@ class _Call:
 
 
 def version_of(text: str) -> int:
-    """A version in a path; 0, which is the newest, where there is none."""
+    """A version in a path; 0, the one that the name stands for, where there is none."""
     if text and (not text.isascii() or not text.isdigit() or len(text) > 9):
         raise BadRequest(f"version {text!r:.40} is not a number", code=Code.BAD_ARGUMENT)
     return int(text or 0)

@@ -62,7 +62,8 @@ def parse_request(body: bytes, json_bytes: int | None) -> Request:
     found = read_json(body[:json_bytes])
     rest = memoryview(body)[len(body) if json_bytes is None else json_bytes:]
     parameters = _parameters(found, "the request")
-    request = Request(id=_id(found), timeout_us=_timeout_us(parameters), app=_app(parameters))
+    request = Request(id=_text(found, "id", "the request's id"), timeout_us=_timeout_us(parameters),
+                      app=_text(parameters, "app", "parameter 'app'"))
     request.binary_default = _flag(parameters, "binary_data_output", "the request")
     _read_outputs(request, found)
     for index, entry in enumerate(_entries(found, "inputs")):
@@ -107,10 +108,14 @@ def _flag(parameters: Mapping[str, Any], name: str, where: str, default: bool = 
     return found
 
 
-def _id(found: Mapping[str, Any]) -> str | None:
-    given = found.get("id")
-    if given is not None and not isinstance(given, str):
-        raise fault("the request's id is not a text", Code.BAD_ARGUMENT)
+def _text(owner: Mapping[str, Any], name: str, what: str) -> str | None:
+    """A text that can be sent on as UTF-8; None without one."""
+    given = owner.get(name)
+    try:
+        if given is not None:
+            given.encode()
+    except (AttributeError, UnicodeEncodeError):
+        raise fault(f"{what} is not a text", Code.BAD_ARGUMENT) from None
     return given
 
 
@@ -118,13 +123,6 @@ def _timeout_us(parameters: Mapping[str, Any]) -> int:
     given = parameters.get("timeout", 0)
     if type(given) is not int or not 0 <= given <= _TIMEOUT_MAX_US:
         raise fault("parameter 'timeout' is not a whole number of microseconds, at most a day", Code.BAD_SLO)
-    return given
-
-
-def _app(parameters: Mapping[str, Any]) -> str | None:
-    given = parameters.get("app")
-    if given is not None and not isinstance(given, str):
-        raise fault("parameter 'app' is not a text", Code.BAD_ARGUMENT)
     return given
 
 

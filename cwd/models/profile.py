@@ -140,7 +140,7 @@ class CpuSubject:
         def once() -> int:
             start_ns = time.monotonic_ns()
             code = self._program.execute(self._binding, batch, size_class, *full.requests[1:], full.targets)
-            if code != 0:
+            if code != Code.OK:
                 raise RepositoryError("the program's own sizes do not fit", code=Code(code))
             return time.monotonic_ns() - start_ns
 

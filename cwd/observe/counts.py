@@ -24,7 +24,8 @@ Records = NDArray[np.void]
 #: columns of a model's counts: the outcomes of its requests, and of those in time what they took, in all
 MODEL_FIELDS = (*OUTCOMES, "cold", "total_ns", "queued_ns", "exec_ns", "executions", "rows", "busy_ns",
                 "worker_lost", "exec_failed")
-_COLUMN = {name: at for at, name in enumerate(MODEL_FIELDS)}
+#: where each is
+COLUMN = {name: at for at, name in enumerate(MODEL_FIELDS)}
 #: what an action is called
 ACTIONS = {LOAD: "load", UNLOAD: "unload", EXEC: "infer", RESERVED: "prepare"}
 LANES = ("exec", "load")
@@ -108,7 +109,7 @@ class Counts:
 
     def column(self, name: str) -> NDArray[np.int64]:
         """i8[slots + 1]: one of `MODEL_FIELDS`."""
-        return self.models[:, _COLUMN[name]]
+        return self.models[:, COLUMN[name]]
 
     # requests
 
@@ -147,7 +148,7 @@ class Counts:
         return np.where((handles >= 0) & (self.handles[slots] == handles), slots, last)
 
     def _add(self, name: str, slots: NDArray[np.int64], values: Any) -> None:
-        np.add.at(self.models[:, _COLUMN[name]], slots, values)
+        np.add.at(self.models[:, COLUMN[name]], slots, values)
 
     # actions
 

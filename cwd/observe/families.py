@@ -16,7 +16,7 @@ from prometheus_client.core import (
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
-from cwd.observe.counts import ACTIONS, LANES, MODEL_FIELDS, Counts
+from cwd.observe.counts import ACTIONS, COLUMN, LANES, Counts
 from cwd.observe.histogram import Histogram
 from cwd.observe.hottest import Hottest
 from cwd.observe.verdicts import OUTCOMES, REPLY_CODES, label_of
@@ -25,7 +25,6 @@ from cwd.units import NS_PER_S, NS_PER_US
 #: of the loop's counters (`controller.host.STATE`)
 LOOP_EVENTS = ("received", "sent", "send_failed", "malformed", "not_introduced", "bad_identity", "stale_epoch", "results_stale",
                "held_full", "peers_gone")
-_COLUMN = {name: at for at, name in enumerate(MODEL_FIELDS)}
 
 
 class Families(Collector):
@@ -125,7 +124,7 @@ class Families(Collector):
                 ("total_ns", "cwd_model_request_seconds", "Arrival to reply, in all, of answers in time.", NS_PER_S)):
             family = CounterMetricFamily(metric, text, labels=["model"])
             for name, row in series:
-                value = int(row[_COLUMN[column]])
+                value = int(row[COLUMN[column]])
                 family.add_metric([name], value if scale == 1 else value / scale)
             yield family
 
@@ -164,7 +163,7 @@ class Families(Collector):
         for key, row in series:
             model, _, version = key.rpartition("/")
             labels = [model or key, version if model else ""]
-            value = {name: int(row[at]) for name, at in _COLUMN.items()}
+            value = {name: int(row[at]) for name, at in COLUMN.items()}
             for name, amount in (("request_success", value["in_time"]), ("count", value["rows"]),
                                  ("exec_count", value["executions"]), ("request_duration_us", value["total_ns"] // NS_PER_US),
                                  ("queue_duration_us", value["queued_ns"] // NS_PER_US),

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cwd.observe.counts import MODEL_FIELDS, Counts
+from cwd.observe.verdicts import OUTCOMES
 from cwd.units import NS_PER_S
 
 LOOK_NS, LOOK_EMPTY_NS = 10 * NS_PER_S, NS_PER_S
@@ -21,7 +22,8 @@ HALF_LIFE_NS = 30 * NS_PER_S
 #: so much hotter than the coolest of those that have a place must one be that has none
 AHEAD = 2.0
 OTHER = "other"
-_REQUESTS = slice(0, 6)  # of MODEL_FIELDS: the outcomes
+#: of MODEL_FIELDS: the outcomes
+_REQUESTS = slice(len(OUTCOMES))
 
 
 class Hottest:

@@ -6,12 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from cwd.observe.counts import LANES, MODEL_FIELDS, Counts
+from cwd.observe.counts import COLUMN, LANES, Counts
 from cwd.observe.histogram import Histogram
 from cwd.observe.verdicts import OUTCOMES, label_of
 from cwd.units import NS_PER_S
 
-_COLUMN = {name: at for at, name in enumerate(MODEL_FIELDS)}
 
 
 def between(before: Counts, after: Counts, window_ns: int, models: int = 15) -> dict[str, Any]:
@@ -56,7 +55,7 @@ def _models(after: Counts, by_model: np.ndarray, seconds: float, most: int) -> l
         if asked[slot] == 0:
             break
         row = by_model[slot]
-        value = {name: int(row[at]) for name, at in _COLUMN.items()}
+        value = {name: int(row[at]) for name, at in COLUMN.items()}
         handle = int(after.handles[slot])
         found.append({
             "model": after.model_name(handle), "requests_per_s": round(int(asked[slot]) / seconds, 2),
