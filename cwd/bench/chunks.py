@@ -27,7 +27,7 @@ _US = 1000
 
 
 def chunks_under(generator: LoadGenerator, load: Load, context: zmq.Context[Any], run: Path) -> dict[str, Any]:
-    """{python_asked, python_p50_us, python_p90_us, python_reference_us, python_ratio} under the load, from a controller
+    """{python_asked, python_{p50,p90,p99,max}_us, python_reference_us, python_ratio} under the load, from a controller
     whose sockets are in `run`. Raises `CwdError`, also if the load was over before anything was counted."""
     loading = threading.Thread(target=generator.run, args=(load,), daemon=True)
     with Admin(f"ipc://{run}/admin.sock", name="bench") as admin, _Reference(context, run) as reference:
@@ -48,10 +48,11 @@ def chunks_under(generator: LoadGenerator, load: Load, context: zmq.Context[Any]
 def facts_of(longest_ns: list[int], reference_ns: list[int]) -> dict[str, Any]:
     """What `chunks_under` gives, of the two lists of figures."""
     order = sorted(longest_ns)
-    p50_ns, p90_ns = order[len(order) // 2], order[len(order) * 9 // 10]
+    p50_ns, p90_ns, p99_ns = (order[len(order) * percent // 100] for percent in (50, 90, 99))
     middle_ns = statistics.median(reference_ns)
     return {
         "python_asked": len(order), "python_p50_us": p50_ns / _US, "python_p90_us": p90_ns / _US,
+        "python_p99_us": p99_ns / _US, "python_max_us": order[-1] / _US,
         "python_reference_us": middle_ns / _US, "python_ratio": round(p50_ns / middle_ns, 3),
     }
 

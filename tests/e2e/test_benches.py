@@ -45,7 +45,8 @@ def test_the_figures_of_the_chunks():
 
     longest_ns = [1000 * us for us in range(100, 0, -1)]
     assert facts_of(longest_ns, [9000, 17000, 2000]) == {
-        "python_asked": 100, "python_p50_us": 51.0, "python_p90_us": 91.0, "python_reference_us": 9.0,
+        "python_asked": 100, "python_p50_us": 51.0, "python_p90_us": 91.0, "python_p99_us": 100.0,
+        "python_max_us": 100.0, "python_reference_us": 9.0,
         "python_ratio": 5.667}
 
 
