@@ -22,7 +22,7 @@ def test_worker_beside_the_bare_echo():
 def test_serve_counts_answers_in_time():
     from cwd.bench.serve import run
 
-    facts = run(slos=("500ms",), instances=2, inflight=4, seconds=1.0)
+    facts = run(slos=("500ms",), instances=2, inflight=4, seconds=1.0, rounds=1)
     (row,) = facts["rows"]
     assert row["slo_ms"] == 500 and row["goodput_rps"] > 0 and row["bound_rps"] > 0
     assert row["ratio"] == pytest.approx(row["goodput_rps"] / row["bound_rps"])
