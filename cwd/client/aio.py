@@ -220,6 +220,7 @@ class AsyncClient:
         assert session is not None and self._loop is not None
         if self._closed:
             return
+        ticked = False
         while True:
             if session.generation != self._generation:
                 self._open()
@@ -227,14 +228,13 @@ class AsyncClient:
             took = self._take()
             # A failed send does not notice a connection that has just come about; reading does.
             writable = session.outbox and self._socket.getsockopt(zmq.EVENTS) & zmq.POLLOUT  # type: ignore
-            if not took and not writable and session.generation == self._generation:
+            if took or writable or session.generation != self._generation:
+                continue
+            now = _now()
+            if ticked or now < session.next_timer():
                 break
-        now = _now()
-        if now >= session.next_timer():
             session.tick(now)
-            if session.generation != self._generation:
-                self._open()
-            self._push()
+            ticked = True
         if session.state is not State.CONNECTING and self._welcome:
             self._wake_waiting()
         self._set_timer(session.next_timer())
@@ -279,14 +279,18 @@ class AsyncClient:
 
     def _set_timer(self, at_ns: int) -> None:
         # A timer that is due too early does no harm and is kept: most calls are settled long before theirs.
-        if self._timer is not None and self._timer_ns <= at_ns and not self._timer.cancelled():
-            if self._timer_ns > _now():
-                return
+        if self._timer is not None and self._timer_ns <= at_ns and self._timer_ns > _now():
+            return
         if self._timer is not None:
             self._timer.cancel()
         delay_ns = min(max(at_ns - _now(), NS_PER_MS), NS_PER_S)
         self._timer_ns = _now() + delay_ns
-        self._timer = self._loop.call_later(delay_ns / NS_PER_S, self._turn)  # type: ignore[union-attr]
+        self._timer = self._loop.call_later(delay_ns / NS_PER_S, self._due)  # type: ignore[union-attr]
+
+    def _due(self) -> None:
+        # Not to be taken for one that is still to come: loops that count milliseconds are early now and then.
+        self._timer = None
+        self._turn()
 
     def _wake_waiting(self) -> None:
         for waiting in self._welcome:

@@ -88,6 +88,31 @@ def test_an_asyncio_client_moves_and_its_models_with_it(pair):
     assert [fields["model"] >> 32 for kind, fields, _ in pair.second.seen if kind == Type.INFER] == [2, 2]
 
 
+class EarlyLoop(asyncio.SelectorEventLoop):
+    """A loop whose timers are early, as those of uvloop are, which counts milliseconds."""
+
+    def call_later(self, delay, callback, *args, context=None):
+        return super().call_later(max(delay - 0.0005, 0), callback, *args, context=context)
+
+
+def test_a_loop_whose_timers_are_early_goes_on_all_the_same(pair):
+    async def main():
+        async with cwd.AsyncClient(pair.endpoint) as client:
+            await client.infer("double", X, "20s")
+            await asyncio.to_thread(pair.first.stop)
+            while client.connected:
+                await asyncio.sleep(0.01)
+            session = client._session
+            before = session.generation
+            while session.generation < before + 3:  # it goes on looking while nobody asks for anything
+                await asyncio.sleep(0.01)
+            await asyncio.to_thread(pair.serve, pair.second, 2)
+            assert np.array_equal((await client.infer("double", X, "20s")).output, 2 * X)
+
+    with asyncio.Runner(loop_factory=EarlyLoop) as runner:
+        runner.run(asyncio.wait_for(main(), 60))
+
+
 def test_without_a_controller_a_call_ends_with_its_deadline_and_says_when_to_come_back(pair, probes):
     with cwd.Client(pair.endpoint) as client:
         client.infer("double", X, "20s")

