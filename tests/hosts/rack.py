@@ -67,11 +67,13 @@ class Daemon:
         self.process = self._host.run(self._argv, stdout=self.log, cwd=ROOT,
                                       env={**self._keys, "NOTIFY_SOCKET": self._listener.path, "PYTHONPATH": str(ROOT)})
 
-    def wait_ready(self) -> Self:
+    def ready(self) -> bool:
+        """Whether it has said so; a socket of this kind holds ten messages, and the eleventh is lost, so look often."""
         assert self._listener is not None
-        ready = self._listener.wait_ready(START_S, lambda: self.process.poll() is None)
-        assert ready, f"{self.name} is not ready:\n{self.log.read_text()[-2000:]}"
-        return self
+        assert self.process.poll() is None, f"{self.name} has ended:\n{self.log.read_text()[-2000:]}"
+        while self._listener.receive(0.0):
+            pass
+        return self._listener.ready
 
     def close(self) -> None:
         if self._listener is not None:
@@ -170,8 +172,8 @@ class Rack:
         (self.folder / "tokens").write_text("a-token-of-more-than-sixteen-characters\n")
         self.gateway = self._daemon("front", "client", "gateway", "--host", front.address, "--port", str(HTTP), "--endpoint",
                                     self.direct, "--token-file", str(self.folder / "tokens"), "--slo", "2s")
-        for daemon in (controller, *self.workers.values(), self.gateway):
-            daemon.wait_ready()
+        daemons = (controller, *self.workers.values(), self.gateway)
+        until(lambda: all([daemon.ready() for daemon in daemons]), "all daemons are ready", START_S)
         keys = self.keys_of("admin")
         self.admin = self._stack.enter_context(Admin(self.admin_endpoint, key=keys["CWD_KEY"],
                                                      server_key=keys["CWD_SERVER_KEY"]))
