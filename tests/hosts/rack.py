@@ -38,7 +38,8 @@ PATIENCE_S = 20.0
 #: the product's defaults, which the tests wait for
 HEARTBEAT_S, LOST_S = .25, 1.5
 #: of each host's clock, seconds ahead of this machine's
-CLOCKS_S = {"control": 86_400, "first": 1_000_000_000, "second": 0, "torch": 7_200, "front": 500_000, "visitor": 172_800, "lonely": 3}
+CLOCKS_S = {"control": 86_400, "first": 1_000_000_000, "second": 0, "torch": 7_200, "front": 500_000, "visitor": 172_800,
+            "lonely": 3}
 
 
 def until(true: Callable[[], Any], what: str, patience_s: float = PATIENCE_S) -> Any:

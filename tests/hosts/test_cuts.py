@@ -79,7 +79,7 @@ def test_a_worker_that_is_cut_off_comes_back(rack: Rack, visitor: Visitor) -> No
 
 def test_a_worker_that_falls_silent_is_given_up_after_lost(rack: Rack, visitor: Visitor) -> None:
     lost = rack.counter("peers_lost")
-    run = Run(visitor, 3)
+    run = Run(visitor, 2.5)
     time.sleep(.5)
     rack.to_workers["first"].cut(silent=True)
     began_s = time.monotonic()
@@ -96,7 +96,7 @@ def test_a_worker_that_falls_silent_is_given_up_after_lost(rack: Rack, visitor: 
 def test_a_worker_that_hears_nothing_comes_back(rack: Rack, visitor: Visitor) -> None:
     """Only what goes towards it is swallowed: the controller still hears it, and its actions have no results."""
     gone = rack.counter("peers_gone")
-    run = Run(visitor, 3)
+    run = Run(visitor, 2.5)
     time.sleep(.5)
     rack.to_workers["first"].cut(silent=True, way="back")
     until(lambda: rack.counter("peers_gone") > gone, "it gives the controller up, and is missed")
