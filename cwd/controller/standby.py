@@ -53,8 +53,8 @@ class Elected:
     reader: RepositoryReader | None
     #: the reader's questions that are still to be answered are the catalogue's
     asked: int
-    #: signals to end that have come already
-    stops: int
+    #: how many signals to end have come so far
+    stops: Callable[[], int]
 
     def close(self) -> None:
         """Give everything back."""
@@ -202,7 +202,7 @@ class Standby:
         assert candidacy.led is not None
         LOG.info("elected in cluster %s, epoch %d", self.config.cluster, candidacy.led.epoch)
         asked = self._asked if self._reader is not None and self._reader.pending else 0
-        return Elected(self.config, candidacy, self._catalogue, self._reader, asked, self._stops)
+        return Elected(self.config, candidacy, self._catalogue, self._reader, asked, lambda: self._stops)
 
     def _close(self) -> None:
         if self._candidacy is not None:
