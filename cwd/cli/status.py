@@ -30,9 +30,10 @@ def lines_of(facts: dict[str, Any]) -> list[str]:
     lines = [f"{state} for {format_duration(facts['uptime_ns'])}: {facts.get('models', 0)} models, "
              f"{len(workers)} workers, {facts.get('in_flight', 0)} requests in flight"]
     if election := facts.get("election"):
-        lines.append(f"{election['role']} of cluster {election['cluster']}, epoch {election['epoch']}, lease {format_duration("
-                     f"election['lease_ns'])}, sure for {format_duration(election['left_ns'])} more"
-                     + f"; {election['trouble']}" * bool(election["trouble"]))
+        lease, left = format_duration(election["lease_ns"]), format_duration(election["left_ns"])
+        trouble = f"; {election['trouble']}" if election["trouble"] else ""
+        lines.append(f"{election['role']} of cluster {election['cluster']}, epoch {election['epoch']}, lease {lease}, "
+                     f"sure for {left} more{trouble}")
     for group in ("counters", "core", "loop"):
         moved = [f"{name} {value}" for name, value in facts.get(group, {}).items() if value]
         if moved:
