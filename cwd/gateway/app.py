@@ -56,11 +56,16 @@ class Gateway:
         self.client = client
         self.catalog = Catalog(client, options.admin_endpoint)
         self.statistics = Statistics()
-        self.infer = Infer(client, self.catalog, self.statistics, slo_ns=options.slo_ns,
-                           body_max_bytes=options.body_max_bytes)
+        self.infer = Infer(client, self.catalog, self.statistics)
         #: set when it is about to end: it says that it is not ready, and goes on serving
         self.stopping = False
         self._began_s = time.monotonic()
+        self.configure(options)
+
+    def configure(self, options: GatewayOptions) -> None:
+        """Go on with other options, as far as they may change while serving."""
+        self.options = options
+        self.infer.configure(options.slo_ns, options.body_max_bytes)
 
     @property
     def ready(self) -> bool:

@@ -6,6 +6,7 @@ import ipaddress
 from dataclasses import dataclass
 
 from cwd.errors import Code, CwdError
+from cwd.settings import check_log_level
 from cwd.units import NS_PER_MS, NS_PER_S
 
 
@@ -38,8 +39,11 @@ class GatewayOptions:
     connections: int = 2048
     #: after SIGTERM it says that it is not ready, and for so long goes on serving
     drain_ns: int = NS_PER_S
+    #: "debug", "info", "warning" or "error"
+    log_level: str = "info"
 
     def __post_init__(self) -> None:
+        check_log_level(self.log_level)
         if not 0 <= self.port <= 65535:
             raise _fault(f"port {self.port}: 0 to 65535 are possible")
         if bool(self.tls_cert) != bool(self.tls_key):
@@ -58,6 +62,10 @@ class GatewayOptions:
     @property
     def origins(self) -> tuple[str, ...]:
         return tuple(origin.strip() for origin in self.cors.split(",") if origin.strip())
+
+
+#: what SIGHUP may change. The files of tokens and of the certificate may change at any time, but not where they are
+RELOADABLE = frozenset(("slo_ns", "body_max_bytes", "connections", "drain_ns", "log_level"))
 
 
 def is_loopback(host: str) -> bool:
