@@ -27,6 +27,7 @@ from cwd.gateway.catalog import STEP, Catalog
 from cwd.gateway.infer import Infer, version_of
 from cwd.gateway.options import GatewayOptions
 from cwd.gateway.refusals import error_answer
+from cwd.gateway.shards import Shards
 from cwd.gateway.statistics import Statistics
 
 LOG = logging.getLogger("cwd.gateway")
@@ -51,7 +52,7 @@ class JSONAnswer(Response):
 class Gateway:
     """One gateway: a client of the controller, what is known of models, and the counts; its methods are the routes."""
 
-    def __init__(self, options: GatewayOptions, client: AsyncClient) -> None:
+    def __init__(self, options: GatewayOptions, client: AsyncClient | Shards) -> None:
         self.options = options
         self.client = client
         self.catalog = Catalog(client, options.admin_endpoint)
@@ -70,6 +71,12 @@ class Gateway:
     @property
     def ready(self) -> bool:
         return self.client.connected and not self.stopping
+
+    def away(self) -> list[str]:
+        """The endpoints where no controller answers."""
+        if isinstance(self.client, Shards):
+            return self.client.away()
+        return [] if self.client.connected else [self.client.endpoint]
 
     # health
 
@@ -150,7 +157,7 @@ class Gateway:
             "connected": self.client.connected, "uptime_s": round(time.monotonic() - self._began_s, 1),
             "in_flight": self.infer.in_flight, "slo_ms": self.options.slo_ns / 1e6,
             "strays": dict(self.statistics.strays), "totals": page.totals(self.statistics.models.values()), "models": [],
-            "models_total": 0, "controller": None, "trouble": "",
+            "models_total": 0, "controller": None, "away": self.away(), "trouble": "",
         }
         try:
             versions = await self.catalog.versions()

@@ -17,6 +17,7 @@ from cwd.gateway.body import ClientGone, Receive, read_body
 from cwd.gateway.catalog import Catalog
 from cwd.gateway.oip import Request, encode_answer, fit, parse_request
 from cwd.gateway.refusals import Header, error_answer
+from cwd.gateway.shards import Shards
 from cwd.gateway.statistics import ModelStatistics, Statistics
 from cwd.units import NS_PER_S, NS_PER_US, format_duration
 
@@ -32,7 +33,7 @@ _JSON = [(b"content-type", b"application/json")]
 class Infer:
     """The ASGI application of this one route."""
 
-    def __init__(self, client: AsyncClient, catalog: Catalog, statistics: Statistics) -> None:
+    def __init__(self, client: AsyncClient | Shards, catalog: Catalog, statistics: Statistics) -> None:
         self._client, self._catalog, self._statistics = client, catalog, statistics
         self._slo_ns = self._body_max_bytes = 0
         self._answering: set[asyncio.Task[Any]] = set()

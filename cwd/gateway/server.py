@@ -23,6 +23,7 @@ from cwd.gateway.app import Gateway, make_app
 from cwd.gateway.auth import App, Tokens
 from cwd.gateway.certificate import Certificate
 from cwd.gateway.options import RELOADABLE, GatewayOptions
+from cwd.gateway.shards import Shards, parse_shards
 from cwd.gateway.supervision import Supervision
 from cwd.net.notify import notify
 from cwd.settings import reloaded, set_log_level
@@ -83,7 +84,7 @@ def bind(host: str, port: int) -> socket.socket:
 async def _serve(options: GatewayOptions, load: Callable[[], GatewayOptions], tokens: Tokens | None,
                  listening: socket.socket) -> int:
     certificate = Certificate(options.tls_cert, options.tls_key) if options.tls_cert else None
-    async with AsyncClient(options.endpoint, name="cwd-gateway") as client:
+    async with _client(options) as client:
         gateway = Gateway(options, client)
         server = Server(_config(options, _parting(gateway, make_app(gateway, tokens)), certificate))
         host = f"[{options.host}]" if ":" in options.host else options.host
@@ -103,6 +104,13 @@ async def _serve(options: GatewayOptions, load: Callable[[], GatewayOptions], to
                     gateway.catalog.close()
     LOG.info("ended")
     return 0
+
+
+def _client(options: GatewayOptions) -> AsyncClient | Shards:
+    def make(endpoint: str) -> AsyncClient:
+        return AsyncClient(endpoint, name="cwd-gateway")
+
+    return Shards(parse_shards(options.shards), make) if options.shards else make(options.endpoint)
 
 
 def _parting(gateway: Gateway, app: App) -> App:

@@ -82,5 +82,6 @@ class Supervision:
         ended, in_time = max(ended - ended_before, 0), max(in_time - in_time_before, 0)  # a model that is gone took its counts
         what = "finishing what is in flight" if gateway.stopping else f"serving on {self._where}"
         share = f", {in_time / ended:.1%} in time" if ended else ""
-        lost = "" if gateway.client.connected else "; no controller"
+        away = gateway.away()
+        lost = f"; no controller at {', '.join(away)}" if away else ""
         return f"{what}: {ended / max(now - before, 1e-3):.0f} requests/s{share}, {gateway.infer.in_flight} in flight{lost}"

@@ -284,7 +284,7 @@ class FakeAdmin:
 def test_load_and_unload():
     client = FakeClient()
     app, gateway = app_of(client, admin_endpoint="ipc:///nowhere")
-    gateway.catalog._admin = admin = FakeAdmin(client)
+    gateway.catalog._admins["ipc:///nowhere"] = admin = FakeAdmin(client)
 
     def post(name, verb, body=b""):
         return run(ask(app, "POST", f"/v2/repository/models/{name}/{verb}", body)).status
