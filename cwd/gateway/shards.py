@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cwd.client import AsyncClient, Model, Result
+from cwd.config import endpoints
 from cwd.errors import Code, ControllerLost, CwdError, UnknownModel
 
 #: names whose shard is remembered; any number of names that nobody serves may be asked for
@@ -22,7 +23,7 @@ _REMEMBERED_MAX = 8192
 
 @dataclass(frozen=True)
 class Shard:
-    """One controller. `pattern` is of names, as in a shell; `admin_endpoint` may be ""."""
+    """One controller, its standbys' endpoints after its own. `pattern` is of names, as in a shell; `admin_endpoint` may be ""."""
 
     pattern: str
     endpoint: str
@@ -34,9 +35,14 @@ def parse_shards(text: str) -> tuple[Shard, ...]:
     found = []
     for word in text.split():
         parts = word.split("=")
-        if len(parts) not in (2, 3) or not all(parts) or not all("://" in part for part in parts[1:]):
-            raise CwdError(f"shard {word!r}: wanted is PATTERN=ENDPOINT or PATTERN=ENDPOINT=ADMIN_ENDPOINT",
-                           code=Code.BAD_ARGUMENT)
+        try:
+            if len(parts) not in (2, 3) or not parts[0]:
+                raise CwdError("neither two nor three parts")
+            for part in parts[1:]:
+                endpoints(part)
+        except CwdError as error:
+            raise CwdError(f"shard {word!r}: {error.text}; wanted is PATTERN=ENDPOINT or PATTERN=ENDPOINT=ADMIN_ENDPOINT",
+                           code=Code.BAD_ARGUMENT) from None
         found.append(Shard(*parts))
     return tuple(found)
 
@@ -60,6 +66,11 @@ class Shards:
     def connected(self) -> bool:
         """Whether at least one can be asked: what it serves must not end because another is away."""
         return any(client.connected for client in self._clients.values())
+
+    @property
+    def retry_ns(self) -> int:
+        """After how long without any controller it helps to ask again."""
+        return min(client.retry_ns for client in self._clients.values())
 
     def away(self) -> list[str]:
         """The endpoints where no controller answers."""
@@ -100,7 +111,7 @@ class Shards:
     async def lookup(self, model: str, version: int = 0) -> Model:
         client = self._client(model)
         if not client.connected:  # listings ask for thousands
-            raise ControllerLost(f"the controller at {client.endpoint} does not answer")
+            raise ControllerLost(f"the controller at {client.endpoint} does not answer", earliest_ns=client.retry_ns)
         return await client.lookup(model, version)
 
     async def models(self) -> dict[str, int]:
