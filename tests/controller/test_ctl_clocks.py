@@ -90,8 +90,8 @@ def test_an_answer_that_is_slower_than_the_heartbeats_is_a_sample(served: play.C
     far.answer(first)
     wrong_ns, error_ns = clock_when_known(admin)
     assert abs(wrong_ns) <= error_ns
-    # its round trip has lasted for two heartbeats, and that is what it is worth
-    assert error_ns >= play.SECOND // 4
+    # its round trip has lasted for a heartbeat at least, and half of that is what it is worth
+    assert error_ns >= play.SECOND // 4 // 2
     admin.close()
 
 
@@ -99,11 +99,14 @@ def test_an_answer_to_what_nobody_asked_is_none(served: play.Controller, far: Fa
     admin = served.admin()
     far.come(said_ago_ns=0)
     question = far.question()
-    for echo_ns in (0, 1, question["sent_ns"] + 3600 * play.SECOND, (1 << 64) - 1, question["sent_ns"] - 3600 * play.SECOND):
+    before = admin.ask("status")[1]["counters"]["received"]
+    for echo_ns in (0, 1, question["sent_ns"] + 3600 * play.SECOND, (1 << 63) - 1, question["sent_ns"] - 3600 * play.SECOND):
         far.answer({"sent_ns": max(echo_ns, 0)})
-    while admin.ask("status")[1]["counters"]["received"] < 5:
-        time.sleep(.01)
-    assert clock(admin)[1] == -1
+    # behind them comes something whose effect is seen: a question of ours is answered
+    far.send(Type.HEARTBEAT, seq=1, reply=0, sent_ns=77, echo_ns=0, hold_ns=0, loop_max_ns=0, queued=0)
+    while (heard := far.hear())[0] != Type.HEARTBEAT or heard[1]["echo_ns"] != 77:
+        pass
+    assert admin.ask("status")[1]["counters"]["received"] >= before + 6 and clock(admin)[1] == -1
     far.answer(question)
     assert clock_when_known(admin)[1] > 0
     admin.close()

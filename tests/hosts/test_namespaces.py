@@ -13,8 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tools.hosts import Host, Hosts, Link
-from tools.hosts.hosts import HostsError
+from tools.hosts import Host, Hosts, HostsError, Link
 
 TALKER = str(Path(__file__).with_name("talker.py"))
 PORT = 7000

@@ -154,6 +154,8 @@ class Hosts:
     """The hosts of one run, and the bridge between them; a context manager. `seed` is for the jitter of its links."""
 
     def __init__(self, seed: int = 0) -> None:
+        if (why := unavailable()) is not None:
+            raise HostsError(why)
         self.seed = seed
         self.hosts: dict[str, Host] = {}
         self.links: list[Link] = []
