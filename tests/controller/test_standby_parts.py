@@ -289,7 +289,7 @@ def test_past_its_time_a_leader_takes_nothing_and_says_nothing(tmp_path: Path) -
         said: list[Any] = []
         state = controller.host.state[0]
         controller._candidacy, state["valid_until_ns"] = term, 1  # type: ignore[assignment]
-        controller._outgoing.send = lambda *args, **fields: said.append(args)  # type: ignore[method-assign, assignment, return-value]
+        controller._outgoing.send = lambda *args, **fields: said.append(args)  # type: ignore
         client.infer(0)
         stepped.wait_for(CLIENTS)
         before = int(state["received"]), int(state["sent"]), int(state["refused"])

@@ -9,6 +9,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import time
 import urllib.request
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from electing import ETCD, PAGE_BYTES, Controller, Etcd
+from electing import ETCD, PAGE_BYTES, Controller, Etcd, free_port
 from peers import BYTE, RawPeer, make_repository
 
 import cwd
@@ -233,13 +234,16 @@ def test_a_standby_follows_the_repository(take_part: Any, models: Path, tmp_path
 
 
 def test_a_leader_that_cannot_open_its_sockets_gives_the_lead_back(take_part: Any) -> None:
+    port = free_port()
     first = take_part("a")
-    blocked, third = take_part("b"), take_part("c")
-    epoch = first.election()["epoch"]
-    shutil.rmtree(blocked.folder)  # where its sockets were to be
-    first.kill()
-    third.wait_status("leader: ")
-    assert third.election()["epoch"] > epoch
+    blocked = take_part("b", "--clients-bind", f"tcp://127.0.0.1:{port}")
+    with socket.create_server(("127.0.0.1", port)):
+        epoch = first.election()["epoch"]
+        first.kill()
+        assert blocked.wait_end() == 1
+        assert f"cannot listen on tcp://127.0.0.1:{port}: it is in use" in blocked.log.read_text()
+    first.start()
+    leads_after(first, epoch)
 
 
 def post(url: str, path: str, body: dict[str, Any]) -> None:
