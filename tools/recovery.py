@@ -83,7 +83,7 @@ def measure(repository: Path, device: str, rounds: int, kill: Callable[[cwd.Loca
 class Side:
     """A controller that takes part in an election, and what connects to it: an emulated worker and a client."""
 
-    def __init__(self, folder: Path, name: str, url: str, repository: Path) -> None:
+    def __init__(self, folder: Path, name: str, url: str, repository: Path, leads: bool) -> None:
         self.folder = folder / name
         self.folder.mkdir()
         self.controller = Child(name, [
@@ -96,8 +96,10 @@ class Side:
         self.controller.start()
         self.worker.start()
         self.controller.wait_ready(600)
-        while not any("waiting for the controller" in line for line in self.worker.last_lines()):
+        while not leads and not any("waiting for the controller" in line for line in self.worker.last_lines()):
             time.sleep(0.05)  # it is ready only when it has one
+        if leads:
+            self.worker.wait_ready(600)
         self.client = cwd.Client(endpoint("clients", self.folder))
 
     def wait_answer(self) -> None:
@@ -110,6 +112,15 @@ class Side:
                 if time.monotonic() > until:
                     raise
                 time.sleep(0.005)
+
+    def wait_open(self) -> None:
+        """Until the controller lets anybody in."""
+        until = time.monotonic() + PATIENCE_S
+        while time.monotonic() < until:
+            with socket.socket(socket.AF_UNIX) as probe:
+                if probe.connect_ex(str(self.folder / "clients.sock")) == 0:
+                    return
+            time.sleep(0.002)
 
     def kill(self, and_elector: bool) -> None:
         if and_elector:
@@ -145,23 +156,28 @@ def etcd_at(folder: Path) -> Iterator[str]:
         process.wait()
 
 
-def failover(repository: Path, rounds: int, and_elector: bool) -> list[float]:
-    """Each round's seconds from the leader's death to the next answer; who died stands by in the round after."""
+def failover(repository: Path, rounds: int, and_elector: bool) -> dict[str, Any]:
+    """Facts of the seconds from the leader's death to the next answer; who died stands by in the round after. `opened_s`: how
+    much of that, at the median, had gone by when the standby let anybody in; the rest is its peers' to find it."""
     with tempfile.TemporaryDirectory(prefix="cwd-standby-") as name, contextlib.ExitStack() as stack:
         folder = Path(name)
         url = stack.enter_context(etcd_at(folder))
-        leader, other = [stack.enter_context(contextlib.closing(Side(folder, side, url, repository))) for side in ("a", "b")]
-        found = []
+        leader, other = [stack.enter_context(contextlib.closing(Side(folder, side, url, repository, leads)))
+                         for side, leads in (("a", True), ("b", False))]
+        found, opened = [], []
         for _ in range(rounds):
             leader.wait_answer()
             began = time.monotonic()
             leader.kill(and_elector)
+            other.wait_open()
+            opened.append(time.monotonic() - began)
             other.wait_answer()
             found.append(time.monotonic() - began)
             leader.controller.start()
             leader.controller.wait_ready(600)
             leader, other = other, leader
-        return found
+        return {**facts_of(found, BOUND_S), "opened_s": round(statistics.median(opened), 3),
+                "opened_max_s": round(max(opened), 3)}
 
 
 def imports_s() -> float:
@@ -200,9 +216,9 @@ def recovery(rounds: int) -> dict[str, Any]:
         standby = {}
         if shutil.which("etcd") and importlib.util.find_spec("etcd3gw"):
             say("standby")
-            standby["standby"] = facts_of(failover(root, rounds, and_elector=False), BOUND_S)
+            standby["standby"] = failover(root, rounds, and_elector=False)
             say("standby, when the lease runs out")
-            standby["standby_lease"] = facts_of(failover(root, rounds, and_elector=True), BOUND_S)
+            standby["standby_lease"] = failover(root, rounds, and_elector=True)
         else:
             say("no etcd, or no etcd3gw: no standby is measured")
     return {**standby, "controller": facts_of(controller, BOUND_S), "emulated_worker": facts_of(emulated, BOUND_S),

@@ -51,7 +51,7 @@ class Elected:
     candidacy: Candidacy
     catalogue: Catalogue
     reader: RepositoryReader | None
-    #: the reader's questions that are still to be answered are the catalogue's
+    #: the question to the reader that is still being answered; 0: none
     asked: int
     #: how many signals to end have come so far
     stops: Callable[[], int]
@@ -85,7 +85,7 @@ class Standby:
         self._wake_fd = wake.signal_pipe()
         self._asked = self._stops = 0
         self._scanned = self._reader is None
-        self._hangup = False
+        self._hangup = self._ready = False
         self._status = ""
         self._look_ns = self._status_ns = self._watchdog_ns = 0
         self._watchdog_period_ns = watchdog_period_ns()
@@ -138,7 +138,10 @@ class Standby:
             return
         if not self._reader.pending and now_ns >= self._look_ns:
             self._look_ns = now_ns + LOOK_NS
-            self._asked = self._reader.ask("changes")
+            try:
+                self._asked = self._reader.ask("changes")
+            except CwdError as error:  # it has just ended; the next look starts another
+                LOG.warning("%s", error.text)
         for told in self._reader.answers() if self._reader.pending else ():
             if "gone" in told and not self._scanned:  # there is no repository, or reading it ends the reader
                 raise CwdError(told["error"], code=Code(told["code"]))
@@ -163,20 +166,18 @@ class Standby:
     def _watch(self, now_ns: int) -> None:
         """Tell the supervisor: READY once it could lead, what it waits for, and that it still turns."""
         said = self._say()
+        changed, self._status = said != self._status, said
         if self._candidacy is None:
-            if said != self._status:
+            if changed:
                 notify(status=said, extend_ns=SCAN_NS)
-        elif self._status_ns == 0:
-            notify(ready=True, status=said)
-            LOG.info("standing by in cluster %s with %d models", self.config.cluster, len(self._catalogue.models))
-        elif said != self._status or now_ns >= self._status_ns:
-            notify(status=said)
-        if said != self._status and self._candidacy is not None:
-            LOG.info("%s", said)
-        self._status = said
-        if self._candidacy is None:
             return
-        self._status_ns = now_ns + STATUS_NS if now_ns >= self._status_ns else self._status_ns
+        if changed:
+            LOG.info("%s", said)
+        if not self._ready:
+            LOG.info("standing by in cluster %s with %d models", self.config.cluster, len(self._catalogue.models))
+        if changed or not self._ready or now_ns >= self._status_ns:
+            notify(ready=not self._ready, status=said)
+            self._ready, self._status_ns = True, now_ns + STATUS_NS
         if self._watchdog_period_ns and now_ns >= self._watchdog_ns:
             self._watchdog_ns = now_ns + self._watchdog_period_ns
             notify(watchdog=True)
@@ -193,11 +194,11 @@ class Standby:
     def _reload(self) -> None:
         """Take over what the settings now say, as far as a leader could, too."""
         self._hangup = False
-        if self._candidacy is not None:
+        if self._ready:
             notify(reloading=True)
         self.config = reloaded(self.config, self._load, RELOADABLE, LOG)
         set_log_level(self.config.log_level)
-        if self._candidacy is not None:
+        if self._ready:
             notify(ready=True)
 
     def _hand_over(self, candidacy: Candidacy) -> Elected:

@@ -9,6 +9,8 @@ import json
 import os
 import shutil
 import signal
+import socket
+import subprocess
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -16,11 +18,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from electing import ETCD, PAGE_BYTES, Controller, Etcd
+from electing import ETCD, PAGE_BYTES, Controller, Etcd, free_port
 from peers import BYTE, RawPeer, make_repository
 
 import cwd
 from cwd.cluster.child import Child
+from cwd.controller import elector
+from cwd.controller.election import Look, View
 from cwd.models.repository import Repository
 from cwd.wire.messages import Type
 
@@ -230,13 +234,16 @@ def test_a_standby_follows_the_repository(take_part: Any, models: Path, tmp_path
 
 
 def test_a_leader_that_cannot_open_its_sockets_gives_the_lead_back(take_part: Any) -> None:
+    port = free_port()
     first = take_part("a")
-    blocked, third = take_part("b"), take_part("c")
-    epoch = first.election()["epoch"]
-    shutil.rmtree(blocked.folder)  # where its sockets were to be
-    first.kill()
-    third.wait_status("leader: ")
-    assert third.election()["epoch"] > epoch
+    blocked = take_part("b", "--clients-bind", f"tcp://127.0.0.1:{port}")
+    with socket.create_server(("127.0.0.1", port)):
+        epoch = first.election()["epoch"]
+        first.kill()
+        assert blocked.wait_end() == 1
+        assert f"cannot listen on tcp://127.0.0.1:{port}: it is in use" in blocked.log.read_text()
+    first.start()
+    leads_after(first, epoch)
 
 
 def post(url: str, path: str, body: dict[str, Any]) -> None:
@@ -275,3 +282,25 @@ def test_the_next_etcd_is_asked_when_one_does_not_answer(take_part: Any, etcd: E
     assert leader.election()["role"] == "leader" and leader.election()["trouble"] == ""
     time.sleep(LEASE_S)
     assert leader.process.poll() is None and leader.status.startswith("leader: ")
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="no openssl to make certificates with")
+def test_etcd_over_tls_is_trusted_by_its_certificate_and_asks_for_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cert, key = str(tmp_path / "cert.pem"), str(tmp_path / "key.pem")
+    subprocess.run(["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=etcd", "-addext",
+                    "subjectAltName=IP:127.0.0.1", "-keyout", key, "-out", cert], check=True, capture_output=True)
+    # what the environment says to other programs is not for this one
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", "/etc/ssl/certs/ca-certificates.crt")
+    monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:1")
+    server = Etcd(tmp_path, "--cert-file", cert, "--key-file", key, "--client-cert-auth", "--trusted-ca-file", cert, scheme="https")
+    server.start()
+    try:
+        def ask(*files: str) -> Any:
+            return elector.Etcd([server.url], "x", *files, 5.0).call(Look())
+
+        assert ask(cert, cert, key) == View("", 0, 0, 0)
+        for files in (("", cert, key), (cert, "", "")):
+            with pytest.raises(elector.Unanswered, match="no trust over TLS|not reachable"):
+                ask(*files)
+    finally:
+        server.kill()
