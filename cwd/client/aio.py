@@ -37,6 +37,8 @@ class AsyncClient:
     Arguments and exceptions are those of `cwd.Client`. A cancelled `infer` is cancelled at the controller too.
     """
 
+    _session_type = Session
+
     def __init__(self, endpoint: str | None = None, *, name: str = "client", app: str | None = None,
                  slo: str | float | None = None, timeout: float = 10.0, context: zmq.Context | None = None,
                  key: str | os.PathLike[str] | None = None, server_key: str | os.PathLike[str] | None = None) -> None:
@@ -147,8 +149,8 @@ class AsyncClient:
         if self._closed:
             raise ControllerLost("the client is closed")
         self._loop = asyncio.get_running_loop()
-        self._session = Session(name=self._name, boot=_BOOT, host=host_id(), now_ns=_now(),
-                                first_request=first_request())
+        self._session = self._session_type(name=self._name, boot=_BOOT, host=host_id(), now_ns=_now(),
+                                           first_request=first_request())
         self._turn()
         return self._session
 
