@@ -13,6 +13,9 @@ from typing import Any
 from cwd.errors import Code, CwdError
 
 SOCKETS = ("clients", "workers", "admin")
+SCHEMES = ("ipc", "tcp", "inproc")
+#: bytes of a unix socket's path
+PATH_BYTES_MAX = 107
 #: what a controller schedules by unless it is told otherwise
 POLICY = "cwd"
 
@@ -35,8 +38,40 @@ def endpoint(which: str, directory: str | Path | None = None) -> str:
 
 
 def client_endpoint() -> str:
-    """Where clients connect when nobody says otherwise: $CWD_ENDPOINT, else the run directory's socket."""
+    """Where clients connect when nobody says otherwise: $CWD_ENDPOINT (it may be a list), else the run directory's socket."""
     return os.environ.get("CWD_ENDPOINT") or endpoint("clients")
+
+
+def endpoints(text: str) -> tuple[str, ...]:
+    """The endpoints of a controller and its standbys: one, or several separated by commas.
+
+    Raises `CwdError` (BAD_ARGUMENT) naming what is wrong with which of them.
+    """
+    found: list[str] = []
+    for item in map(str.strip, text.split(",")):
+        fault = endpoint_fault(item)
+        if item in found:
+            fault = "it is named twice"
+        if fault:
+            where = f", of {text!r}" if item != text.strip() else ""
+            raise CwdError(f"endpoint {item!r}{where}: {fault}", code=Code.BAD_ARGUMENT)
+        found.append(item)
+    return tuple(found)
+
+
+def endpoint_fault(endpoint: str) -> str:
+    """Why nobody could connect to this; "" if it reads well."""
+    scheme, separator, rest = endpoint.partition("://")
+    if not endpoint:
+        return "it is empty"
+    if not separator or scheme not in SCHEMES:
+        return "not an ipc:// or tcp:// endpoint"
+    if scheme == "ipc" and len(os.fsencode(rest)) > PATH_BYTES_MAX:
+        return f"the path is longer than {PATH_BYTES_MAX} bytes"
+    host, _, port = rest.rpartition(":")
+    if scheme == "tcp" and (not host or not port.isascii() or not port.isdigit() or not 0 < int(port) <= 65535):
+        return "wanted tcp://HOST:PORT, with a port from 1 to 65535"
+    return "" if rest else "it names nothing"
 
 
 def read_toml(path: str | Path) -> dict[str, Any]:

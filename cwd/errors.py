@@ -183,7 +183,10 @@ class RemoteProtocolError(ProtocolError):
 
 
 class RequestError(CwdError):
-    """A request got no output. `earliest_ns` is, on a refusal, after how long it could have been answered (0: unknown)."""
+    """A request got no output. `earliest_ns` is, on a refusal, after how long it could have been answered (0: unknown).
+
+    Of a `ControllerLost`: after how long a controller will have been looked for everywhere.
+    """
 
     #: the request's number (0: it was never sent, or no reply came); `cwd explain` takes it as 16 hexadecimal digits
     request: int = 0

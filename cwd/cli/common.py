@@ -36,11 +36,12 @@ DURATION = _Quantity("duration", parse_duration_ns)
 SIZE = _Quantity("size", parse_size_bytes)
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Exactly one JSON object on stdout.")
-endpoint_option = click.option("--endpoint", envvar="CWD_ENDPOINT", metavar="ENDPOINT", default=client_endpoint,
-                               show_default="the run directory's socket", help="The controller's socket for clients.")
-admin_option = click.option("--admin-endpoint", envvar="CWD_ADMIN_ENDPOINT", metavar="ENDPOINT",
+endpoint_option = click.option("--endpoint", envvar="CWD_ENDPOINT", metavar="ENDPOINT[,...]", default=client_endpoint,
+                               show_default="the run directory's socket",
+                               help="The controller's socket for clients; with its standbys' after it.")
+admin_option = click.option("--admin-endpoint", envvar="CWD_ADMIN_ENDPOINT", metavar="ENDPOINT[,...]",
                             default=lambda: endpoint("admin"), show_default="the run directory's socket",
-                            help="The controller's socket for admins.")
+                            help="The controller's socket for admins; with its standbys' after it.")
 
 
 def _to_environment(ctx: click.Context, parameter: click.Parameter, value: str | None) -> None:

@@ -51,15 +51,16 @@ def controller(off: bool, stop: bool, patience: int, admin_endpoint: str, as_jso
         raise click.UsageError("--off or --stop")
     with Admin(admin_endpoint, name="cwd-drain", timeout=5) as admin:
         queued = admin.call("shutdown")["queued"] if stop else admin.call("drain", on=not off)["queued"]
-        done = off or _until(patience, lambda: _empty(admin))
+        epoch = admin.epoch
+        done = off or _until(patience, lambda: _empty(admin, epoch))
     emit({"draining": not off, "queued": queued, "done": done}, as_json, [
         "serving again" if off else f"draining: {queued} requests were in flight" + (", none is left" if done else "")])
 
 
-def _empty(admin: Any) -> bool:
-    """Whether nothing is in flight; also when the controller has ended."""
+def _empty(admin: Any, epoch: int) -> bool:
+    """Whether nothing is in flight; also when the controller of that epoch has ended, and another one serves."""
     try:
-        return bool(admin.status()["in_flight"] == 0)
+        return bool(admin.status()["in_flight"] == 0) or admin.epoch != epoch
     except ControllerLost:
         return True
 

@@ -19,7 +19,7 @@ _PROGRESS_NS = 100 * NS_PER_MS
 
 
 class Admin:
-    """A connection to a controller's admin socket."""
+    """A connection to a controller's admin socket. `endpoint` may be a list: the controller that serves is found."""
 
     def __init__(self, endpoint: str | None = None, *, name: str = "admin", timeout: float = 10.0,
                  key: str | os.PathLike[str] | None = None, server_key: str | os.PathLike[str] | None = None) -> None:
@@ -44,6 +44,11 @@ class Admin:
         if call.error is not None:
             raise call.error
         return dict(call.answer)
+
+    @property
+    def epoch(self) -> int:
+        """Of the controller that welcomed us last; 0 before."""
+        return self._connection.session.epoch
 
     def status(self) -> dict[str, Any]:
         """What the controller is doing, with all of its workers (they come in pages)."""

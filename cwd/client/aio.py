@@ -18,11 +18,11 @@ from cwd.client.call import Call, app_tag, first_request, slo_to_ns
 from cwd.client.model import Inputs, Model, split_name
 from cwd.client.result import Result
 from cwd.client.session import Session, State
-from cwd.config import client_endpoint
-from cwd.errors import BadRequest, Code, ControllerLost, RequestError, UnknownModel
+from cwd.config import client_endpoint, endpoints
+from cwd.errors import BadRequest, Code, ControllerLost, DeadlineMissed, RequestError, UnknownModel
 from cwd.net.host_id import host_id
 from cwd.net.keys import peer_keys
-from cwd.net.probe import handshake_fault
+from cwd.net.probe import handshake_faults
 from cwd.net.sockets import connect_dealer
 from cwd.units import NS_PER_MS, NS_PER_S
 from cwd.wire.messages import Role
@@ -43,6 +43,7 @@ class AsyncClient:
                  slo: str | float | None = None, timeout: float = 10.0, context: zmq.Context | None = None,
                  key: str | os.PathLike[str] | None = None, server_key: str | os.PathLike[str] | None = None) -> None:
         self.endpoint = endpoint or client_endpoint()
+        self._endpoints = endpoints(self.endpoint)
         self._keys = peer_keys(key, server_key)
         self._name = name
         self._app = app_tag(app)
@@ -66,8 +67,9 @@ class AsyncClient:
         slo_ns = self._slo_ns if slo is None else slo_to_ns(slo)
         key = split_name(model, version)
         tag = self._app if app is None else app_tag(app)
-        deadline_ns, error, before = 0, None, None
+        asked_ns, deadline_ns, error, before = _now(), 0, None, None
         session = self._session or self._start()
+        met, generation, away = session.epoch, session.generation, session.state is not State.READY
         while True:
             found = session.models.get(key)
             if isinstance(error, UnknownModel) and found is before:
@@ -75,16 +77,17 @@ class AsyncClient:
                 found = None
             if found is None:
                 # A controller that is away may come back in time; the first connection gets as long as it takes.
-                away = session.epoch and session.state is not State.READY
-                found = await self._lookup(key, deadline_ns or (_now() + slo_ns if away else 0))
+                found = await self._lookup(key, deadline_ns, deadline_ns or asked_ns + slo_ns)
             if isinstance(error, UnknownModel) and found.handle == before.handle:  # type: ignore[union-attr]
                 raise error
             before = found
             payload, dims = found.prepare(inputs)
             now = _now()
-            if deadline_ns and now >= deadline_ns:
-                raise error  # type: ignore[misc]
-            deadline_ns = deadline_ns or now + slo_ns
+            if not deadline_ns:
+                lost = met and (away or session.generation != generation)
+                deadline_ns = (asked_ns if lost else now) + slo_ns
+            if now >= deadline_ns:
+                raise error or DeadlineMissed(f"{found.name}: no controller was there before the deadline")
             try:
                 return Result(await self._settled(session.infer(now, found, payload, dims, deadline_ns - now, tag)))
             except (ControllerLost, UnknownModel) as again:
@@ -100,12 +103,18 @@ class AsyncClient:
         """As `lookup`, but without asking again where this connection has an answer; within `timeout` seconds."""
         key = split_name(model, version)
         found = self._session.models.get(key) if self._session is not None else None
-        return found or await self._lookup(key, 0 if timeout is None else _now() + round(timeout * NS_PER_S))
+        until_ns = 0 if timeout is None else _now() + round(timeout * NS_PER_S)
+        return found or await self._lookup(key, until_ns, until_ns)
 
     @property
     def connected(self) -> bool:
         """Whether a controller has welcomed us, and has not been lost since."""
         return self._session is not None and self._session.state is State.READY
+
+    @property
+    def retry_ns(self) -> int:
+        """After how long without a controller it helps to ask again; 0 before this client was first used."""
+        return self._session.retry_ns if self._session is not None else 0
 
     async def models(self) -> dict[str, int]:
         """Every registered model: "name/version" and its handle."""
@@ -150,12 +159,15 @@ class AsyncClient:
             raise ControllerLost("the client is closed")
         self._loop = asyncio.get_running_loop()
         self._session = self._session_type(name=self._name, boot=_BOOT, host=host_id(), now_ns=_now(),
-                                           first_request=first_request())
+                                           endpoints=self._endpoints, first_request=first_request())
         self._turn()
         return self._session
 
-    async def _ready(self, until_ns: int) -> Session:
+    async def _ready(self, until_ns: int, deadline_ns: int = 0) -> Session:
         session = self._session or self._start()
+        # whoever has a deadline does not wait for what is only said to people
+        hurry = deadline_ns and (session.epoch or deadline_ns == until_ns)
+        until_ns = session.wait_until(until_ns, deadline_ns)
         while session.state is State.CONNECTING and not self._closed:
             waiting: asyncio.Future[None] = self._loop.create_future()  # type: ignore[union-attr]
             self._welcome.append(waiting)
@@ -171,20 +183,21 @@ class AsyncClient:
         if session.state is not State.READY:
             error = session.lost_error()
             if isinstance(error, ControllerLost):
-                fault = await asyncio.to_thread(handshake_fault, self.endpoint, self._keys)
-                error = ControllerLost(f"{error} (at {self.endpoint}" + f": {fault}" * bool(fault) + ")")
+                fault = "" if hurry else await asyncio.to_thread(handshake_faults, self._endpoints, self._keys)
+                error = ControllerLost(f"{error} (at {self.endpoint}" + f": {fault}" * bool(fault) + ")",
+                                       earliest_ns=error.earliest_ns)
             raise error
         return session
 
-    async def _lookup(self, key: tuple[str, int], until_ns: int = 0) -> Model:
+    async def _lookup(self, key: tuple[str, int], until_ns: int = 0, deadline_ns: int = 0) -> Model:
         until_ns = until_ns or _now() + self._timeout_ns
         while True:
-            session = await self._ready(until_ns)
+            session = await self._ready(until_ns, deadline_ns)
             try:
                 call = await self._settled(session.lookup(_now(), *key, max(until_ns - _now(), 1)))
                 return call.answer
             except ControllerLost:
-                if _now() >= until_ns:
+                if _now() >= session.wait_until(until_ns, deadline_ns):
                     raise
 
     async def _settled(self, call: Call) -> Call:
@@ -248,13 +261,15 @@ class AsyncClient:
             while outbox:
                 self._socket.send_multipart(outbox[0], zmq.DONTWAIT)  # type: ignore[union-attr]
                 outbox.popleft()
+            if session.greeting:  # type: ignore[union-attr]
+                session.greeted(_now())  # type: ignore[union-attr]
         except zmq.Again:
             if session.state is State.READY:  # type: ignore[union-attr]
                 session.disconnected(_now())  # type: ignore[union-attr]
 
     def _open(self) -> None:
         self._shut(linger_ms=0)
-        self._socket = connect_dealer(self._context, self.endpoint, keys=self._keys)
+        self._socket = connect_dealer(self._context, self._session.endpoint, keys=self._keys)  # type: ignore[union-attr]
         self._generation = self._session.generation  # type: ignore[union-attr]
         self._loop.add_reader(self._socket.getsockopt(zmq.FD), self._turn)  # type: ignore
 

@@ -15,7 +15,7 @@ from cwd.client.model import Inputs, Model, split_name
 from cwd.client.result import Result
 from cwd.client.session import FOREVER_NS, State
 from cwd.config import client_endpoint
-from cwd.errors import BadRequest, Code, ControllerLost, RequestError, UnknownModel
+from cwd.errors import BadRequest, Code, ControllerLost, DeadlineMissed, RequestError, UnknownModel
 from cwd.net.keys import peer_keys
 from cwd.units import NS_PER_S
 from cwd.wire.messages import Role, Type
@@ -68,7 +68,8 @@ class Client:
 
     `slo` is for how long an answer is worth something: a text with its unit (`"100ms"`), or seconds as a number. The
     one given here is the default of every call. `app` tags an application's requests. The connection is made, and
-    made again after a loss, in the background; `timeout` bounds, in seconds, what has no deadline of its own. Where the
+    made again after a loss, in the background; `timeout` bounds, in seconds, what has no deadline of its own. `endpoint`
+    may be a list, "tcp://a:5571,tcp://b:5571": of a controller and its standbys, the one that serves is found. Where the
     controller asks for keys, `key` and `server_key` are the files of ours and of its public one ($CWD_KEY and
     $CWD_SERVER_KEY where they are not given; "" for none).
     """
@@ -102,7 +103,9 @@ class Client:
         connection, session = self._connection, self._session
         key = split_name(model, version)
         tag = self._app if app is None else app_tag(app)
-        found = session.models.get(key) or self._first_lookup(key, slo_ns)
+        found = session.models.get(key)
+        if found is None:
+            found, slo_ns = self._first_lookup(key, slo_ns)
         payload, dims = found.prepare(inputs)
         call = None
         try:
@@ -122,7 +125,7 @@ class Client:
         while True:
             if isinstance(error, UnknownModel) and session.models.get(key) is before:
                 del session.models[key]
-            found = self._lookup(key, deadline_ns)
+            found = self._lookup(key, deadline_ns, deadline_ns)
             if isinstance(error, UnknownModel) and found.handle == before.handle:
                 raise error
             before = found
@@ -144,7 +147,9 @@ class Client:
         """Send a request and return at once; see `infer`. A lost connection ends it (`ControllerLost`)."""
         slo_ns = self._slo(slo)
         key = split_name(model, version)
-        found = self._session.models.get(key) or self._first_lookup(key, slo_ns)
+        found = self._session.models.get(key)
+        if found is None:
+            found, slo_ns = self._first_lookup(key, slo_ns)
         payload, dims = found.prepare(inputs)
         tag = self._app if app is None else app_tag(app)
         call = self._connection.start(self._session.infer, found, payload, dims, slo_ns, tag)
@@ -187,19 +192,30 @@ class Client:
             raise BadRequest("no SLO: give one with the call, or a default to the client", code=Code.BAD_SLO)
         return self._slo_ns
 
-    def _first_lookup(self, key: tuple[str, int], slo_ns: int) -> Model:
-        """A controller that is away may come back in time; the first connection gets as long as it takes."""
-        away = self._session.epoch and self._session.state is not State.READY
-        return self._lookup(key, _now() + slo_ns if away else 0)
+    def _first_lookup(self, key: tuple[str, int], slo_ns: int) -> tuple[Model, int]:
+        """A model that this connection does not know yet, and what is then left of the SLO.
 
-    def _lookup(self, key: tuple[str, int], until_ns: int = 0) -> Model:
+        That is all of it, unless a controller that we had before was away: it may have come back in time.
+        """
+        session = self._session
+        deadline_ns, met, generation = _now() + slo_ns, session.epoch, session.generation
+        away = session.state is not State.READY
+        found = self._lookup(key, 0, deadline_ns)
+        if met and (away or session.generation != generation):
+            slo_ns = deadline_ns - _now()
+            if slo_ns <= 0:
+                raise DeadlineMissed(f"{found.name}: no controller was there before the deadline")
+        return found, slo_ns
+
+    def _lookup(self, key: tuple[str, int], until_ns: int = 0, deadline_ns: int = 0) -> Model:
+        """`deadline_ns` bounds how long a controller is waited for, `until_ns` (0: the client's timeout) all of it."""
         until_ns = until_ns or _now() + self._timeout_ns
         while True:
-            self._connection.ready(until_ns)
+            self._connection.ready(until_ns, deadline_ns)
             try:
                 return self._ask(self._session.lookup, *key, until_ns)
             except ControllerLost:
-                if _now() >= until_ns:
+                if _now() >= self._session.wait_until(until_ns, deadline_ns):
                     raise
 
     def _ask(self, method: Any, *args: Any) -> Any:

@@ -23,10 +23,11 @@ import zmq
 
 from cwd.client.call import Call, first_request
 from cwd.client.session import FOREVER_NS, Session, State
+from cwd.config import endpoints
 from cwd.errors import ControllerLost
 from cwd.net.host_id import host_id
 from cwd.net.keys import PeerKeys
-from cwd.net.probe import handshake_fault
+from cwd.net.probe import handshake_faults
 from cwd.net.sockets import connect_dealer
 from cwd.units import NS_PER_MS, NS_PER_S
 from cwd.wire.messages import Role
@@ -62,7 +63,10 @@ class Gate:
 
 
 class Connection:
-    """A session and its socket, shared by any number of threads. `Client` and `Admin` are made of it."""
+    """A session and its socket, shared by any number of threads. `Client` and `Admin` are made of it.
+
+    `endpoint` may be several, separated by commas.
+    """
 
     _session_type = Session
 
@@ -72,7 +76,7 @@ class Connection:
         self._keys = keys
         self._context = context or zmq.Context.instance()
         self.session = self._session_type(name=name, boot=_BOOT, host=host_id(), now_ns=_now(), role=role,
-                                          first_request=first_request())
+                                          endpoints=endpoints(endpoint), first_request=first_request())
         self._lock = threading.Lock()
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._leading = False
@@ -161,19 +165,25 @@ class Connection:
                 self._followers[0].set()
             lock.release()
 
-    def ready(self, until_ns: int) -> None:
-        """Return once requests can be sent; raises `ControllerLost` if that takes past `until_ns`, or will never be."""
+    def ready(self, until_ns: int, deadline_ns: int = 0) -> None:
+        """Return once requests can be sent; raises `ControllerLost` if that takes too long, or will never be.
+
+        Too long is past `until_ns`, for what has a deadline (0: none) past that: see `Session.wait_until`.
+        """
         if self._closed:
             raise ControllerLost("the client is closed")
         if self.session.state is State.READY:
             return
-        self.wait(None, until_ns)
+        hurry = deadline_ns and self.session.epoch
+        self.wait(None, self.session.wait_until(until_ns, deadline_ns))
         if self.session.state is not State.READY:
             with self._lock:
                 error = self.session.lost_error()
             if isinstance(error, ControllerLost):
-                fault = handshake_fault(self.endpoint, self._keys)
-                error = ControllerLost(f"{error} (at {self.endpoint}" + f": {fault}" * bool(fault) + ")")
+                # who has a deadline does not wait for what is only said to people
+                fault = "" if hurry else handshake_faults(endpoints(self.endpoint), self._keys)
+                error = ControllerLost(f"{error} (at {self.endpoint}" + f": {fault}" * bool(fault) + ")",
+                                       earliest_ns=error.earliest_ns)
             raise error
 
     # leading and following; all with the lock held
@@ -273,6 +283,8 @@ class Connection:
                     send(frames[0], _SEND_FIRST)
                     send(frames[1], _DONTWAIT)
                 outbox.popleft()
+            if session.greeting:
+                session.greeted(_now())
         except zmq.Again:
             # Nobody is connected. While CONNECTING that is why we wait; else it is news, and a new socket is due.
             if session.state is State.READY:
@@ -282,7 +294,7 @@ class Connection:
     def _open(self) -> None:
         if self._socket is not None:
             self._socket.close(0)
-        self._socket = connect_dealer(self._context, self.endpoint, keys=self._keys)
+        self._socket = connect_dealer(self._context, self.session.endpoint, keys=self._keys)
         self._items = [(self._socket, zmq.POLLIN), (self._wake, zmq.POLLIN)]
         self._generation = self.session.generation
 

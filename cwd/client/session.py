@@ -2,14 +2,15 @@
 
 Knows no socket, thread or clock. The shells (blocking, aio) own the socket and do, in this order, on every turn:
 
-1. if `generation` changed, close the socket and open a new one (a session never outlives its connection);
-2. send everything in `outbox`;
+1. if `generation` changed, close the socket and open a new one to `endpoint` (a session never outlives its connection);
+2. send everything in `outbox`; if it is then empty and `greeting` holds, call `greeted(now)`;
 3. wait for a message until `next_timer()` at most; pass each to `receive(frames, now)`;
 4. when nothing is left to read, call `tick(now)`. The order matters: silence counts only once the socket is empty.
 
 States: CONNECTING (HELLO sent; no request may be sent), READY (WELCOME came), FAILED (the controller does not speak our
-version; final). Whatever ends a connection settles every call in flight with `ControllerLost`: none is ever left over.
-A call that was settled stays so; answers to it are dropped.
+version; final). Where there are several endpoints, `cwd.net.route` says which is next. Whatever ends a connection settles
+every call in flight with `ControllerLost`: none is ever left over. A call that was settled stays so; answers to it are
+dropped.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from cwd.client.call import Call, known_code, refusal, request_error, sentence
 from cwd.client.clock import ClockOffset
 from cwd.client.model import Dims, Model
 from cwd.errors import SENTENCES, Code, ControllerLost, CwdError, RemoteProtocolError, RequestError
+from cwd.net.route import PAUSE_NS, Route
 from cwd.units import NS_PER_MS, NS_PER_S, format_duration
 from cwd.wire.codec import encode
 from cwd.wire.messages import VERSION_MINOR, Role, Type
@@ -45,18 +47,27 @@ class State(enum.Enum):
 
 
 class Session:
-    """One client's (or admin's) connection to a controller, over as many reconnections as it takes."""
+    """One client's (or admin's) connection to a controller, over as many reconnections as it takes.
+
+    `endpoints` are those of the controller and its standbys; what they mean is the shell's affair.
+    """
 
     def __init__(self, *, name: str, boot: bytes, host: bytes, now_ns: int, role: Role = Role.CLIENT,
-                 grace_ns: int = GRACE_NS, attempt_ns: int = ATTEMPT_NS, first_request: int = 1) -> None:
+                 endpoints: Sequence[str] = ("",), grace_ns: int = GRACE_NS, attempt_ns: int = ATTEMPT_NS,
+                 first_request: int = 1) -> None:
         self._hello = {"minor": VERSION_MINOR, "role": int(role), "name": name, "boot": boot, "host": host, "caps": {}}
         self._host = host
         self._grace_ns = grace_ns
         self._attempt_ns = self._attempt_first_ns = attempt_ns
+        self._route = Route(endpoints)
+        #: when the present attempt to be welcomed is over
+        self._until_ns = 0
 
         self.state = State.CONNECTING
         #: counts connections; the shell opens a new socket whenever it changes
         self.generation = 0
+        #: HELLO is in the outbox, or has just left it
+        self.greeting = False
         #: multipart messages to send, oldest first
         self.outbox: deque[Sequence[Any]] = deque()
         #: calls in flight, by request id
@@ -77,7 +88,7 @@ class Session:
         self._expiry: list[tuple[int, Call]] = []
         self._seq = 0
         self._lost_ns = self._heartbeat_ns = 0
-        self._heard_ns = self._sent_ns = self._asked_ns = self._hello_ns = 0
+        self._heard_ns = self._sent_ns = self._asked_ns = self._hello_ns = self._greeted_ns = 0
         self._beat_ns = FOREVER_NS
         self._connect(now_ns)
 
@@ -145,7 +156,24 @@ class Session:
         if self.failure is not None:
             return self.failure
         why = f": {self.trouble}" if self.trouble else ""
-        return ControllerLost(f"there is no connection to the controller{why}")
+        return self._lost(f"there is no connection to the controller{why}")
+
+    @property
+    def endpoint(self) -> str:
+        """Where the shell's socket has to be connected to."""
+        return self._route.endpoint
+
+    @property
+    def retry_ns(self) -> int:
+        """After how long without a controller it helps to ask again: one will have been looked for everywhere."""
+        return self._route.round_ns() if self._route.several else self._attempt_first_ns
+
+    def wait_until(self, until_ns: int, deadline_ns: int) -> int:
+        """How long something with a deadline (0: none) waits for a controller, which else has time until `until_ns`.
+
+        The first connection gets as long as it takes; after that nobody waits beyond his own deadline.
+        """
+        return min(until_ns, deadline_ns) if deadline_ns and self.epoch else until_ns
 
     # what the shell feeds
 
@@ -185,6 +213,13 @@ class Session:
             self.strays += 1
             self.trouble = str(error)
 
+    def greeted(self, now_ns: int) -> None:
+        """HELLO has been sent, so there is a connection."""
+        self.greeting = False
+        self._greeted_ns = now_ns
+        if self._route.several:
+            self._until_ns = now_ns + self._route.patience_ns()
+
     def disconnected(self, now_ns: int) -> None:
         """The socket has no connection to send on any more."""
         if self.state is State.READY:
@@ -198,8 +233,9 @@ class Session:
             if not call.done:
                 self._settle(call, now_ns, error=self._overdue(call))
         if self.state is State.CONNECTING:
-            if now_ns >= self._hello_ns + self._attempt_ns:
+            if now_ns >= self._until_ns:
                 self._attempt_ns = min(2 * self._attempt_ns, ATTEMPT_MAX_NS)
+                self._route.go_on()
                 self._connect(now_ns)
         elif self.state is State.READY:
             if self._asked_ns and now_ns - self._asked_ns > self._lost_ns:
@@ -216,7 +252,7 @@ class Session:
         if self.state is State.READY:
             return min(first, self._beat_ns)
         if self.state is State.CONNECTING:
-            return min(first, self._hello_ns + self._attempt_ns)
+            return min(first, self._until_ns)
         return first
 
     # the connection
@@ -227,20 +263,39 @@ class Session:
         self.outbox.clear()
         self.models.clear()
         self._asked_ns = 0
-        self._hello_ns = now_ns
+        self._hello_ns = self._greeted_ns = now_ns
+        self._until_ns = now_ns + (self._route.patience_ns() if self._route.several else self._attempt_ns)
         self._sent_ns = now_ns
         self.outbox.append((encode(Type.HELLO, **self._hello, now_ns=now_ns),))
+        self.greeting = True
 
-    def _reconnect(self, now_ns: int, why: str) -> None:
+    def _reconnect(self, now_ns: int, why: str, *, stay: bool = False) -> None:
+        """Begin again, at the next endpoint unless there is reason to `stay`."""
         self.trouble = why
-        self._settle_all(now_ns, lambda: ControllerLost(f"the connection to the controller was lost: {why}"))
+        self._settle_all(now_ns, lambda: self._lost(f"the connection to the controller was lost: {why}"))
         self._attempt_ns = self._attempt_first_ns
+        if not stay:
+            self._route.go_on()
         self._connect(now_ns)
+
+    def _turned_away(self, now_ns: int, why: str) -> None:
+        """Somebody answered, but will not be our controller: with several endpoints there is no point in waiting."""
+        self.strays += 1
+        self.trouble = why
+        if self._route.several:
+            self._until_ns = min(self._until_ns, now_ns + PAUSE_NS)
+
+    def _lost(self, text: str) -> ControllerLost:
+        return ControllerLost(text, earliest_ns=self.retry_ns)
 
     def _on_welcome(self, now_ns: int, fields: Mapping[str, Any]) -> None:
         if self.state is not State.CONNECTING:
             self.strays += 1
             return
+        if not self._route.takes(fields["epoch"], now_ns - self._greeted_ns):
+            self._turned_away(now_ns, "it is a former one: another has been elected since")
+            return
+        self.greeting = False
         self.epoch = fields["epoch"]
         self.credits = fields["credits"]
         self.payload_bytes_max = fields["payload_bytes_max"]
@@ -286,7 +341,9 @@ class Session:
         elif code == Code.NOT_INTRODUCED:
             # A controller that does not know us: it was restarted, or gave us up. Nothing sent to it was executed.
             if self.state is State.READY:
-                self._reconnect(now_ns, "the controller was restarted")
+                self._reconnect(now_ns, "the controller was restarted", stay=True)
+        elif self.state is State.CONNECTING:
+            self._turned_away(now_ns, text)
         elif fields["re_id"] in self.calls:
             call = self.calls[fields["re_id"]]
             said = text if text.startswith(call.what) else f"{call.what}: {text}"

@@ -73,7 +73,9 @@ class Gateway:
 
     async def health(self, request: Request) -> Response:
         if not self.ready:
-            raise ControllerLost("the gateway is stopping" if self.stopping else "the gateway has no controller")
+            if self.stopping:
+                raise ControllerLost("the gateway is stopping")
+            raise ControllerLost("the gateway has no controller", earliest_ns=self.client.retry_ns)
         return Response()
 
     async def model_ready(self, request: Request) -> Response:

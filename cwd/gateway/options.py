@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 from dataclasses import dataclass
 
+from cwd.config import endpoints
 from cwd.errors import Code, CwdError
 from cwd.units import NS_PER_MS, NS_PER_S
 
@@ -17,9 +18,10 @@ class GatewayOptions:
     host: str = "127.0.0.1"
     #: 0 for any free one
     port: int = 8000
-    #: the controller's socket for clients
+    #: the controller's socket for clients; with its standbys' after it, separated by commas
     endpoint: str = "ipc:///run/cwd/clients.sock"
-    #: its socket for admins: for load and unload, and for the workers on the status page; none refuses those
+    #: its socket for admins, or several as above: for load and unload, and for the workers on the status page; none
+    #: refuses those
     admin_endpoint: str = ""
     #: SLO of requests without a `timeout`
     slo_ns: int = 100 * NS_PER_MS
@@ -40,6 +42,9 @@ class GatewayOptions:
     drain_ns: int = NS_PER_S
 
     def __post_init__(self) -> None:
+        endpoints(self.endpoint)
+        if self.admin_endpoint:
+            endpoints(self.admin_endpoint)
         if not 0 <= self.port <= 65535:
             raise _fault(f"port {self.port}: 0 to 65535 are possible")
         if bool(self.tls_cert) != bool(self.tls_key):

@@ -1,7 +1,8 @@
 """What each reason not to answer is in HTTP: a status, a body of one JSON object with `error`, and when to come back.
 
 503 says that the request was sound and cannot be served in time, or not now; there is no 504: a deadline that cannot be
-met is known before it passes. `Retry-After` stands only where coming back helps and the controller said when.
+met is known before it passes. `Retry-After` stands only where coming back helps and the controller said when, or where no
+controller is there: then after how long one will have been looked for everywhere.
 """
 
 from __future__ import annotations

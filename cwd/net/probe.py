@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 
 import zmq
 from zmq.utils.monitor import recv_monitor_message
@@ -12,6 +13,15 @@ from cwd.net.keys import PeerKeys
 
 _EVENTS = (zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_HANDSHAKE_FAILED_AUTH | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
            | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL | zmq.EVENT_CONNECT_RETRIED)
+
+
+def handshake_faults(endpoints: Sequence[str], keys: PeerKeys | None, patience_ms: int = 500) -> str:
+    """As `handshake_fault`, of several: the first fault that is found, with its endpoint; together they get the patience."""
+    for endpoint in endpoints:
+        fault = handshake_fault(endpoint, keys, patience_ms // len(endpoints))
+        if fault:
+            return f"{fault} ({endpoint})" if len(endpoints) > 1 else fault
+    return ""
 
 
 def handshake_fault(endpoint: str, keys: PeerKeys | None, patience_ms: int = 500) -> str:

@@ -16,13 +16,13 @@ from urllib.parse import urlsplit
 
 import zmq
 
+from cwd.config import PATH_BYTES_MAX
 from cwd.errors import CwdError
 from cwd.net.auth import secure_peer
 from cwd.net.keys import PeerKeys
 
 #: zmq.h's context option; pyzmq has no name for it. On, a held 200-byte payload pins the 8 KiB that it arrived in.
 _ZERO_COPY_RECV = 10
-_SUN_PATH_BYTES = 107
 
 MESSAGE_BYTES_MAX = 64 << 20
 #: Messages queued per peer. A peer whose queue is full (EAGAIN on send) has stopped reading.
@@ -111,8 +111,8 @@ def check_endpoint(endpoint: str, *, open_bind: bool = False) -> None:
     parts = urlsplit(endpoint)
     if parts.scheme == "ipc":
         path = endpoint[6:]
-        if len(os.fsencode(path)) > _SUN_PATH_BYTES:
-            raise CwdError(f"cannot listen on {endpoint}: the path is longer than {_SUN_PATH_BYTES} bytes")
+        if len(os.fsencode(path)) > PATH_BYTES_MAX:
+            raise CwdError(f"cannot listen on {endpoint}: the path is longer than {PATH_BYTES_MAX} bytes")
     elif parts.scheme == "tcp":
         if not open_bind and not _is_loopback(parts.hostname or ""):
             raise CwdError(f"cannot listen on {endpoint}: only ipc:// and loopback addresses may be bound openly; give "

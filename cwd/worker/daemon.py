@@ -18,11 +18,12 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from cwd.config import endpoints
 from cwd.errors import Code, CwdError, RepositoryError
 from cwd.models.repository import Entry, Repository
 from cwd.net.keys import peer_keys
 from cwd.net.notify import notify
-from cwd.net.probe import handshake_fault
+from cwd.net.probe import handshake_faults
 from cwd.net.wake import drain, signal_pipe
 from cwd.settings import on_reload, reloaded, set_log_level
 from cwd.units import format_duration, format_size
@@ -40,7 +41,7 @@ LOG = logging.getLogger("cwd.worker")
 _SEATS_AHEAD = 256
 #: After so long without a controller a line says what is being waited for.
 _PATIENCE_S = 2.0
-_FDS_PER_GPU = 4
+_FDS_PER_GPU = 6
 
 
 def main(options: WorkerOptions) -> int:
@@ -134,7 +135,7 @@ def _run_emulated(options: WorkerOptions, signals: _Signals) -> int:
             if not ready and worker.open_count == options.gpus:
                 ready = True
                 supervision.ready()
-                _say(f"ready: {options.gpus} emulated GPUs at {options.endpoint}")
+                _say(f"ready: {options.gpus} emulated GPUs at {worker.sessions[0].route.endpoint}")
             elif not ready and begin and time.monotonic() - begin > _PATIENCE_S:
                 begin = 0.0
                 _say_waiting(options)
@@ -213,7 +214,7 @@ def _serve(worker: DeviceWorker, signals: _Signals, options: WorkerOptions) -> N
         if worker.ready and not ready:
             ready = True
             supervision.ready()
-            _say(f"ready: {worker.backend.device} at {options.endpoint}")
+            _say(f"ready: {worker.backend.device} at {worker.session.route.endpoint}")
         elif not ready and patient_until and time.monotonic() >= patient_until:
             patient_until = 0.0
             _say_waiting(options)
@@ -264,7 +265,7 @@ def _say(text: str) -> None:
 
 
 def _say_waiting(options: WorkerOptions) -> None:
-    fault = handshake_fault(options.endpoint, peer_keys(options.key, options.server_key))
+    fault = handshake_faults(endpoints(options.endpoint), peer_keys(options.key, options.server_key))
     _say(f"waiting for the controller at {options.endpoint}" + f": {fault}" * bool(fault))
 
 

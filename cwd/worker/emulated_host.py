@@ -20,6 +20,7 @@ from cwd.models import profile as profiles
 from cwd.models.repository import Repository
 from cwd.net.clock import monotonic_ns
 from cwd.net.keys import peer_keys
+from cwd.net.route import Newest
 from cwd.net.sockets import make_context
 from cwd.net.wake import make_timerfd
 from cwd.net.zmq import message_data, message_size, messages_close
@@ -42,7 +43,8 @@ class EmulatedWorker:
     def __init__(self, options: WorkerOptions, wake_fd: int) -> None:
         self.options = options
         n = options.gpus
-        self.context = make_context(sockets_max=n + 64)
+        # a socket that was closed is counted for a moment longer, and all may be closed at once
+        self.context = make_context(sockets_max=2 * n + 64)
         self.wake_fd, self.timer_fd = wake_fd, make_timerfd()
         self.epoll = select.epoll()
         for fd in (wake_fd, self.timer_fd):
@@ -59,9 +61,10 @@ class EmulatedWorker:
         #: program hashes; a program's number is its place here
         self.programs: list[bytes] = []
         keys = peer_keys(options.key, options.server_key)
+        newest = Newest()
         self.sessions = [
             Session(self.context, options.endpoint, f"{options.name}/{g}" if n > 1 else options.name,
-                    self.state.links[g:g + 1], lambda g=g: self._caps(g), keys)
+                    self.state.links[g:g + 1], lambda g=g: self._caps(g), keys, newest)
             for g in range(n)]
         for g in range(n):
             self.sessions[g].connect()

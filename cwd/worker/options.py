@@ -7,6 +7,7 @@ import os
 import re
 from dataclasses import dataclass, field
 
+from cwd.config import endpoints
 from cwd.errors import CwdError
 from cwd.settings import check_log_level
 
@@ -22,7 +23,7 @@ class WorkerOptions:
 
     #: "cpu", "cuda:K" for the GPU with that index, or "emulated:N" for N emulated GPUs in this one process
     device: str = "cpu"
-    #: the controller's socket for workers
+    #: the controller's socket for workers; with its standbys' after it, separated by commas
     endpoint: str = "ipc:///run/cwd/workers.sock"
     #: where the controller asks for keys: the file of this worker's own, and that of the controller's public one
     key: str = ""
@@ -63,6 +64,7 @@ class WorkerOptions:
 
     def __post_init__(self) -> None:
         check_log_level(self.log_level)
+        endpoints(self.endpoint)
         if not re.fullmatch(r"cpu|(cuda|emulated)(:[0-9]{1,9})?", self.device):
             raise CwdError(f"device {self.device!r} is not cpu, cuda:K or emulated:N")
         if self.kind == "emulated" and not 1 <= self.gpus <= GPUS_MAX:

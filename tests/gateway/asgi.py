@@ -35,6 +35,7 @@ class FakeClient:
     def __init__(self, *models):
         self.there = {model.name: model for model in models or (DOUBLE, MIXED)}
         self.connected = True
+        self.retry_ns = 400_000_000
         self.asked = []
         self.cancelled = 0
         self.lookups = 0
