@@ -61,6 +61,8 @@ class Admin:
         self._start_ns = monotonic_ns()
         #: what the gate says of its lists, where keys are asked for
         self.keys: Callable[[], dict[str, Any]] | None = None
+        #: what the candidacy says of the lease, where there is an election
+        self.election: Callable[[], dict[str, Any]] | None = None
         self._verbs: dict[str, Callable[[int, int, dict[str, Any]], Task]] = {
             "status": self._status, "model.add": self._add, "model.rm": self._remove, "model.ls": self._list,
             "model.use": self._use, "model.warm": self._warm, "drain": self._drain, "worker.drain": self._drain_worker,
@@ -112,6 +114,8 @@ class Admin:
         }
         if self.keys is not None:
             result["keys"] = self.keys()
+        if self.election is not None:
+            result["election"] = self.election()
         self._loop["python_recent_max_ns"] = 0  # since the last status
         yield
         workers: dict[str, Any] = {}

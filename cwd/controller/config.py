@@ -48,6 +48,17 @@ class ControllerConfig:
     #: bind addresses that others can reach even without keys: whoever reaches them does as he likes
     insecure: bool = False
 
+    #: addresses of etcd, separated by commas: of all controllers with the same ones and the same `cluster` one serves, and the
+    #: others stand by; "" takes part in no election
+    etcd: str = ""
+    cluster: str = "cwd"
+    #: how long a leader that is heard of no more keeps the others waiting; whole seconds, and 2 at least where etcd is as it comes
+    lease_ns: int = 2 * NS_PER_S
+    #: etcd over TLS: whose certificates are trusted ("" is the system's list), and this controller's own, with its key
+    etcd_ca: str = ""
+    etcd_cert: str = ""
+    etcd_key: str = ""
+
     policy: str = POLICY
     #: what the policy cwd is after: "fair" (every model gets half of the overall share in time at least) or "goodput"
     objective: str = "fair"

@@ -34,6 +34,9 @@ ADOPTIONS = 1 << 62
 #: for calls between kernels: a literal argument has the callee compiled again
 NONE, ZERO, ONE = -1, 0, 1
 
+#: until when a controller may act that takes part in no election
+ALWAYS_NS = (1 << 63) - 1
+
 ROLE_NONE, ROLE_WORKER, ROLE_CLIENT, ROLE_ADMIN = 0, 1, 2, 3
 
 #: frames of one message that is received whole: routing id, header, payload; more are counted and dropped
@@ -106,7 +109,7 @@ STATE = np.dtype(
     [(name, "i8") for name in (
         "clients", "workers", "admins", "timer_fd", "wake_fd", "epoch", "credits", "slo_max_ns", "held_max_bytes",
         "payload_max_bytes", "heartbeat_ns", "lost_ns", "draining", "log", "client_held_max_bytes", "rate_every_ns",
-        "rate_ahead_ns", "zap", "monitor_client", "monitor_worker", "monitor_admin",
+        "rate_ahead_ns", "zap", "monitor_client", "monitor_worker", "monitor_admin", "valid_until_ns",
         # the loop's own
         "timer_ns", "beat_ns", "beat_phase", "peers_used", "peer_free", "held_free", "held_used",
         "held_bytes", "results_used", "rare_used", "leaving", "errors_left", "in_flight", "log_gap", "grace_ns", "fed", "zap_due",
@@ -170,6 +173,7 @@ def make_host(config: ControllerConfig, epoch: int, items: Table, ring: Ring) ->
     state["epoch"], state["credits"], state["slo_max_ns"] = epoch, config.credits, config.slo_max_ns
     state["payload_max_bytes"] = config.payload_max_bytes
     state["heartbeat_ns"], state["lost_ns"], state["log"] = config.heartbeat_ns, config.lost_ns, config.records
+    state["valid_until_ns"] = ALWAYS_NS
     set_limits(host, config)
     return host
 

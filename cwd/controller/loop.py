@@ -3,7 +3,7 @@
 One turn takes what has come on the three sockets (a bounded number of messages from each), lets the core tick, and
 sends what it decided. When a turn brought nothing the loop sleeps in `zmq_poll` on the sockets, a timerfd that is armed
 to whatever is due next, and the wake fd (signals). `run` returns to Python when the slice is over, when something rare
-has come, and when a signal asks for it; it says which.
+has come, when a signal asks for it, and when the time is over until which a leader may act; it says which.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from cwd.net.wake import timerfd_arm
 from cwd.net.zmq import EINTR, has_input, zmq_errno, zmq_poll
 
 #: why `run` came back
-SLICE_END, RARE, SIGNAL, CLOSED = 0, 1, 2, 3
+SLICE_END, RARE, SIGNAL, CLOSED, FENCED = 0, 1, 2, 3, 4
 
 #: messages taken from one socket in a turn: bounds a turn, and so how long anybody waits for its answer
 TURN_CLIENTS = 256
@@ -37,10 +37,9 @@ TIMER_ITEM, WAKE_ITEM = 3, 4
 
 
 @inline
-def turn(host, world):
+def turn(host, world, begin_ns):
     """One turn: (messages taken, RUNNING or why to stop)."""
     state = host.state[0]
-    begin_ns = monotonic_ns()
     taken, stop = drain_workers(host, world, TURN_WORKERS)
     came, stopped = drain_clients(host, world, TURN_CLIENTS)
     taken, stop = taken + came, max(stop, stopped)
@@ -73,7 +72,7 @@ def sleep(host, world, until_ns):
     """Wait for a message, the next timer or a wake-up: RUNNING, SIGNAL or CLOSED."""
     state, items = host.state[0], host.items
     now_ns = monotonic_ns()
-    due_ns = min(engine.next_timer(world, now_ns), next_beat(host), until_ns)
+    due_ns = min(engine.next_timer(world, now_ns), next_beat(host), until_ns, state["valid_until_ns"])
     if due_ns <= now_ns:
         return np.int64(0)
     if due_ns != state["timer_ns"]:
@@ -94,7 +93,10 @@ def run(host, world, until_ns):
     """Work until `until_ns`, or until Python is needed: why it came back."""
     state = host.state[0]
     while True:
-        taken, stop = turn(host, world)
+        begin_ns = monotonic_ns()
+        if begin_ns >= state["valid_until_ns"]:  # it may have been stopped for long, in the middle of a slice
+            return FENCED
+        taken, stop = turn(host, world, begin_ns)
         if stop == INTERRUPTED:
             return SIGNAL
         if stop == BROKEN:

@@ -4,10 +4,12 @@ The controller's one Python thread may not spend more than 200 us at a time, and
 asks over a pipe and gets small, ready facts back, one msgpack map per line of work. Both ends are here: `RepositoryReader`
 for the daemon, `main` for the process. Neither knows the core or a socket.
 
-Questions: `{"id", "op": "scan" | "get" | "verify" | "add", "name", "version"}`; `add` is `verify` and then
+Questions: `{"id", "op": "scan" | "changes" | "get" | "verify" | "add", "name", "version"}`; `add` is `verify` and then
 `get`. Answers carry the question's id and one of
 `"program"` (facts of a program, before its first model), `"model"`, `"bad"` (one line about an entry that is skipped),
-`"error"` with `"code"` (the question failed) or `"end"`.
+`"error"` with `"code"` (the question failed) or `"end"`. `changes` is a scan that tells what differs from the one before, and
+looks at nothing but the files' times for that; besides: `"fresh"` (there was none before: all is told), `"removed"` [name,
+version], and `"uses"` [name, the version that was chosen for it, or 0].
 """
 
 from __future__ import annotations
@@ -53,6 +55,11 @@ class RepositoryReader:
     def pending(self) -> int:
         """Questions that have no last answer yet."""
         return len(self._open)
+
+    @property
+    def said(self) -> int:
+        """The descriptor on which answers come; for a poll set."""
+        return self._process.said
 
     def ask(self, op: str, name: str = "", version: int = 0) -> int:
         """Send a question; its id. Raises `CwdError` if the process does not keep up."""
@@ -106,6 +113,9 @@ class _Answerer:
         self._repository = Repository(root)
         self._told: set[tuple[bytes, tuple[str, ...]]] = set()
         self._profiles: dict[bytes, dict[str, Any]] = {}
+        #: of `changes`: what was told of each name and version (0: its choice), and of each program with one of its entries
+        self._marks: dict[tuple[str, int], Any] | None = None
+        self._program_marks: dict[bytes, tuple[Any, Any]] = {}
 
     def run(self) -> None:
         unpacker = msgpack.Unpacker(raw=False)
@@ -131,6 +141,8 @@ class _Answerer:
                     else:
                         name, version = found.manifest.name, found.manifest.version
                         self._describe(identifier, found, self._repository.in_use(name) in (0, version))
+            elif op == "changes":
+                self._changes(identifier)
             else:
                 entry = self._repository.get(question["name"], question["version"])
                 if op in ("verify", "add"):
@@ -143,6 +155,47 @@ class _Answerer:
             self._say(identifier, error=f"{error.filename}: {error.strerror}", code=int(Code.BAD_MODEL))
         else:
             self._say(identifier, end=True)
+
+    def _changes(self, identifier: int) -> None:
+        """What differs from the last time; what has not changed costs two calls of stat."""
+        if self._marks is None:
+            self._say(identifier, fresh=True)
+        before, self._marks = self._marks or {}, {}
+        for program, (mark, entry) in list(self._program_marks.items()):
+            if mark != (now := self._repository.program_mark(program)):
+                self._program_marks[program] = now, entry
+                self._say_program(identifier, entry)
+        for name, version, mark in self._repository.marks():
+            self._marks[name, version] = mark
+            if before.pop((name, version), None) != mark:
+                self._changed(identifier, name, version)
+        for name, version in before:
+            if version:
+                self._say(identifier, removed=[name, version])
+
+    def _changed(self, identifier: int, name: str, version: int) -> None:
+        try:
+            if version == 0:
+                self._say(identifier, uses=[name, self._repository.in_use(name)])
+                return
+            entry = self._repository.read(name, version)
+        except CwdError as error:
+            self._say(identifier, bad=error.text, code=int(error.code))
+            if version:
+                self._say(identifier, removed=[name, version])
+            return
+        program = entry.manifest.program_hash
+        if program not in self._program_marks:
+            self._program_marks[program] = self._repository.program_mark(program), entry
+        self._describe(identifier, entry, in_use=False)
+
+    def _say_program(self, identifier: int, entry: Any) -> None:
+        """The program's profiles have changed."""
+        try:
+            profiles = self._read_profiles(entry.manifest.program_hash)
+            self._say(identifier, program=_program_facts(entry.manifest, profiles))
+        except CwdError as error:
+            self._say(identifier, bad=f"{entry.manifest.key}: {error.text}", code=int(error.code))
 
     def _describe(self, identifier: int, entry: Any, in_use: bool) -> None:
         manifest = entry.manifest

@@ -8,7 +8,9 @@ the log (GAP).
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import fcntl
 import importlib.util
 import json
 import logging
@@ -41,6 +43,8 @@ _BATCH = 4096
 _WAIT_S = 0.02
 #: without a log the loop still has a ring to work with
 _NO_RING = 2
+#: what the pipe of names holds where the system lets it
+_NAMES_BYTES = 1 << 20
 
 
 def new_epoch(state_dir: Path, wall_ns: int) -> int:
@@ -78,6 +82,8 @@ class LogWriter:
             listener.close()
         assert self._process.stdin is not None
         os.set_blocking(self._process.stdin.fileno(), False)
+        with contextlib.suppress(OSError):  # a leader names all its models at once, before the process has begun to read
+            fcntl.fcntl(self._process.stdin.fileno(), fcntl.F_SETPIPE_SZ, _NAMES_BYTES)
 
     def name(self, sort: str, number: int, text: str, since_ns: int = 0) -> None:
         """Note that `number` of that sort (model, client, gpu) is called `text`; lost if the pipe is full.

@@ -83,6 +83,30 @@ class Repository:
                 except RepositoryError as error:
                     yield error
 
+    def marks(self) -> Iterator[tuple[str, int, tuple[Any, ...]]]:
+        """Every name and version, sorted, with a mark that is another one when its files are; nothing is read.
+
+        Version 0 of a name is its choice of a version, `use`.
+        """
+        for folder in sorted(self.root.iterdir()):
+            if folder.name.startswith(".") or not folder.is_dir():
+                continue
+            try:
+                versions = sorted(self._versions(folder))
+            except OSError:
+                continue
+            for version in versions:
+                yield folder.name, version, (_mark(folder / str(version) / MODEL_FILE), _mark(folder / str(version) / WEIGHTS_FILE))
+            yield folder.name, 0, (_mark(folder / IN_USE_FILE), bool(versions))
+
+    def program_mark(self, program_hash: bytes) -> tuple[Any, ...]:
+        """A mark that is another one when a profile of the program is."""
+        return _mark(self.program_folder(program_hash))
+
+    def read(self, name: str, version: int) -> Entry:
+        """The entry of a name and a version that `marks` gave; `RepositoryError` says what is wrong with it."""
+        return self._read(self.root / name / str(version))
+
     def entries(self) -> list[Entry]:
         """The readable entries alone."""
         return [entry for entry in self.scan() if isinstance(entry, Entry)]
@@ -257,6 +281,15 @@ class Repository:
         finally:
             if new.exists():
                 shutil.rmtree(new, ignore_errors=True)
+
+
+def _mark(path: Path) -> tuple[int, ...]:
+    """What tells one state of a file from another without reading it; () if it is not there."""
+    try:
+        found = path.stat()
+    except OSError:
+        return ()
+    return found.st_mtime_ns, found.st_ino, found.st_size
 
 
 def read_json(path: Path) -> Any:

@@ -43,29 +43,26 @@ def make_context(io_threads: int = 1, *, sockets_max: int = 4096, zero_copy_rece
     return context
 
 
-def bind_router(
+def make_router(
     context: zmq.Context,
-    endpoint: str,
     *,
     message_bytes_max: int = MESSAGE_BYTES_MAX,
     send_queue: int = SEND_QUEUE,
     receive_queue: int = RECEIVE_QUEUE,
-    open_bind: bool = False,
     secure: Callable[[zmq.Socket], None] | None = None,
 ) -> zmq.Socket:
-    """A bound ROUTER that reports unreachable peers. `secure` sets what it demands of those who connect.
-
-    Raises `CwdError`, one line naming the endpoint: in use, not allowed, malformed; and for a TCP address that others
-    can reach unless it is secured or `open_bind`, since libzmq buffers endless multipart messages before anyone can
-    refuse them.
-    """
-    check_endpoint(endpoint, open_bind=open_bind or secure is not None)
+    """A ROUTER that reports unreachable peers, and is not bound yet. `secure` sets what it demands of those who connect."""
     socket = context.socket(zmq.ROUTER)
     _configure(socket, message_bytes_max, send_queue, receive_queue)
     socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
     socket.setsockopt(zmq.BACKLOG, 1024)
     if secure is not None:
         secure(socket)
+    return socket
+
+
+def bind(socket: zmq.Socket, endpoint: str) -> None:
+    """Bind a socket whose endpoint has been checked (`check_endpoint`); closed if that cannot be, with a `CwdError`."""
     try:
         if endpoint.startswith("ipc://") and _answers(endpoint[6:]):
             raise zmq.ZMQError(errno.EADDRINUSE)  # libzmq would take the name away from the process that lives there
@@ -73,6 +70,25 @@ def bind_router(
     except zmq.ZMQError as error:
         socket.close(0)
         raise CwdError(f"cannot listen on {endpoint}: {_reason(error)}") from None
+
+
+def bind_router(
+    context: zmq.Context,
+    endpoint: str,
+    *,
+    open_bind: bool = False,
+    secure: Callable[[zmq.Socket], None] | None = None,
+    **options: int,
+) -> zmq.Socket:
+    """A bound ROUTER, with the options of `make_router`.
+
+    Raises `CwdError`, one line naming the endpoint: in use, not allowed, malformed; and for a TCP address that others
+    can reach unless it is secured or `open_bind`, since libzmq buffers endless multipart messages before anyone can
+    refuse them.
+    """
+    check_endpoint(endpoint, open_bind=open_bind or secure is not None)
+    socket = make_router(context, secure=secure, **options)
+    bind(socket, endpoint)
     return socket
 
 
