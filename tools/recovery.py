@@ -1,28 +1,39 @@
-"""How long until requests are answered again after kill -9 of the controller, an emulated worker, a torch worker.
+"""How long until requests are answered again after kill -9 of the controller, an emulated worker, a torch worker; and of a
+controller that has a standby, which is not started anew but followed.
 
     python tools/recovery.py --rounds 3
 
 Each is killed under a light load and started anew at once, as a supervisor would; the time runs from its start to the
-first request that is answered. A torch worker's bare imports are measured beside it, in the same run. Prints one JSON
-object with, for each, the median and the longest of the rounds and the bound that it is held to; exits with 1 beyond it.
+first request that is answered. A torch worker's bare imports are measured beside it, in the same run. With a standby the time
+runs from the leader's death: of the controller alone, and of it and its elector at once, when the lease has to run out; these
+need Debian's etcd-server and etcd3gw, and are left out without. Prints one JSON object with, for each, the median and the
+longest of the rounds and the bound that it is held to; exits with 1 beyond it.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import importlib.util
 import json
+import os
+import shutil
+import signal
+import socket
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 import cwd
+from cwd.cluster.child import Child
+from cwd.config import endpoint
 from cwd.models import profile
 from cwd.models.importers import add_zoo
 from cwd.models.repository import Repository
@@ -69,6 +80,89 @@ def measure(repository: Path, device: str, rounds: int, kill: Callable[[cwd.Loca
             return found
 
 
+class Side:
+    """A controller that takes part in an election, and what connects to it: an emulated worker and a client."""
+
+    def __init__(self, folder: Path, name: str, url: str, repository: Path) -> None:
+        self.folder = folder / name
+        self.folder.mkdir()
+        self.controller = Child(name, [
+            "controller", "--name", name, "--etcd", url, "--run-dir", str(self.folder), "--state-dir",
+            str(self.folder / "state"), "--repository", str(repository), "--page", PAGE], log=folder / f"{name}.log",
+            folder=self.folder)
+        self.worker = Child(f"{name}-worker", [
+            "worker", "--device", "emulated:1", "--endpoint", endpoint("workers", self.folder), "--repo", str(repository),
+            "--pages", "64", "--page", PAGE], log=folder / f"{name}-worker.log", folder=self.folder)
+        self.controller.start()
+        self.worker.start()
+        self.controller.wait_ready(600)
+        self.worker.wait_ready(600)
+        self.client = cwd.Client(endpoint("clients", self.folder))
+
+    def wait_answer(self) -> None:
+        until = time.monotonic() + PATIENCE_S
+        while True:
+            try:
+                self.client.infer("mlp", np.zeros(16, np.float32), "300ms")
+                return
+            except cwd.RequestError:
+                if time.monotonic() > until:
+                    raise
+                time.sleep(0.005)
+
+    def kill(self, and_elector: bool) -> None:
+        if and_elector:
+            pid = self.controller.pid
+            os.kill(pid, signal.SIGSTOP)  # so that neither sees the other die
+            for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
+                if b"cwd.controller.elector" in Path(f"/proc/{child}/cmdline").read_bytes():
+                    os.kill(int(child), signal.SIGKILL)
+        self.controller.kill()
+
+    def close(self) -> None:
+        self.client.close()
+        self.worker.kill()
+        self.controller.kill()
+
+
+@contextlib.contextmanager
+def etcd_at(folder: Path) -> Iterator[str]:
+    """An etcd of our own, on ports of its own: its address."""
+    urls = []
+    for _ in range(2):
+        with socket.create_server(("127.0.0.1", 0)) as probe:
+            urls.append(f"http://127.0.0.1:{probe.getsockname()[1]}")
+    with open(folder / "etcd.log", "wb") as log:
+        process = subprocess.Popen(
+            ["etcd", "--data-dir", str(folder / "etcd"), "--listen-client-urls", urls[0], "--advertise-client-urls", urls[0],
+             "--listen-peer-urls", urls[1], "--initial-advertise-peer-urls", urls[1], "--initial-cluster", f"default={urls[1]}"],
+            stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+    try:
+        yield urls[0]
+    finally:
+        process.kill()
+        process.wait()
+
+
+def failover(repository: Path, rounds: int, and_elector: bool) -> list[float]:
+    """Each round's seconds from the leader's death to the next answer; who died stands by in the round after."""
+    with tempfile.TemporaryDirectory(prefix="cwd-standby-") as name, contextlib.ExitStack() as stack:
+        folder = Path(name)
+        url = stack.enter_context(etcd_at(folder))
+        leader, other = [stack.enter_context(contextlib.closing(Side(folder, side, url, repository))) for side in ("a", "b")]
+        found = []
+        for _ in range(rounds):
+            leader.wait_answer()
+            began = time.monotonic()
+            leader.kill(and_elector)
+            other.wait_answer()
+            found.append(time.monotonic() - began)
+            leader.controller.start()
+            leader.controller.wait_ready(600)
+            leader, other = other, leader
+        return found
+
+
 def imports_s() -> float:
     """What the bare imports take in a process of its own, start of the interpreter included."""
     began = time.monotonic()
@@ -83,7 +177,7 @@ def facts_of(seconds: list[float], bound_s: float) -> dict[str, Any]:
 
 
 def recovery(rounds: int) -> dict[str, Any]:
-    """The facts of all three; `imports_s` is the median of as many rounds."""
+    """The facts of all; `imports_s` is the median of as many rounds."""
     def say(text: str) -> None:
         print(text, file=sys.stderr, flush=True)
 
@@ -102,7 +196,15 @@ def recovery(rounds: int) -> dict[str, Any]:
         say("torch worker")
         torch = measure(root, "cpu", rounds, cwd.LocalCluster.kill_worker, cwd.LocalCluster.restart_worker)
         imports = statistics.median(imports_s() for _ in range(rounds))
-    return {"controller": facts_of(controller, BOUND_S), "emulated_worker": facts_of(emulated, BOUND_S),
+        standby = {}
+        if shutil.which("etcd") and importlib.util.find_spec("etcd3gw"):
+            say("standby")
+            standby["standby"] = facts_of(failover(root, rounds, and_elector=False), BOUND_S)
+            say("standby, when the lease runs out")
+            standby["standby_lease"] = facts_of(failover(root, rounds, and_elector=True), BOUND_S)
+        else:
+            say("no etcd, or no etcd3gw: no standby is measured")
+    return {**standby, "controller": facts_of(controller, BOUND_S), "emulated_worker": facts_of(emulated, BOUND_S),
             "torch_worker": facts_of(torch, IMPORTS_FACTOR * imports + BOUND_S), "imports_s": round(imports, 3)}
 
 

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 _EXTRAS = {"click": "server", "numba": "server", "llvmlite": "server", "torch": "server", "safetensors": "server",
            "tqdm": "server", "psutil": "server", "transformers": "zoo", "matplotlib": "plot",
            "starlette": "gateway", "uvicorn": "gateway", "orjson": "gateway", "rich": "metrics",
-           "prometheus_client": "metrics"}
+           "prometheus_client": "metrics", "etcd3gw": "standby"}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -29,6 +29,11 @@ def lines_of(facts: dict[str, Any]) -> list[str]:
     state = "draining" if facts.get("draining") else "serving"
     lines = [f"{state} for {format_duration(facts['uptime_ns'])}: {facts.get('models', 0)} models, "
              f"{len(workers)} workers, {facts.get('in_flight', 0)} requests in flight"]
+    if election := facts.get("election"):
+        lease, left = format_duration(election["lease_ns"]), format_duration(election["left_ns"])
+        trouble = f"; {election['trouble']}" if election["trouble"] else ""
+        lines.append(f"{election['role']} of cluster {election['cluster']}, epoch {election['epoch']}, lease {lease}, "
+                     f"sure for {left} more{trouble}")
     for group in ("counters", "core", "loop"):
         moved = [f"{name} {value}" for name, value in facts.get(group, {}).items() if value]
         if moved:

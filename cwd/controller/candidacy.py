@@ -76,8 +76,10 @@ class Candidacy:
         self._facts = {"urls": etcd_urls(config.etcd), "cluster": config.cluster, "ca": config.etcd_ca,
                        "cert": config.etcd_cert, "key": config.etcd_key, "me": dataclasses.asdict(me)}
         self.led: Led | None = None
-        #: who leads, "" if nobody does; why etcd does not answer; why this controller leads no longer
-        self.leader = self.trouble = self.lost = ""
+        #: who leads, "" if nobody does, None as long as that is not known
+        self.leader: str | None = None
+        #: why etcd does not answer; why this controller leads no longer
+        self.trouble = self.lost = ""
         #: electors that ended
         self.restarts = 0
         self._resigned = False

@@ -82,3 +82,11 @@ class Catalogue:
         if version:
             self.uses[name] = version
         return [("uses", (name, version))] if version not in (0, before) else []
+
+
+def changed_name(kind: str, value: Any) -> str:
+    """What a change is about, for people."""
+    if kind == "program":
+        return str(value["hash"].hex())
+    name, version = (value["name"], value["version"]) if kind == "model" else value
+    return f"{name}/{version}"

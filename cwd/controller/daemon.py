@@ -123,7 +123,7 @@ class Controller:
         self._rare = Rare(config, self.host, self.registry, self.workers, self.admin, outgoing, self.log, self._gate)
         self._tasks: deque[Iterator[None]] = deque()
         self._rare_at = 0
-        self._stops = elected.stops if elected is not None else 0
+        self._stops = 0
         self._scanned = self._reader is None or elected is not None
         self._ready = self._hangup = self._fenced = False
         self._drain_until_ns = 0
@@ -200,6 +200,8 @@ class Controller:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self.stop)
         on_reload(self.hang_up)
+        if self._elected is not None:
+            self._stops += self._elected.stops()  # what came before these handlers were there
         if self.config.cpu >= 0:
             os.sched_setaffinity(0, {self.config.cpu})
         if self._reader is not None and self._elected is None:

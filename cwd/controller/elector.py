@@ -16,13 +16,13 @@ import secrets
 import select
 import sys
 import time
+from time import monotonic_ns
 from typing import Any
 from urllib.parse import urlsplit
 
 import msgpack
 
 from cwd.controller.election import Answer, Call, Candidate, Election, Grant, Granted, Led, Look, Renew, Revoke, Take, Trouble, View
-from cwd.net.clock import monotonic_ns
 from cwd.net.journal import log_to_stderr
 from cwd.net.priority import set_nice
 from cwd.units import NS_PER_S, format_duration
@@ -30,6 +30,8 @@ from cwd.units import NS_PER_S, format_duration
 LOG = logging.getLogger("cwd.controller")
 
 _CHUNK_BYTES = 4096
+#: the reason that leaves no time to ask another server at once
+SLOW = "no answer in time"
 #: what etcd says where it wants to know who asks
 _REFUSALS = ("permission denied", "user name is empty", "invalid auth token", "authentication")
 
@@ -55,24 +57,31 @@ class Etcd:
         self.leader, self.epoch = f"{self._folder}leader", f"{self._folder}epoch"
 
     def call(self, call: Call) -> Answer:
-        """The answer. Raises `Unanswered`."""
+        """The answer, of the first server that has one. Raises `Unanswered` when all have failed, or one has taken its time."""
+        for _ in self._urls:
+            answer, why = self._try(call)
+            if not why:
+                return answer
+            url = self._urls[self._at]
+            self._at = (self._at + 1) % len(self._urls)
+            if why == SLOW:
+                break
+        raise Unanswered(f"{url}: {why}")
+
+    def _try(self, call: Call) -> tuple[Answer, str]:
+        """The answer of the server that is asked at present, or why there is none."""
         import requests
         from etcd3gw.exceptions import Etcd3Exception
 
         try:
-            return self._ask(call)
+            return self._ask(call), ""
         except Etcd3Exception as error:
             said = f"{error.detail_text or ''} {error}"
-            if isinstance(call, Revoke) and "lease not found" in said:
-                return None
-            why = self._why(said)
+            return None, "" if isinstance(call, Revoke) and "lease not found" in said else self._why(said)
         except requests.exceptions.RequestException as error:
-            why = self._why(str(error))
+            return None, self._why(str(error))
         except (KeyError, TypeError, ValueError) as error:
-            why = f"it answers what etcd does not ({type(error).__name__}: {error})"
-        url = self._urls[self._at]
-        self._at = (self._at + 1) % len(self._urls)
-        raise Unanswered(f"{url}: {why}")
+            return None, f"it answers what etcd does not ({type(error).__name__}: {error})"
 
     @staticmethod
     def _why(said: str) -> str:
@@ -82,7 +91,7 @@ class Etcd:
         if "certificate" in lower or "ssl" in lower:
             return "no trust over TLS: see --etcd-ca, --etcd-cert and --etcd-key"
         if "timed out" in lower or "timeout" in lower:
-            return "no answer in time"
+            return SLOW
         if "refused" in lower or "connection" in lower or "resolve" in lower:
             return "etcd is not reachable"
         return " ".join(said.split())[:200]

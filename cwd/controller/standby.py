@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from cwd.controller.candidacy import Candidacy, check_election
-from cwd.controller.catalogue import Catalogue
+from cwd.controller.catalogue import Catalogue, changed_name
 from cwd.controller.config import RELOADABLE, ControllerConfig, default_run_dir, default_state_dir
 from cwd.controller.reader import RepositoryReader
 from cwd.controller.writer import check_state_dir, new_epoch
@@ -53,8 +53,8 @@ class Elected:
     reader: RepositoryReader | None
     #: the reader's questions that are still to be answered are the catalogue's
     asked: int
-    #: signals to end that have come already
-    stops: int
+    #: how many signals to end have come so far
+    stops: Callable[[], int]
 
     def close(self) -> None:
         """Give everything back."""
@@ -144,7 +144,9 @@ class Standby:
                 raise CwdError(told["error"], code=Code(told["code"]))
             if "error" in told:
                 LOG.error("%s", told["error"])
-            self._catalogue.take(told)
+            changes = self._catalogue.take(told)
+            for kind, value in changes if self._scanned else ():
+                LOG.info("repository: %s %s", kind, changed_name(kind, value))
             self._scanned |= "end" in told or "error" in told
 
     def _take_part(self, now_ns: int) -> None:
@@ -184,6 +186,8 @@ class Standby:
             return f"reading the repository: {len(self._catalogue.models)} models"
         if self._candidacy.trouble:
             return f"standby: {self._candidacy.trouble}"
+        if self._candidacy.leader is None:
+            return "standby: asking etcd who leads"
         return f"standby of {self._candidacy.leader}" if self._candidacy.leader else "standby: nobody leads"
 
     def _reload(self) -> None:
@@ -202,7 +206,7 @@ class Standby:
         assert candidacy.led is not None
         LOG.info("elected in cluster %s, epoch %d", self.config.cluster, candidacy.led.epoch)
         asked = self._asked if self._reader is not None and self._reader.pending else 0
-        return Elected(self.config, candidacy, self._catalogue, self._reader, asked, self._stops)
+        return Elected(self.config, candidacy, self._catalogue, self._reader, asked, lambda: self._stops)
 
     def _close(self) -> None:
         if self._candidacy is not None:
