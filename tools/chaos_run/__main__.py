@@ -96,7 +96,7 @@ class Run:
         """Daemons that ended although nobody killed them are broken promises; a supervisor starts them again."""
         testbed.cpu_s()
         for daemon in [*testbed.daemons.values(), *clients.values()]:
-            if not daemon.alive and not daemon.killed:
+            if not daemon.alive and not daemon.killed and (daemon.name in testbed.daemons or daemon.wait(0) != 0):
                 self._break(f"{daemon.name} ended by itself: {daemon.last_words()}")
                 if daemon.name in testbed.daemons:
                     daemon.start()

@@ -20,7 +20,8 @@ ALLOWED = frozenset({
     *(code.name for code in (
         Code.DEADLINE_UNREACHABLE, Code.DEADLINE_EXPIRED, Code.DEADLINE_MISSED, Code.QUEUE_FULL, Code.CREDIT_EXCEEDED,
         Code.RATE_EXCEEDED, Code.PAYLOADS_EXCEEDED, Code.NO_WORKER, Code.WORKER_LOST, Code.CONTROLLER_LOST,
-        Code.MODEL_NOT_READY))})
+        # a leader's successor has not heard of every worker yet
+        Code.MODEL_NOT_READY, Code.NOT_PROFILED))})
 #: of each line about one ledger at most so many, and then how many more
 SHOWN = 3
 

@@ -64,7 +64,7 @@ class Connection(asyncio.Protocol):
         head, blank, rest = self._bytes.partition(b"\r\n\r\n")
         if not blank:
             return
-        status, *fields = head.split(b"\r\n")
+        status, *fields = bytes(head).split(b"\r\n")
         headers = {name.strip().lower(): value.strip() for name, _, value in (line.partition(b":") for line in fields)}
         size = int(headers[b"content-length"])
         if len(rest) < size:

@@ -111,12 +111,12 @@ class Testbed:
 
     def _whole(self) -> bool:
         name = self.leader()
-        if name is None:
+        try:
+            with self._admin(name or CONTROLLERS[0]) as admin:
+                found, workers = admin.models(), admin.status()["workers"]
+        except CwdError:
             return False
-        with self._admin(name) as admin:
-            found = admin.models()
-            return (len(admin.status()["workers"]) == len(WORKERS) and bool(found)
-                    and all(facts["ready"] for facts in found.values()))
+        return len(workers) == len(WORKERS) and bool(found) and all(facts["ready"] for facts in found.values())
 
     # asking
 
@@ -179,7 +179,7 @@ class Testbed:
         self.close()
 
     def _admin(self, name: str) -> Admin:
-        return Admin(f"ipc://{self.folder}/run-{name}/admin.sock", timeout=0.5, key=self._secret("operator"),
+        return Admin(f"ipc://{self.folder}/run-{name}/admin.sock", timeout=2.0, key=self._secret("operator"),
                      server_key=self.folder / "keys" / "server.key")
 
     def _daemon(self, name: str, argv: list[str], environment: dict[str, str | None] | None = None) -> None:
