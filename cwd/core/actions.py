@@ -305,7 +305,8 @@ def retry(world, now_ns, r, status):
     elif queues.last_moment_ns(world, now_ns, r) < now_ns:
         queues.finish(world, now_ns, r, WORKER_LOST if status == WORKER_LOST else DEADLINE_EXPIRED, 0)
     elif request["attempts"] >= world.settings[0]["attempts_max"]:
-        queues.finish(world, now_ns, r, EXECUTION_FAILED, 0)
+        # nothing was heard of the last one: the worker, or the way to it, is at fault, and not the model
+        queues.finish(world, now_ns, r, WORKER_LOST if status == RESULT_LOST else EXECUTION_FAILED, 0)
     else:
         world.counters[0]["requeued"] += 1
         queues.enqueue(world, now_ns, r)

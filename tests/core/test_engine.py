@@ -180,6 +180,17 @@ def test_refused_executions_are_tried_again_and_failures_are_not(status, final):
     only(s.tick(), kind=OUT_REPLY, status=Code.EXECUTION_FAILED)
 
 
+def test_executions_of_which_nothing_is_heard_are_the_workers_fault():
+    """Attempts up to attempts_max, each of them without a result: the worker is as good as lost, the model has not failed."""
+    s = Script()
+    s.hold()
+    s.ask(1, slo=5_000 * MS)
+    run = only(s.tick(), verb=ACTION_EXEC, rows=1)
+    for _ in range(2):
+        run = only(s.tick(later=run["expire_ns"] - s.now), verb=ACTION_EXEC, rows=1)
+    only(s.tick(later=run["expire_ns"] - s.now), kind=OUT_REPLY, status=Code.WORKER_LOST)
+
+
 def test_a_lost_load_is_settled_by_an_unload():
     """No result of a LOAD: the copy is unknown, an UNLOAD asks, and whatever it says the pages are free again."""
     s = Script(pages=7)
