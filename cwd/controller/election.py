@@ -226,7 +226,8 @@ class Election:
     def answered(self, now_ns: int, answer: Answer) -> None:
         """The call's answer."""
         call, self._call = self._call, None
-        self._say_trouble("")
+        if not isinstance(call, Renew):  # which is half of what a leader needs, and may be answered without the other half
+            self._say_trouble("")
         if isinstance(call, Revoke):
             self._given_back(now_ns)
         elif isinstance(call, Grant):

@@ -514,7 +514,7 @@ def test_a_renewal_whose_answer_is_lost_is_not_counted():
     assert election.next(600 * MS, 0) == Renew(7)
     election.answered(700 * MS, 2)
     election.beat(700 * MS)
-    assert election.next(700 * MS, 0) == Look() and election.news == [Trouble("no answer in time"), Trouble("")]
+    assert election.next(700 * MS, 0) == Look() and election.news == [Trouble("no answer in time")]
     assert election.next(1001 * MS, 0) is None
     election.answered(1002 * MS, View("b", 8, 4, 2))
     assert isinstance(election.news[-1], Lost) and election.next(1002 * MS, 0) == Revoke(7)

@@ -149,7 +149,7 @@ class Controller:
             return False
 
     def elector(self) -> int:
-        """The process id of its elector."""
+        """The process id of its elector; 0 if there is none at the moment."""
         for folder in Path("/proc").glob("[0-9]*"):
             try:
                 parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
@@ -157,7 +157,7 @@ class Controller:
                     return int(folder.name)
             except OSError:
                 continue
-        raise AssertionError(f"no elector: {self.words()}")
+        return 0
 
     def kill(self) -> None:
         self.process.kill()
