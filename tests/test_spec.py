@@ -5,11 +5,15 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from cwd.client.session import Session, State
 from cwd.errors import SENTENCES, Code
-from cwd.wire import messages
+from cwd.net import route
+from cwd.units import NS_PER_MS
+from cwd.wire import codec, messages
 from cwd.wire.messages import BY_TYPE, MAGIC, MESSAGES, Role, Type
 from cwd.wire.schema import canonical_bytes
 
@@ -93,10 +97,87 @@ def test_every_code_that_the_text_names_exists() -> None:
 
 def test_states_are_closed() -> None:
     """Whatever state a table leads to has rows of its own, or is an end."""
-    for heading in ("## 5.1 A client, or an admin", "## 5.2 The controller, for each connection", "## 5.3 A worker"):
+    for heading in ("## 5.1 A client, or an admin", "## 5.2 The controller, for each connection", "## 5.3 A worker",
+                    "## 5.8 Several endpoints"):
         table = [row for row in rows(section("peers.md", heading)) if len(row) == 4 and row[0] != "state"]
         states = {row[0] for row in table}
-        assert len(table) > 5 and {row[3] for row in table} <= states | {"END", "FAILED"}
+        elsewhere = {"START", "NEXT"} if heading == "## 5.8 Several endpoints" else set()
+        assert len(table) > 5 and {row[3] for row in table} <= states | {"END", "FAILED"} | elsewhere
+
+
+def test_timers_of_several_endpoints() -> None:
+    table = [row for row in rows(section("peers.md", "## 5.8 Several endpoints")) if len(row) == 3 and row[0] != "timer"]
+    assert [value for _, value, _ in table] == [
+        f"{route.PATIENCE_NS // NS_PER_MS} ms", f"{route.PATIENCE_MAX_NS // NS_PER_MS} ms", str(route.ROUNDS),
+        str(route.QUICKEST), f"{route.PAUSE_NS // NS_PER_MS} ms"]
+
+
+class Peer:
+    """A session with two endpoints at one point of the table of section 5.8; `at` is its time."""
+
+    def __init__(self, state: str) -> None:
+        self.session = Session(name="t", boot=bytes(16), host=bytes(16), now_ns=0, endpoints=("a", "b"))
+        self.at = 0
+        if state == "READY":
+            self.welcome(5)
+        else:
+            assert state == "GREETING"
+            self.session._route.newest.epoch = 5
+
+    def hear(self, kind: Type, **fields: Any) -> None:
+        self.session.receive([codec.encode(kind, **fields)], self.at)
+
+    def welcome(self, epoch: int) -> None:
+        self.hear(Type.WELCOME, minor=0, epoch=epoch, host=bytes(16), now_ns=0, credits=1, heartbeat_ms=100, lost_ms=400,
+                  payload_bytes_max=1)
+
+    def error(self, code: Code) -> None:
+        self.hear(Type.ERROR, code=int(code), re_type=1, re_id=0, text="")
+
+    def turn(self, *, sends: bool) -> None:
+        """The time of the next timer comes; what is to be sent is, if there is a connection that `sends`."""
+        self.at = self.session.next_timer()
+        if sends and self.session.outbox:
+            self.session.outbox.clear()
+            if self.session.greeting:
+                self.session.greeted(self.at - 1)
+        self.session.tick(self.at)
+
+    def settled(self, sends: bool) -> str:
+        """The state that it comes to: what the table calls NEXT and START are attempts at another and the same endpoint."""
+        generation = self.session.generation
+        while self.session.state is State.CONNECTING and self.session.generation == generation == 1:
+            self.turn(sends=sends)
+        if self.session.state is not State.CONNECTING:
+            return self.session.state.name
+        return "START" if self.session.endpoint == "a" else "NEXT"
+
+
+#: events of the table: what happens to a `Peer`, and whether there is a connection that takes what it sends
+EVENTS = {
+    "no connection for `patience`": (lambda peer: None, False),
+    "a connection, but no answer to HELLO for `patience`": (lambda peer: None, True),
+    "WELCOME with an epoch below the highest seen": (lambda peer: peer.welcome(4), True),
+    "WELCOME with any other epoch": (lambda peer: peer.welcome(5), True),
+    "ERROR UNSUPPORTED_VERSION": (lambda peer: peer.error(Code.UNSUPPORTED_VERSION), True),
+    "ERROR of another code": (lambda peer: peer.error(Code.PEERS_FULL), True),
+    "ERROR NOT_INTRODUCED": (lambda peer: peer.error(Code.NOT_INTRODUCED), True),
+    "GOODBYE": (lambda peer: peer.hear(Type.GOODBYE, code=0, text=""), True),
+    "silence for `lost_ms`": (lambda peer: [peer.turn(sends=True) for _ in range(9) if peer.session.generation == 1], True),
+    "a broken connection": (lambda peer: peer.session.disconnected(peer.at), False),
+}
+
+
+def test_several_endpoints_are_followed_as_the_table_says() -> None:
+    table = [row for row in rows(section("peers.md", "## 5.8 Several endpoints")) if len(row) == 4 and row[0] != "state"]
+    assert {row[1] for row in table} == {event.strip("`") for event in EVENTS}
+    for state, event, _, then in table:
+        happens, sends = next(value for name, value in EVENTS.items() if name.strip("`") == event)
+        peer = Peer(state)
+        call = peer.session.lookup(peer.at, "m", 0, 1 << 60) if state == "READY" else None
+        happens(peer)
+        assert peer.settled(sends) == then, f"{state}, {event}"
+        assert call is None or call.error.code == Code.CONTROLLER_LOST
 
 
 def test_maps_in_the_transcripts_are_the_tables() -> None:

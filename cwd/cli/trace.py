@@ -18,8 +18,8 @@ from cwd.errors import Code, CwdError
 @click.argument("file", required=False, type=click.Path(dir_okay=False))
 @click.option("--wire", is_flag=True, help="Frames of CWDP, by its grammar.  [required]")
 @click.option("--listen", metavar="ENDPOINT", help="Stand here between peers and a controller, and show what passes.")
-@click.option("--to", metavar="ENDPOINT", default=client_endpoint, show_default="the run directory's socket for clients",
-              help="The controller's socket, of the role whose peers are to be seen; with its standbys' after it, separated by commas.")
+@click.option("--to", metavar="ENDPOINT[,...]", default=client_endpoint, show_default="the run directory's socket for clients",
+              help="The controller's socket, of the role whose peers are to be seen; with its standbys' after it.")
 @click.option("--limit", type=click.IntRange(0), default=0, show_default=True, help="End after so many messages; 0: never.")
 @json_option
 def trace(file: str | None, wire: bool, listen: str | None, to: str, limit: int, as_json: bool) -> None:
