@@ -141,6 +141,28 @@ def test_a_short_round_trip_wins_and_ages() -> None:
     assert row["error_ns"] == 50_010
 
 
+def test_a_guess_gives_way_to_the_first_sample() -> None:
+    row = np.zeros(1, clock.OFFSET)[0]
+    clock.offset_guess(row, 5_000, 1_000)
+    assert row["offset_ns"] == 4_000 and clock.offset_error_ns(row, 2_000) >= clock.UNBOUNDED_NS
+    assert clock.offset_update(row, 0, 900_000_000_000, 0, 3_600_000_000_000) == 1  # an hour's round trip is better
+    assert clock.offset_error_ns(row, 3_600_000_000_000) < clock.UNBOUNDED_NS
+
+
+@given(st.lists(st.tuples(st.integers(0, 3 * 10**8), st.integers(0, 2 * 10**9), st.integers(0, 2 * 10**9)), min_size=1,
+                max_size=40), st.integers(-(10**15), 10**15))
+@settings(max_examples=100, deadline=None)
+def test_the_bound_holds_where_questions_overtake_answers(questions: list[tuple[int, int, int]], offset: int) -> None:
+    """Over a way slower than the heartbeats several are under way; each direction keeps its order, whatever its delays."""
+    row, sent, heard, received = np.zeros(1, clock.OFFSET)[0], 10**12, 0, 0
+    for pause, there, back in questions:
+        sent += pause
+        heard = max(heard, sent + there)
+        received = max(received, heard + back)
+        clock.offset_update(row, sent, heard + offset, 0, received)
+        assert abs(row["offset_ns"] - offset) <= clock.offset_error_ns(row, received)
+
+
 @pytest.mark.parametrize(("sent", "hold", "received"), [(100, 0, 99), (100, -1, 200), (100, 200, 250)])
 def test_impossible_samples_change_nothing(sent: int, hold: int, received: int) -> None:
     row = np.zeros(1, clock.OFFSET)[0]

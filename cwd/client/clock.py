@@ -34,7 +34,7 @@ class ClockOffset:
             return -1
         if self._shared:
             return 0
-        return self._bound_ns + (now_ns - self._at_ns) * DRIFT_PPM // 1_000_000
+        return self._bound_ns + _drift_ns(max(now_ns - self._at_ns, 0))
 
     def same_host(self) -> None:
         """Both ends read the same clock."""
@@ -44,10 +44,16 @@ class ClockOffset:
     def sample(self, now_ns: int, sent_ns: int, theirs_ns: int, hold_ns: int = 0) -> None:
         """A round trip: we sent at `sent_ns`, they held it for `hold_ns` and answered at `theirs_ns` of their clock."""
         trip_ns = now_ns - sent_ns - hold_ns
-        if trip_ns < 0:
+        if trip_ns < 0 or hold_ns < 0:
             return
-        bound_ns = (trip_ns + 1) // 2
+        half_ns = (trip_ns + 1) // 2
+        bound_ns = half_ns + _drift_ns(trip_ns + hold_ns)
         if not self.known or bound_ns <= self.bound_ns(now_ns):
-            self._offset_ns = theirs_ns - (now_ns - bound_ns)
+            self._offset_ns = theirs_ns - (now_ns - half_ns)
             self._bound_ns = bound_ns
             self._at_ns = now_ns
+
+
+def _drift_ns(duration_ns: int) -> int:
+    """By how much two clocks may part in that time; never too small by rounding."""
+    return -(-duration_ns * DRIFT_PPM // 1_000_000)

@@ -236,7 +236,7 @@ class Connection:
         if woken:
             if len(woken) > 1 or woken[0][0] is not self._socket:
                 _drain(self._wake)
-            self._take(now, since if patience_ns <= 0 else now)
+            self._take(since if patience_ns <= 0 else now)
         self._looked_ns = now
         if now >= session.next_timer():
             session.tick(now)
@@ -244,13 +244,14 @@ class Connection:
         if session.state is not state:
             self._wake_all()
 
-    def _take(self, now_ns: int, since_ns: int) -> None:
+    def _take(self, since_ns: int) -> None:
         """Receive until the socket is empty or nothing is in flight; what is there came at `since_ns` at the earliest."""
         session, generation = self.session, self._generation
         receive, option = self._socket.recv, self._socket.getsockopt  # type: ignore[union-attr]
         try:
             while session.generation == generation:
                 head: bytes = receive(_DONTWAIT)
+                now_ns = _now()  # a clock sample that is dated before it came would promise too much
                 if option(zmq.RCVMORE):
                     frame = receive(_DONTWAIT, copy=False)
                     frames: list[Any] = [head, frame.buffer]

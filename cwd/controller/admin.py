@@ -26,6 +26,7 @@ from cwd.controller.host import FIRST_COUNTER, STATE, Host
 from cwd.controller.outgoing import Outgoing, packed
 from cwd.controller.reader import RepositoryReader
 from cwd.controller.registry import ModelInfo, Registry
+from cwd.controller.times import clock_facts
 from cwd.controller.workers import Workers
 from cwd.controller.writer import LogWriter
 from cwd.core.world import COUNTERS, SLOT_MASK, World
@@ -129,7 +130,7 @@ class Admin:
                 "pages_total": worker.pages_total, "pages_free": int(gpu["pages_free"]), "models": int(gpu["copies"]),
                 "queued": int(peer["queued"]), "actions": int(self._host.gpus[worker.gpu]["actions"]),
                 "programs": len(worker.numbered), "heard_ns": monotonic_ns() - int(peer["last_heard_ns"]),
-                "loop_max_ns": int(peer["loop_max_ns"]),
+                "loop_max_ns": int(peer["loop_max_ns"]), **clock_facts(self._host, worker.slot),
             }
         result["workers"] = workers
         result["next"] = rest[WORKERS_PAGE].gpu if len(rest) > WORKERS_PAGE else 0

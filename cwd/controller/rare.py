@@ -143,6 +143,8 @@ class Rare:
         if self._gate is not None:
             self._gate.entered(worker.slot, ROLE_WORKER, user)
         self._welcome(worker.slot, key, fields, name, 0)
+        if fields["host"] != self._host_id:
+            self._ask(worker.slot, key)
         yield
         self._log.name("gpu", worker.gpu, name)
         LOG.info("worker %s is gpu %d: %s, %d pages of %s", name, worker.gpu, worker.device, worker.pages_total,
@@ -157,6 +159,15 @@ class Rare:
             host=self._host_id, now_ns=monotonic_ns(), heartbeat_ms=self._config.heartbeat_ns // NS_PER_MS,
             lost_ms=self._config.lost_ns // NS_PER_MS, credits=credits,
             payload_bytes_max=self._config.payload_max_bytes)
+
+    def _ask(self, slot: int, key: int) -> None:
+        """The first heartbeat, right behind WELCOME: its answer is here before that to any PREPARE, so that whatever has a
+        window of time is told by a clock that has been measured."""
+        peer = self._host.peers[slot]
+        peer["beat_seq"] += 1
+        peer["last_asked_ns"] = monotonic_ns()
+        self._outgoing.send(key, Type.HEARTBEAT, seq=int(peer["beat_seq"]), reply=0, sent_ns=int(peer["last_asked_ns"]),
+                            echo_ns=0, hold_ns=0, loop_max_ns=0, queued=int(self._host.state[0]["in_flight"]))
 
     def _lookup(self, key: int, fields: dict[str, Any]) -> None:
         request, name = fields["request"], fields["name"][:128]

@@ -7,28 +7,48 @@ from __future__ import annotations
 
 import numpy as np
 
-from cwd.controller.host import ZERO
+from cwd.controller.host import Host
 from cwd.jit import inner_kernel, lean_kernel
-from cwd.net.clock import from_peer_ns, offset_fix, offset_reset, offset_update, to_peer_ns
+from cwd.net.clock import (
+    UNBOUNDED_NS,
+    from_peer_ns,
+    monotonic_ns,
+    offset_error_ns,
+    offset_fix,
+    offset_guess,
+    offset_update,
+    to_peer_ns,
+)
 
 
 @lean_kernel
 def start_clock(host, slot, hello_ns, now_ns):
-    """A peer has been introduced; its HELLO said that its clock read `hello_ns`, a first and rough sample."""
+    """A peer has been introduced; its HELLO said that its clock read `hello_ns` when it was sent."""
     row = host.peers[slot]["clock"]
     if host.peers[slot]["same_host"] != 0:
         offset_fix(row, now_ns)
     else:
-        offset_reset(row)
-        # as if we had asked one second ago: right within half a second, so that the first heartbeat replaces it
-        offset_update(row, now_ns - 1_000_000_000, hello_ns, ZERO, now_ns)
+        offset_guess(row, hello_ns, now_ns)
 
 
 @inner_kernel
 def sample_clock(host, slot, asked_ns, peer_ns, hold_ns, now_ns):
-    """The answer to a heartbeat of ours."""
-    if asked_ns == host.peers[slot]["last_asked_ns"]:
+    """The answer to a heartbeat of ours: the last one, or over a slow link one before it."""
+    if 0 <= host.peers[slot]["last_asked_ns"] - asked_ns <= host.state[0]["lost_ns"]:
         offset_update(host.peers[slot]["clock"], asked_ns, peer_ns, hold_ns, now_ns)
+
+
+def clock_facts(host: Host, slot: int) -> dict[str, int]:
+    """For people: a worker's clock minus ours, and by how much that may be wrong now (0: one clock; -1: nobody knows)."""
+    error_ns = int(clock_error(host, slot, monotonic_ns()))
+    return {"clock_offset_ns": int(host.peers[slot]["clock"]["offset_ns"]),
+            "clock_error_ns": error_ns if error_ns < UNBOUNDED_NS else -1}
+
+
+@lean_kernel
+def clock_error(host, slot, now_ns):
+    """By how much what we know of a peer's clock may be wrong now."""
+    return np.int64(offset_error_ns(host.peers[slot]["clock"], now_ns))
 
 
 @lean_kernel

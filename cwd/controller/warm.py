@@ -27,6 +27,7 @@ def warm() -> None:
     client = peers.add_peer(host, 2, ROLE_CLIENT, -1, 0, now_ns)
     for slot in (worker, client):
         times.start_clock(host, int(slot), now_ns, now_ns)
+        times.clock_error(host, int(slot), now_ns)
     peers.find_peer(host, 1)
     peers.socket_of_key(1)
     times.to_worker(host, int(worker), now_ns)

@@ -21,6 +21,9 @@ _NS_PER_S = 1_000_000_000
 #: How fast the difference of two clocks may change: 100 us per second bounds crystals and what NTP slews by far.
 DRIFT_PPM = 100
 
+#: The error of an offset that nothing bounds yet, at least.
+UNBOUNDED_NS = 1 << 60
+
 #: What is known of a peer's clock. `offset_ns`: peer's minus ours; right within `error_ns` at `measured_ns` (ours).
 OFFSET = np.dtype([
     ("offset_ns", "i8"),
@@ -59,6 +62,16 @@ def offset_fix(row, now_ns):
     offset_reset(row)
     row["measured_ns"] = now_ns
     row["samples"] = -1
+
+
+@lean_kernel
+def offset_guess(row, peer_ns, received_ns):
+    """A peer said what its clock read, nobody knows how long ago: a start without a bound, until the first sample."""
+    offset_reset(row)
+    row["offset_ns"] = peer_ns - received_ns
+    row["error_ns"] = UNBOUNDED_NS
+    row["measured_ns"] = received_ns
+    row["samples"] = 1
 
 
 @lean_kernel

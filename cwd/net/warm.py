@@ -59,6 +59,7 @@ def _warm_wakes() -> None:
 def _warm_clock() -> None:
     rows = np.zeros(1, clock.OFFSET)
     clock.offset_reset(rows[0])
+    clock.offset_guess(rows[0], 1, 2)
     clock.offset_update(rows[0], 1, 1, 0, 2)
     clock.offset_error_ns(rows[0], 3)
     clock.to_peer_ns(rows[0], 1)

@@ -191,8 +191,7 @@ def exchange_read(exchange):
     for _ in range(_TURN_MESSAGES):
         entry = np.int64(entries.counts[1])
         entry_frames = entry * frames_max
-        what, frames = ln.link_read(link, exchange.scratch, entries.frames, entry_frames, frames_max, monotonic_ns(),
-                                    action)
+        what, frames = ln.link_read(link, exchange.scratch, entries.frames, entry_frames, frames_max, action)
         if what == ln.NOTHING:
             return EMPTY
         if what == ln.LOST:

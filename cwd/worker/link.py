@@ -90,16 +90,20 @@ def make_scratch() -> Scratch:
 
 
 @inner_kernel
-def link_read(link, scratch, table, first, frames_max, now_ns, action):
+def link_read(link, scratch, table, first, frames_max, action):
     """Receive one message into the messages first.. of `table` and deal with it: (what, frames or code).
 
     NOTHING: there was none. HANDLED: done with (a heartbeat, or a fault that was counted). ACTION: `action` was filled
     from it; `frames` includes frame 0, those past frames_max were dropped, and rows is -1 if it is not the number of
     payload frames. RARE: for Python. LOST: the socket is unusable. The messages are the caller's.
+
+    The time is read behind the message: one read before it would say that it was held here while it was still under way,
+    and a controller that subtracts that believes a clock sample better than it is.
     """
     frames = receive_frames(link["socket"], table, first, frames_max)
     if frames < 0:
         return (NOTHING if frames == EAGAIN or frames == EINTR else LOST), frames
+    now_ns = monotonic_ns()
     link["received"] += 1
     link["heard_ns"] = now_ns
     address = message_data(message(table, first))

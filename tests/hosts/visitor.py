@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import queue
 import sys
 import threading
 import time
@@ -20,19 +21,35 @@ class Load(threading.Thread):
         super().__init__(daemon=True)
         self.client, self.rate, self.count, self.slo_s = client, rate, round(rate * seconds), slo_s
         self.ledger: list[tuple[int, int, int, int]] = []
-        self.settled = 0
+        #: how many had an end told to them, and how many could not be sent
+        self.settled = self.unsent = 0
+        self._flying: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._waiter = threading.Thread(target=self._wait, daemon=True)
 
     def run(self) -> None:
-        began_s, flying = time.monotonic(), []
+        self._waiter.start()
+        began_s = time.monotonic()
         for number in range(self.count):
             time.sleep(max(began_s + number / self.rate - time.monotonic(), 0))
             sent_ns = time.monotonic_ns()
             try:
-                flying.append(self.client.submit(f"same-{number % 4:03}", np.array([number % 251], np.uint8), self.slo_s))
-                flying[-1]._call.on_done.append(self._count)
+                pending = self.client.submit(f"same-{number % 4:03}", np.array([number % 251], np.uint8), self.slo_s)
             except cwd.RequestError as error:
+                self.unsent += 1
                 self.ledger.append((int(error.code), sent_ns, sent_ns + round(self.slo_s * 1e9), time.monotonic_ns()))
-        for number, pending in enumerate(flying):
+                continue
+            with self.client._connection._lock:
+                if pending._call.done:
+                    self._count(pending._call)
+                else:
+                    pending._call.on_done.append(self._count)
+            self._flying.put(pending)
+        self._flying.put(None)
+        self._waiter.join()
+
+    def _wait(self) -> None:
+        """Whoever waits reads for all."""
+        while (pending := self._flying.get()) is not None:
             error, call = pending.exception(timeout=30), pending._call
             self.ledger.append((0 if error is None else int(error.code), call.sent_ns, call.deadline_ns, call.done_ns))
 
@@ -67,15 +84,16 @@ class Visitor:
     def finish(self) -> dict[str, Any]:
         assert self.load is not None
         self.load.join(60)
-        return {"asked": self.load.count, "ledger": self.load.ledger, "settled": self.load.settled}
+        return {"asked": self.load.count, "ledger": self.load.ledger, "settled": self.load.settled,
+                "unsent": self.load.unsent}
 
     def clock(self) -> dict[str, int]:
         self.client._connection.look()
         clock = self.client._session.clock
         return {"offset_ns": clock.offset_ns, "bound_ns": clock.bound_ns(time.monotonic_ns())}
 
-    def now(self) -> int:
-        return time.monotonic_ns()
+    def connections(self) -> int:
+        return self.client._session.generation
 
 
 def main() -> None:

@@ -44,7 +44,10 @@ def unavailable() -> str | None:
     if missing := [tool for tool in _TOOLS if shutil.which(tool) is None]:
         return f"hosts need {', '.join(missing)} (iproute2 and util-linux)"
     trial = "ip link add trial type bridge && ip link add one type veth peer name two"
-    done = subprocess.run([*_unshare(1), "sh", "-c", trial], capture_output=True, text=True, timeout=_TRIAL_S)
+    try:
+        done = subprocess.run([*_unshare(1), "sh", "-c", trial], capture_output=True, text=True, timeout=_TRIAL_S)
+    except subprocess.TimeoutExpired:
+        return f"hosts need namespaces, and a trial did not end within {_TRIAL_S} s"
     if done.returncode != 0:
         return f"hosts need namespaces of network, processes and time: {' '.join(done.stderr.split())}"
     return None

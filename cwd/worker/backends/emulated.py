@@ -214,9 +214,8 @@ def _read(state, device):
     link, action, counts = state.links[device], state.action[0], state.counts[0]
     state.dirty[device] = 1
     for _ in range(_TURN_MESSAGES):
-        now_ns = monotonic_ns()
         link["loop_max_ns"] = max(link["loop_max_ns"], counts["turn_ns"])
-        what, frames = ln.link_read(link, state.scratch, state.message, 0, 1, now_ns, action)
+        what, frames = ln.link_read(link, state.scratch, state.message, 0, 1, action)
         if what == ln.NOTHING:
             state.dirty[device] = 0
             return 0
@@ -225,7 +224,7 @@ def _read(state, device):
         if what == ln.RARE:
             return RARE
         if what == ln.ACTION:
-            _accept(state, device, action, now_ns)
+            _accept(state, device, action, np.int64(action["received_ns"]))
     return 0
 
 
