@@ -34,7 +34,7 @@ def verdict(done, **fates):
     ledgers = {"native": ledger("native", 80, fates.get("native", out(0, 0))),
                "http": ledger("http", 60, fates.get("http", out(0, 0))),
                "slow": ledger("slow", 5, lambda at_s: "DEADLINE_MISSED"),
-               "flood": ledger("flood", 50, lambda at_s: "RATE_EXCEEDED")}
+               "flood": ledger("flood", 50, lambda at_s: "RATE_EXCEEDED" if at_s % 1 < 0.5 else "CREDIT_EXCEEDED")}
     return judge(done, ledgers, BEGIN_WALL_NS, SECONDS)
 
 
@@ -75,7 +75,7 @@ def test_unruly_clients_that_were_not_have_tested_nothing():
     done = [fault(Kind.FLOOD, 10.0, 11.0), fault(Kind.SLOW_CLIENT, 20.0, 21.0)]
     ledgers = {name: ledger(name, 80) for name in CLOCKS_NS}
     assert judge(done, ledgers, BEGIN_WALL_NS, SECONDS)["broken"] == [
-        "the flooding client never met its limits", "the slow client was never late"]
+        "the flooding client never met both of its limits", "the slow client was never late"]
 
 
 def test_what_the_ledgers_say_is_in_the_verdict():

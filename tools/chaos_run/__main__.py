@@ -158,6 +158,7 @@ def main(arguments: list[str] | None = None) -> int:
         facts = run.run()
     except (CwdError, ValueError) as error:
         sys.exit(f"chaos: {error}")
+    run.say(f"{facts['cores']:g} cores were used; {facts['picture']}")
     lines = [json.dumps(facts)] if given.json else [*report.table(facts["faults"]), *facts["broken"]]
     sys.stdout.write("\n".join(lines) + "\n")
     if given.json:

@@ -16,8 +16,8 @@ COLUMNS = ("kind", "target", "at_s", "length_s", "lowest", "recovered_s", "failo
            "refused")
 HEADS = ("fault", "of", "at", "for", "lowest", "recovered", "failover", "lost", "no connection", "late", "refused")
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8c564b", "#7f7f7f", "#999933")
-#: the curve is a moving mean over so long
-SMOOTH_S = 1.0
+#: the curve is the mean over so long before each moment
+SMOOTH_S = 0.5
 
 
 def table(faults: Sequence[dict[str, Any]]) -> list[str]:
@@ -72,11 +72,10 @@ def picture(path: Path, groups: Sequence[Group], faults: Sequence[dict[str, Any]
 
 
 def _rates(group: Group, seconds: float) -> tuple[Any, Any, Any]:
-    """(times, offered, in time), requests per second as moving means by when they were due."""
-    step_s = 0.1
-    edges = np.arange(0, seconds + step_s, step_s)
+    """(times, offered, in time): requests per second over the `SMOOTH_S` before each time, by when they were due."""
+    step_s = 0.05
+    edges = np.arange(0, seconds + step_s / 2, step_s)
     kernel = np.ones(round(SMOOTH_S / step_s)) / SMOOTH_S
-    offered, good = (np.convolve(np.histogram(times, edges)[0], kernel, "same")
+    offered, good = (np.convolve(np.histogram(times, edges)[0], kernel, "valid")
                      for times in (group.at_s, group.at_s[group.good]))
-    inner = slice(len(kernel) // 2, -(len(kernel) // 2))
-    return edges[:-1][inner], offered[inner], good[inner]
+    return edges[len(kernel):], offered, good

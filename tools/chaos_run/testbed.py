@@ -29,8 +29,8 @@ WORKERS = (*EMULATED, *TORCH)
 #: whose ways to the controllers may be slow or broken
 LINKED = (*EMULATED, "torch0", "gateway", "native")
 PEERS = (*WORKERS, "gateway", "native", "slow", "flood")
-#: what one client may ask for: the sound ones stay below, the one that floods does not
-CREDITS, RATE, BURST = 256, 300, 64
+#: what one client may ask for: the sound ones stay below, also when a whole SLO's requests wait; the one that floods does not
+CREDITS, RATE, BURST = 64, 300, 128
 PAGES = 64
 #: for a daemon's start; the first one on a machine compiles
 READY_S = 300.0

@@ -7,7 +7,6 @@ knows to be above its credits. Out of their phases they keep the connection and 
 from __future__ import annotations
 
 import argparse
-import collections
 import time
 
 import zmq
@@ -29,6 +28,8 @@ from tools.chaos_run.native import parser, written_session
 SLEEPS_S = 1.0
 #: it asks for answers of 64 KiB; the one that floods asks for the smallest
 MODELS = {"slow": "big", "flood": "same-000"}
+#: so many of the one that floods come at once: more than a client may have in flight, and more than its rate lets it
+BURSTS = {"slow": 1, "flood": 150}
 _now = time.monotonic_ns
 
 
@@ -91,7 +92,8 @@ class Unruly:
 
     def phase(self, begin_ns: int, seconds: float, rate: float) -> None:
         """Ask at this rate for so long; every request has ended when it returns."""
-        shell, flying = self._shell, collections.deque()  # type: collections.deque[Call]
+        shell, first = self._shell, self._number
+        flying: list[Call] = []
         self._ready()
         end_ns, read_ns = begin_ns + round(seconds * 1e9), begin_ns + round(SLEEPS_S * 1e9)
         at_ns = begin_ns
@@ -109,10 +111,11 @@ class Unruly:
             if self._manner == "slow" and _now() >= read_ns:
                 shell.take()
                 read_ns = _now() + round(SLEEPS_S * 1e9)
-            at_ns = begin_ns + round((self._number - self._first) * 1e9 / rate)
+            asked = self._number - first
+            at_ns = begin_ns + round((asked - asked % BURSTS[self._manner]) * 1e9 / rate)
         if self._manner == "slow":
             time.sleep(SLEEPS_S)
-        while any(not call.done for call in flying):
+        while not all(call.done for call in flying):
             shell.take(0.05)
 
     def rest(self, until_ns: int) -> None:
@@ -122,9 +125,8 @@ class Unruly:
             self._shell.take(min(left_ns / 1e9, 0.1))
 
     def _ready(self) -> None:
-        """Look the model up again after every connection; at the begin of a phase, of the first request's own time."""
+        """Look the model up again after every connection: handles are of one controller's life."""
         session, shell = self._shell.session, self._shell
-        self._first = self._number
         if session.state is State.READY and self._generation != session.generation:
             name = MODELS[self._manner]
             call, self._generation = session.lookup(_now(), name, 0, 2_000_000_000), session.generation

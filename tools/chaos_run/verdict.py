@@ -125,8 +125,8 @@ def _quiet(groups: Sequence[Group], done: Sequence[Done], seconds: float) -> lis
 def _effects(done: Sequence[Done], ledgers: Mapping[str, Ledger]) -> list[str]:
     """A client that was to be slow, or to flood, and was not, has tested nothing."""
     kinds, broken = {one.fault.kind for one in done}, []
-    if Kind.FLOOD in kinds and not totals(ledgers["flood"]).get("RATE_EXCEEDED"):
-        broken.append("the flooding client never met its limits")
+    if Kind.FLOOD in kinds and not {"RATE_EXCEEDED", "CREDIT_EXCEEDED"} <= set(totals(ledgers["flood"])):
+        broken.append("the flooding client never met both of its limits")
     if Kind.SLOW_CLIENT in kinds and not totals(ledgers["slow"]).get("DEADLINE_MISSED"):
         broken.append("the slow client was never late")
     return broken
