@@ -375,7 +375,8 @@ class Controller:
         self._before = (now_ns, models, int(state["infer"]), int(state["replies_ok"]), replies)
         rate = (state["infer"] - requests) * NS_PER_S / max(now_ns - before_ns, 1)
         share = f", {(state['replies_ok'] - in_time) / (replies - answered):.1%} in time" if replies > answered else ""
-        return (f"{'leader: ' if self._elected else ''}{'draining: ' if state['draining'] else ''}{models} models, {len(self.workers.by_slot)} GPUs, "
+        role = "leader: " if self._elected is not None else ""
+        return (f"{role}{'draining: ' if state['draining'] else ''}{models} models, {len(self.workers.by_slot)} GPUs, "
                 f"{rate:.0f} requests/s{share}, {state['in_flight']} in flight")
 
     def _ended(self) -> bool:
