@@ -38,7 +38,8 @@ PATIENCE_S = 20.0
 #: the product's defaults, which the tests wait for
 HEARTBEAT_S, LOST_S = .25, 1.5
 #: of each host's clock, seconds ahead of this machine's
-CLOCKS_S = {"control": 86_400, "first": 1_000_000_000, "second": 0, "torch": 7_200, "front": 500_000, "visitor": 172_800, "lonely": 3}
+CLOCKS_S = {"control": 86_400, "first": 1_000_000_000, "second": 0, "torch": 7_200, "front": 500_000, "visitor": 172_800,
+            "lonely": 3}
 
 
 def until(true: Callable[[], Any], what: str, patience_s: float = PATIENCE_S) -> Any:
@@ -67,11 +68,13 @@ class Daemon:
         self.process = self._host.run(self._argv, stdout=self.log, cwd=ROOT,
                                       env={**self._keys, "NOTIFY_SOCKET": self._listener.path, "PYTHONPATH": str(ROOT)})
 
-    def wait_ready(self) -> Self:
+    def ready(self) -> bool:
+        """Whether it has said so; a socket of this kind holds ten messages, and the eleventh is lost, so look often."""
         assert self._listener is not None
-        ready = self._listener.wait_ready(START_S, lambda: self.process.poll() is None)
-        assert ready, f"{self.name} is not ready:\n{self.log.read_text()[-2000:]}"
-        return self
+        assert self.process.poll() is None, f"{self.name} has ended:\n{self.log.read_text()[-2000:]}"
+        while self._listener.receive(0.0):
+            pass
+        return self._listener.ready
 
     def close(self) -> None:
         if self._listener is not None:
@@ -170,8 +173,8 @@ class Rack:
         (self.folder / "tokens").write_text("a-token-of-more-than-sixteen-characters\n")
         self.gateway = self._daemon("front", "client", "gateway", "--host", front.address, "--port", str(HTTP), "--endpoint",
                                     self.direct, "--token-file", str(self.folder / "tokens"), "--slo", "2s")
-        for daemon in (controller, *self.workers.values(), self.gateway):
-            daemon.wait_ready()
+        daemons = (controller, *self.workers.values(), self.gateway)
+        until(lambda: all([daemon.ready() for daemon in daemons]), "all daemons are ready", START_S)
         keys = self.keys_of("admin")
         self.admin = self._stack.enter_context(Admin(self.admin_endpoint, key=keys["CWD_KEY"],
                                                      server_key=keys["CWD_SERVER_KEY"]))

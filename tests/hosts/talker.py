@@ -45,7 +45,6 @@ class Talker:
 
     def dial(self) -> str:
         self.connection = socket.create_connection(self.to, 2)
-        self.connection.settimeout(1)
         return "dialled"
 
     def say(self, count: int) -> str:
@@ -61,7 +60,13 @@ class Talker:
         except OSError:
             pass
 
+    def silence(self) -> str:
+        """Nothing comes for a while."""
+        self.connection.settimeout(.3)
+        return "heard" if self.connection.recv(1, socket.MSG_PEEK) else "end"
+
     def hear(self) -> str:
+        self.connection.settimeout(10)
         found = bytearray()
         while len(found) < len(self.said):
             data = self.connection.recv(1 << 20)

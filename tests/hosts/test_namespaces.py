@@ -102,7 +102,7 @@ def test_bytes_keep_their_order(line: Line) -> None:
 
 def test_a_stall_loses_nothing(line: Line) -> None:
     line.link.stall()
-    assert line.do(f"say {LARGE}", "hear") == ["said", "TimeoutError"]
+    assert line.do(f"say {LARGE}", "silence") == ["said", "TimeoutError"]
     assert line.link.stats()["there_passed_bytes"] == 10
     line.link.clear()
     assert line.do("hear") == ["same"]
@@ -125,8 +125,8 @@ def test_a_cut_resets_and_refuses_until_it_ends(line: Line) -> None:
 
 def test_a_silent_cut_swallows_and_hangs(line: Line) -> None:
     line.link.cut(silent=True)
-    assert line.do("say 10", "hear") == ["said", "TimeoutError"]
-    assert line.do("dial", "say 20", "hear") == ["dialled", "said", "TimeoutError"]
+    assert line.do("say 10", "silence") == ["said", "TimeoutError"]
+    assert line.do("dial", "say 20", "silence") == ["dialled", "said", "TimeoutError"]
     stats = line.link.stats()
     assert (stats["there_swallowed_bytes"], stats["open"], stats["reset"]) == (30, 2, 0)
     line.link.clear()
@@ -138,12 +138,9 @@ def test_a_silent_cut_swallows_and_hangs(line: Line) -> None:
 def test_a_pulled_cable_loses_packets_and_no_connection(pair: tuple[Host, Host, Hosts], line: Line) -> None:
     host = pair[1]
     host.unplug()
-    assert line.do("say 10", "hear") == ["said", "TimeoutError"]
+    assert line.do("say 10", "silence") == ["said", "TimeoutError"]
     host.plug()
-    for _ in range(20):
-        if (found := line.do("hear")) != ["TimeoutError"]:
-            break
-    assert found == ["same"]
+    assert line.do("hear") == ["same"]
 
 
 def test_a_host_that_is_killed_can_be_used_again(pair: tuple[Host, Host, Hosts]) -> None:

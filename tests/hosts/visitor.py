@@ -73,7 +73,7 @@ class Visitor:
         return self.client._session.state.name
 
     def infer(self, model: str, values: list[float], dtype: str, slo: str) -> list[float]:
-        return next(iter(self.client.infer(model, np.array(values, dtype), slo))).tolist()
+        return self.client.infer(model, np.array(values, dtype), slo).output.tolist()
 
     def start(self, rate: float, seconds: float, slo_s: float) -> None:
         for number in range(4):  # the names are looked up beforehand
