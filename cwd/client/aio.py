@@ -14,12 +14,12 @@ from typing import Any
 
 import zmq
 
-from cwd.client.call import Call, app_tag, first_request, slo_to_ns
+from cwd.client.call import Call, app_tag, first_request, slo_to_ns, too_late
 from cwd.client.model import Inputs, Model, split_name
 from cwd.client.result import Result
 from cwd.client.session import Session, State
 from cwd.config import client_endpoint, endpoints
-from cwd.errors import BadRequest, Code, ControllerLost, DeadlineMissed, RequestError, UnknownModel
+from cwd.errors import BadRequest, Code, ControllerLost, DeadlineMissed, RequestError, SloBelowExecution, UnknownModel
 from cwd.net.host_id import host_id
 from cwd.net.keys import peer_keys
 from cwd.net.probe import handshake_faults
@@ -90,6 +90,10 @@ class AsyncClient:
                 raise error or DeadlineMissed(f"{found.name}: no controller was there before the deadline")
             try:
                 return Result(await self._settled(session.infer(now, found, payload, dims, deadline_ns - now, tag)))
+            except SloBelowExecution:
+                if deadline_ns - now >= slo_ns:
+                    raise
+                raise error or too_late(found.name) from None
             except (ControllerLost, UnknownModel) as again:
                 if self._closed:
                     raise
@@ -222,6 +226,7 @@ class AsyncClient:
         assert session is not None and self._loop is not None
         if self._closed:
             return
+        ticked = False
         while True:
             if session.generation != self._generation:
                 self._open()
@@ -229,14 +234,13 @@ class AsyncClient:
             took = self._take()
             # A failed send does not notice a connection that has just come about; reading does.
             writable = session.outbox and self._socket.getsockopt(zmq.EVENTS) & zmq.POLLOUT  # type: ignore
-            if not took and not writable and session.generation == self._generation:
+            if took or writable or session.generation != self._generation:
+                continue
+            now = _now()
+            if ticked or now < session.next_timer():
                 break
-        now = _now()
-        if now >= session.next_timer():
             session.tick(now)
-            if session.generation != self._generation:
-                self._open()
-            self._push()
+            ticked = True
         if session.state is not State.CONNECTING and self._welcome:
             self._wake_waiting()
         self._set_timer(session.next_timer())
@@ -281,14 +285,18 @@ class AsyncClient:
 
     def _set_timer(self, at_ns: int) -> None:
         # A timer that is due too early does no harm and is kept: most calls are settled long before theirs.
-        if self._timer is not None and self._timer_ns <= at_ns and not self._timer.cancelled():
-            if self._timer_ns > _now():
-                return
+        if self._timer is not None and self._timer_ns <= at_ns and self._timer_ns > _now():
+            return
         if self._timer is not None:
             self._timer.cancel()
         delay_ns = min(max(at_ns - _now(), NS_PER_MS), NS_PER_S)
         self._timer_ns = _now() + delay_ns
-        self._timer = self._loop.call_later(delay_ns / NS_PER_S, self._turn)  # type: ignore[union-attr]
+        self._timer = self._loop.call_later(delay_ns / NS_PER_S, self._due)  # type: ignore[union-attr]
+
+    def _due(self) -> None:
+        # Not to be taken for one that is still to come: loops that count milliseconds are early now and then.
+        self._timer = None
+        self._turn()
 
     def _wake_waiting(self) -> None:
         for waiting in self._welcome:

@@ -177,7 +177,7 @@ def test_refused_executions_are_tried_again_and_failures_are_not(status, final):
         if final is not None:
             only(s.tick(), kind=OUT_REPLY, status=final)
             return
-    only(s.tick(), kind=OUT_REPLY, status=Code.EXECUTION_FAILED)
+    only(s.tick(), kind=OUT_REPLY, status=Code.WORKER_LOST if status == Code.TOO_LATE else Code.EXECUTION_FAILED)
 
 
 def test_executions_of_which_nothing_is_heard_are_the_workers_fault():
