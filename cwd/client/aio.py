@@ -91,7 +91,7 @@ class AsyncClient:
             try:
                 return Result(await self._settled(session.infer(now, found, payload, dims, deadline_ns - now, tag)))
             except SloBelowExecution:
-                if deadline_ns - now >= slo_ns:
+                if deadline_ns - now >= slo_ns or isinstance(error, UnknownModel):
                     raise
                 raise error or too_late(found.name) from None
             except (ControllerLost, UnknownModel) as again:

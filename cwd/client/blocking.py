@@ -142,8 +142,11 @@ class Client:
                 connection.wait(call)
                 if call.error is None:
                     return call
-                # of what is left too little was left, which says nothing of the SLO
-                raise error if isinstance(call.error, SloBelowExecution) else call.error
+                raise call.error
+            except SloBelowExecution:
+                if isinstance(error, UnknownModel):
+                    raise
+                raise error from None  # what was left of the SLO was too short, which says nothing of it
             except (ControllerLost, UnknownModel) as again:
                 error = again
 
