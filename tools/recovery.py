@@ -83,7 +83,7 @@ def measure(repository: Path, device: str, rounds: int, kill: Callable[[cwd.Loca
 class Side:
     """A controller that takes part in an election, and what connects to it: an emulated worker and a client."""
 
-    def __init__(self, folder: Path, name: str, url: str, repository: Path) -> None:
+    def __init__(self, folder: Path, name: str, url: str, repository: Path, leads: bool) -> None:
         self.folder = folder / name
         self.folder.mkdir()
         self.controller = Child(name, [
@@ -96,8 +96,10 @@ class Side:
         self.controller.start()
         self.worker.start()
         self.controller.wait_ready(600)
-        while not any("waiting for the controller" in line for line in self.worker.last_lines()):
+        while not leads and not any("waiting for the controller" in line for line in self.worker.last_lines()):
             time.sleep(0.05)  # it is ready only when it has one
+        if leads:
+            self.worker.wait_ready(600)
         self.client = cwd.Client(endpoint("clients", self.folder))
 
     def wait_answer(self) -> None:
@@ -150,7 +152,8 @@ def failover(repository: Path, rounds: int, and_elector: bool) -> list[float]:
     with tempfile.TemporaryDirectory(prefix="cwd-standby-") as name, contextlib.ExitStack() as stack:
         folder = Path(name)
         url = stack.enter_context(etcd_at(folder))
-        leader, other = [stack.enter_context(contextlib.closing(Side(folder, side, url, repository))) for side in ("a", "b")]
+        leader, other = [stack.enter_context(contextlib.closing(Side(folder, side, url, repository, leads)))
+                         for side, leads in (("a", True), ("b", False))]
         found = []
         for _ in range(rounds):
             leader.wait_answer()

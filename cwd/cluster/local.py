@@ -27,7 +27,8 @@ _FOLDER_BYTES_MAX = 80
 _ENDS_MAX, _ENDS_S = 3, 60.0
 
 #: its sockets are its user's own: nobody is asked for a key, whatever this process's environment says of another cluster
-_NO_KEYS = {"CWD_KEYS": "", "CWD_KEY": "", "CWD_SERVER_KEY": ""}
+#: nor does its controller take part in an election
+_NO_KEYS = {"CWD_KEYS": "", "CWD_KEY": "", "CWD_SERVER_KEY": "", "CWD_ETCD": ""}
 _OPEN: dict[str, Any] = {"key": "", "server_key": ""}
 
 Settings = Mapping[str, Any]

@@ -165,7 +165,8 @@ class Controller:
             bind(socket, self.config.endpoint(name))
         if self._reader is not None:
             # what has changed since the standby's last look, while the first requests come
-            self.admin.waiting[elected.asked or self._reader.ask("changes")] = self._change_answer
+            for question in filter(None, (elected.asked, self._reader.ask("changes"))):
+                self.admin.waiting[question] = self._change_answer
 
     def _take_over(self, kind: str, value: Any) -> None:
         """One difference of the repository; what cannot be served is left out, with a line in the log."""

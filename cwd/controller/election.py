@@ -20,7 +20,7 @@ from cwd.units import NS_PER_MS, NS_PER_S
 #: a leader asks again after this part of the lease; a beat counts for as long
 PART = 4
 #: how often a candidate looks for a leader, and a leader tries again that got no answer: that part of the lease
-LOOK_PART, LOOK_MIN_NS = 20, 50 * NS_PER_MS
+LOOK_PART, LOOK_MIN_NS = 40, 50 * NS_PER_MS
 #: of the lease nothing is told that is within this part of its end: clocks, and what is being sent at that moment
 MARGIN = 20
 #: above any clock, and with room above it
@@ -148,6 +148,7 @@ class Election:
 
     def __post_init__(self) -> None:
         self._ttl_ns = -(-self.me.lease_ns // NS_PER_S) * NS_PER_S
+        self._granted_ns = 0
         self._state = "looking"
         self._call: Call | None = None
         self._due_ns = self._sent_ns = 0
@@ -219,7 +220,7 @@ class Election:
         if state == "granting":
             self._lease = self.new_lease()
             self._lives_ns = now_ns + 2 * self._ttl_ns
-            return Grant(self._lease, self._ttl_ns // NS_PER_S)
+            return Grant(self._lease, -(-self.me.lease_ns // NS_PER_S))
         self._epoch = max(wall_ns, self._view.epoch + 1, self.me.epoch_min)
         return Take(self._lease, self.me.name, self._epoch, self._view.epoch_revision)
 
@@ -268,9 +269,9 @@ class Election:
         self._due_ns = now_ns + self._pause_ns
 
     def _granted(self, ttl_s: int) -> None:
-        if ttl_s * NS_PER_S != self._ttl_ns:
+        if ttl_s * NS_PER_S not in (self.me.lease_ns, self._granted_ns):
             self.news.append(Granted(ttl_s * NS_PER_S, self.me.lease_ns))
-            self._ttl_ns = ttl_s * NS_PER_S
+        self._ttl_ns = self._granted_ns = ttl_s * NS_PER_S
         self._until_ns = self._sure_ns(self._ttl_ns)
         self._lives_ns = self._sent_ns + 2 * self._ttl_ns
         self._state = "taking"

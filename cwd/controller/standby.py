@@ -51,7 +51,7 @@ class Elected:
     candidacy: Candidacy
     catalogue: Catalogue
     reader: RepositoryReader | None
-    #: the reader's questions that are still to be answered are the catalogue's
+    #: the question to the reader that is still being answered; 0: none
     asked: int
     #: how many signals to end have come so far
     stops: Callable[[], int]
@@ -138,7 +138,10 @@ class Standby:
             return
         if not self._reader.pending and now_ns >= self._look_ns:
             self._look_ns = now_ns + LOOK_NS
-            self._asked = self._reader.ask("changes")
+            try:
+                self._asked = self._reader.ask("changes")
+            except CwdError as error:  # it has just ended; the next look starts another
+                LOG.warning("%s", error.text)
         for told in self._reader.answers() if self._reader.pending else ():
             if "gone" in told and not self._scanned:  # there is no repository, or reading it ends the reader
                 raise CwdError(told["error"], code=Code(told["code"]))

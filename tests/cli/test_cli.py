@@ -198,3 +198,13 @@ def test_interrupt_is_quiet(tmp_path):
         process.send_signal(signal.SIGINT)
         _, err = process.communicate(timeout=60)
     assert "Traceback" not in err and process.returncode in (1, 130)
+
+
+def test_status_says_who_leads() -> None:
+    from cwd.cli.status import lines_of
+
+    facts = {"uptime_ns": 5, "election": {"role": "leader", "cluster": "prod", "epoch": 77, "lease_ns": 2 * 10**9,
+                                          "left_ns": 15 * 10**8, "trouble": "", "restarts": 0}}
+    assert lines_of(facts)[1] == "leader of cluster prod, epoch 77, lease 2s, sure for 1.5s more"
+    facts["election"]["trouble"] = "no answer in time"
+    assert lines_of(facts)[1].endswith("more; no answer in time")
