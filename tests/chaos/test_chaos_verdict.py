@@ -63,12 +63,20 @@ def test_a_sound_run():
     ([fault(Kind.CUT, 10.0, 11.0)], {"http": out(14.0, 38.0)}, ["http: goodput was back after 0.00 s, but then only"]),
     ([fault(Kind.FLOOD, 10.0, 12.0)], {"http": out(10.0, 10.5)}, ["http was hurt by it: 75.0% in time, 100.0% before"]),
     ([], {"native": out(0.0, 2.0)}, ["native: only 95.0% were in time while nothing happened"]),
+    ([LEADER, fault(Kind.CUT, 13.0, 14.0)], {}, ["kill leader x at 10.0 s: only 2.5 s to recover before the next fault"]),
     ([Done(LEADER.fault, 10.0, 10.5, "x", "nobody stood by")], {}, ["kill leader x at 10.0 s: nobody stood by"]),
 ])
 def test_broken_promises(done, fates, words):
     broken = verdict(done, **fates)["broken"]
     for wanted in words:
         assert any(wanted in line for line in broken), broken
+
+
+def test_faults_that_may_overlap_are_judged_where_there_was_time():
+    done = [fault(Kind.CUT, 10.0, 11.0), fault(Kind.STALL, 12.0, 13.0)]
+    ledgers = {name: ledger(name, 80, out(10.0, 20.0)) for name in CLOCKS_NS}
+    broken = judge(done, ledgers, BEGIN_WALL_NS, SECONDS, overlap=True)["broken"]
+    assert not any(line.startswith("cut") for line in broken) and any(line.startswith("stall x") for line in broken)
 
 
 def test_unruly_clients_that_were_not_have_tested_nothing():

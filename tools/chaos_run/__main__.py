@@ -46,7 +46,7 @@ class Run:
     """One run, from hosts to facts."""
 
     def __init__(self, folder: Path, seed: int, seconds: float, overlap: bool = False) -> None:
-        self.folder, self.seed, self.seconds = folder, seed, seconds
+        self.folder, self.seed, self.seconds, self.overlap = folder, seed, seconds, overlap
         self.schedule = schedule(seed, seconds, WORKERS, LINKED, overlap)
         self.broken: list[str] = []
         self._began = time.monotonic()
@@ -126,7 +126,7 @@ class Run:
         return self.folder / f"ledger-{name}.jsonl"
 
     def _facts(self, done: list[Done], ledgers: dict[str, Ledger], begin_wall_ns: int, cores: float) -> dict[str, Any]:
-        facts = verdict.judge(done, ledgers, begin_wall_ns, self.seconds)
+        facts = verdict.judge(done, ledgers, begin_wall_ns, self.seconds, self.overlap)
         facts["broken"] += self.broken
         groups = [verdict.group_of(ledgers[name], begin_wall_ns) for name in verdict.JUDGED]
         report.picture(self.folder / "chaos.png", groups, facts["faults"], self.seconds,

@@ -15,8 +15,8 @@ from tools.chaos_run.testbed import Testbed
 
 #: a delay is of so many milliseconds each way, and up to as many more
 DELAY_MS = 20.0
-#: how long may pass until a killed controller has started again and a standby is there to kill the leader for
-STANDBY_S = 30.0
+#: how long a leader's death is put off until there is a standby; the faults after it would come too soon
+STANDBY_S = 2.0
 
 
 @dataclass

@@ -23,6 +23,8 @@ QUIET = 0.97
 CALM_S = 3.0
 #: whose goodput is judged; the other clients are faults
 JUDGED = ("native", "http")
+#: faults may come, and end, so much later than they should
+LATE_S = 0.5
 #: phases of clients that may hurt nobody but themselves
 CLIENTS = (Kind.SLOW_CLIENT, Kind.FLOOD)
 _LOST = (CONNECTION_BROKEN, "CONTROLLER_LOST", "WORKER_LOST")
@@ -41,14 +43,18 @@ def group_of(ledger: Ledger, begin_wall_ns: int) -> Group:
                   for row, end in zip(rows, done, strict=True)], bool))
 
 
-def judge(done: Sequence[Done], ledgers: Mapping[str, Ledger], begin_wall_ns: int, seconds: float) -> dict[str, Any]:
-    """`{"faults": [...], "quiet_share": .., "totals": {...}, "broken": [...]}`. `done` may be in any order."""
+def judge(done: Sequence[Done], ledgers: Mapping[str, Ledger], begin_wall_ns: int, seconds: float,
+          overlap: bool = False) -> dict[str, Any]:
+    """`{"faults": [...], "quiet_share": .., "totals": {...}, "broken": [...]}`. `done` may be in any order.
+
+    If faults may `overlap`, the recovery from one that had no time for it is not judged; else that itself is a fault of the run.
+    """
     groups = [group_of(ledgers[name], begin_wall_ns) for name in JUDGED]
     faults, broken = [], [line for ledger in ledgers.values() for line in check.check(ledger)]
     done = sorted(done, key=lambda one: one.at_s)
     for number, one in enumerate(done):
         until_s = done[number + 1].at_s if number + 1 < len(done) else seconds
-        facts, lines = _fault(one, groups, ledgers, begin_wall_ns, until_s)
+        facts, lines = _fault(one, groups, ledgers, begin_wall_ns, until_s, overlap)
         faults.append(facts)
         broken += [f"{one.fault.kind} {one.target} at {one.at_s:.1f} s: {line}" for line in lines]
     quiet = _quiet(groups, done, seconds)
@@ -66,7 +72,7 @@ def totals(ledger: Ledger) -> dict[str, int]:
 
 
 def _fault(one: Done, groups: Sequence[Group], ledgers: Mapping[str, Ledger], begin_wall_ns: int,
-           until_s: float) -> tuple[dict[str, Any], list[str]]:
+           until_s: float, overlap: bool) -> tuple[dict[str, Any], list[str]]:
     """(facts of one fault, what is broken about it)."""
     recoveries = [recovery(group, one.at_s, one.end_s, until_s) for group in groups]
     ends = Counter(end for name in JUDGED for end in _ends(ledgers[name], begin_wall_ns, one.at_s, until_s))
@@ -78,8 +84,10 @@ def _fault(one: Done, groups: Sequence[Group], ledgers: Mapping[str, Ledger], be
         "late": ends["DEADLINE_MISSED"], "refused": sum(ends.values()) - ends[OK] - ends["DEADLINE_MISSED"]
         - ends[CONNECTION_REFUSED] - sum(ends[name] for name in _LOST)}
     lines = [one.trouble] if one.trouble else []
-    if until_s >= one.end_s + RECOVERY_S - 0.5:  # else the next fault did not wait for this one's end
+    if until_s >= one.end_s + RECOVERY_S - LATE_S:
         lines += [line for found in recoveries for line in _recovery(found)]
+    elif not overlap:
+        lines.append(f"only {until_s - one.end_s:.1f} s to recover before the next fault: this machine is too slow")
     if one.fault.kind is Kind.KILL_LEADER:
         at_s = served_again_s(list(groups), one.at_s)
         facts["failover_s"] = None if at_s is None else round(at_s - one.at_s, 3)
