@@ -43,7 +43,7 @@ class Faults:
     def run(self, end_s: float, look: Callable[[], None]) -> None:
         """Until `end_s`; `look` is called a few times a second in between."""
         count = itertools.count()
-        due = [(fault.at_s, next(count), fault, None) for fault in self.schedule]
+        due: list[tuple[float, int, Fault, Done | None]] = [(fault.at_s, next(count), fault, None) for fault in self.schedule]
         heapq.heapify(due)
         while due or self.now_s() < end_s:
             wait_s = (due[0][0] if due else end_s) - self.now_s()

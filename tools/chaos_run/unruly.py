@@ -39,7 +39,7 @@ class Shell:
     def __init__(self, session: Session, key: str, server_key: str) -> None:
         self.session = session
         self._keys = peer_keys(key, server_key)
-        self._context = zmq.Context.instance()
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context.instance()
         self._socket: zmq.Socket[bytes] | None = None
         self._generation = -1
 
@@ -64,7 +64,7 @@ class Shell:
         """Read what is there, after waiting for it as long as that; let time pass."""
         self.push()
         assert self._socket is not None
-        self._socket.poll(max(wait_s, 0) * 1000)
+        self._socket.poll(round(max(wait_s, 0) * 1000))
         try:
             while self.session.generation == self._generation:
                 head, *payload = self._socket.recv_multipart(zmq.DONTWAIT)
