@@ -44,15 +44,19 @@ class Etcd:
     """The calls of an election, on one of several etcd servers: the next one when one fails."""
 
     def __init__(self, urls: list[str], cluster: str, ca: str, cert: str, key: str, patience_s: float) -> None:
+        import requests
         from etcd3gw.client import Etcd3Client
 
+        session = requests.Session()
+        session.trust_env = False  # no proxy on the way, and no list of certificates before the one that was given
+        session.verify = ca or True
+        session.cert = (cert, key) if cert else None
         self._urls, self._at = urls, 0
         self._clients = []
         for url in urls:
             parts = urlsplit(url)
             self._clients.append(Etcd3Client(
-                host=parts.hostname or "", port=parts.port or 2379, protocol=parts.scheme, ca_cert=ca or None,
-                cert_cert=cert or None, cert_key=key or None, timeout=patience_s))
+                host=parts.hostname or "", port=parts.port or 2379, protocol=parts.scheme, session=session, timeout=patience_s))
         self._folder = f"/cwd/{cluster}/"
         self.leader, self.epoch = f"{self._folder}leader", f"{self._folder}epoch"
 

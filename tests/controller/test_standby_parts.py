@@ -16,6 +16,7 @@ import play
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from stepped import Stepped
 
 from cwd.controller import candidacy
 from cwd.controller.candidacy import Candidacy, check_election, etcd_urls
@@ -23,12 +24,14 @@ from cwd.controller.catalogue import Catalogue
 from cwd.controller.config import ControllerConfig
 from cwd.controller.election import Led, Lost
 from cwd.controller.elector import Etcd, Unanswered, said
+from cwd.controller.host import ALWAYS_NS, CLIENTS
 from cwd.controller.reader import _Answerer
 from cwd.controller.standby import Standby
 from cwd.errors import Code, CwdError
 from cwd.models import profile
 from cwd.net.clock import monotonic_ns
 from cwd.net.notify import NotifyListener
+from cwd.wire.messages import Type
 
 needs_etcd3gw = pytest.mark.skipif(importlib.util.find_spec("etcd3gw") is None, reason="no etcd3gw here: cwd[standby] has it")
 
@@ -256,3 +259,50 @@ def test_a_repository_that_is_not_there_ends_the_start(tmp_path: Path) -> None:
         while True:
             standby.step()
     standby._close()
+
+
+# the leader's fence
+
+
+class Term:
+    """A candidacy whose time the test sets: `until_ns` now, and after the elector has been heard again."""
+
+    lost = trouble = ""
+    resigned = 0
+
+    def __init__(self, until_ns: int, heard_ns: int) -> None:
+        self.until_ns, self._heard_ns = until_ns, heard_ns
+
+    def attend(self, now_ns: int) -> None:
+        self.until_ns = self._heard_ns
+
+    def resign(self) -> None:
+        self.resigned += 1
+
+    def close(self) -> None:
+        pass
+
+
+def test_past_its_time_a_leader_takes_nothing_and_says_nothing(tmp_path: Path) -> None:
+    with Stepped(tmp_path, chunk_ns=0) as stepped:
+        controller, client, term = stepped.controller, stepped.client(), Term(1, 1)
+        said: list[Any] = []
+        state = controller.host.state[0]
+        controller._candidacy, state["valid_until_ns"] = term, 1  # type: ignore[assignment]
+        controller._outgoing.send = lambda *args, **fields: said.append(args)  # type: ignore[method-assign, assignment, return-value]
+        client.infer(0)
+        stepped.wait_for(CLIENTS)
+        before = int(state["received"]), int(state["sent"]), int(state["refused"])
+        with pytest.raises(CwdError, match="no longer the leader, ends at once: the lease was not renewed in time"):
+            controller.step()
+    assert (int(state["received"]), int(state["sent"]), int(state["refused"])) == before and said == [] and term.resigned == 1
+
+
+def test_a_leader_whose_renewal_waits_in_the_pipe_goes_on(tmp_path: Path) -> None:
+    with Stepped(tmp_path, chunk_ns=0) as stepped:
+        controller, client, term = stepped.controller, stepped.client(), Term(1, ALWAYS_NS)
+        controller._candidacy, controller.host.state[0]["valid_until_ns"] = term, 1  # type: ignore[assignment]
+        request = client.infer(0)
+        stepped.wait_for(CLIENTS)
+        assert client.until(Type.REPLY, request=request)[0]["status"] == Code.UNKNOWN_MODEL
+    assert term.resigned == 1

@@ -34,11 +34,11 @@ def free_port() -> int:
 class Etcd:
     """One server, started again on the same data."""
 
-    def __init__(self, folder: Path, *options: str) -> None:
+    def __init__(self, folder: Path, *options: str, scheme: str = "http") -> None:
         self._folder, self._options = folder, options
         self._port, self._peers = free_port(), free_port()
         self._process: subprocess.Popen[bytes] | None = None
-        self.url = f"http://127.0.0.1:{self._port}"
+        self.url = f"{scheme}://127.0.0.1:{self._port}"
 
     def start(self) -> Etcd:
         peers = f"http://127.0.0.1:{self._peers}"

@@ -9,6 +9,7 @@ import json
 import os
 import shutil
 import signal
+import subprocess
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -21,6 +22,8 @@ from peers import BYTE, RawPeer, make_repository
 
 import cwd
 from cwd.cluster.child import Child
+from cwd.controller import elector
+from cwd.controller.election import Look, View
 from cwd.models.repository import Repository
 from cwd.wire.messages import Type
 
@@ -275,3 +278,25 @@ def test_the_next_etcd_is_asked_when_one_does_not_answer(take_part: Any, etcd: E
     assert leader.election()["role"] == "leader" and leader.election()["trouble"] == ""
     time.sleep(LEASE_S)
     assert leader.process.poll() is None and leader.status.startswith("leader: ")
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="no openssl to make certificates with")
+def test_etcd_over_tls_is_trusted_by_its_certificate_and_asks_for_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cert, key = str(tmp_path / "cert.pem"), str(tmp_path / "key.pem")
+    subprocess.run(["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=etcd", "-addext",
+                    "subjectAltName=IP:127.0.0.1", "-keyout", key, "-out", cert], check=True, capture_output=True)
+    # what the environment says to other programs is not for this one
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", "/etc/ssl/certs/ca-certificates.crt")
+    monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:1")
+    server = Etcd(tmp_path, "--cert-file", cert, "--key-file", key, "--client-cert-auth", "--trusted-ca-file", cert, scheme="https")
+    server.start()
+    try:
+        def ask(*files: str) -> Any:
+            return elector.Etcd([server.url], "x", *files, 5.0).call(Look())
+
+        assert ask(cert, cert, key) == View("", 0, 0, 0)
+        for files in (("", cert, key), (cert, "", "")):
+            with pytest.raises(elector.Unanswered, match="no trust over TLS|not reachable"):
+                ask(*files)
+    finally:
+        server.kill()
