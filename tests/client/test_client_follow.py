@@ -116,7 +116,7 @@ class EarlyLoop(asyncio.SelectorEventLoop):
     """A loop whose timers are early, as those of uvloop are, which counts milliseconds."""
 
     def call_later(self, delay, callback, *args, context=None):
-        return super().call_later(max(delay - 0.0005, 0), callback, *args, context=context)
+        return super().call_later(max(delay - 0.005, 0), callback, *args, context=context)
 
 
 def test_a_loop_whose_timers_are_early_goes_on_all_the_same(pair):

@@ -106,3 +106,31 @@ def test_a_tap_passes_everything_on_and_keeps_peers_apart(tmp_path: Path) -> Non
     finally:
         tap.close()
         context.destroy(0)
+
+
+def test_a_tap_with_two_endpoints_passes_on_to_the_one_that_answers(tmp_path: Path) -> None:
+    context = zmq.Context()
+    tap = Tap(f"ipc://{tmp_path}/tap", f"ipc://{tmp_path}/gone,ipc://{tmp_path}/real", lambda title, frames: None)
+    try:
+        controller = context.socket(zmq.ROUTER)
+        controller.bind(f"ipc://{tmp_path}/real")
+
+        def peer() -> zmq.Socket:
+            made = context.socket(zmq.DEALER)
+            made.connect(f"ipc://{tmp_path}/tap")
+            made.send(encode(Type.CANCEL, request=1))
+            while not tap.turn(20):
+                pass
+            return made
+
+        peer()
+        assert not controller.poll(50), "the first one's messages wait where nobody is"
+        for _ in range(2):  # the next peer's go to the other endpoint, and stay there once that has answered
+            asking = peer()
+            key = controller.recv_multipart()[0]
+            controller.send_multipart([key, encode(Type.GOODBYE, code=0, text="")])
+            while not asking.poll(0):
+                tap.turn(20)
+    finally:
+        tap.close()
+        context.destroy(0)
