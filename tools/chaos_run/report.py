@@ -50,8 +50,8 @@ def picture(path: Path, groups: Sequence[Group], faults: Sequence[dict[str, Any]
         axes.plot(at_s, offered, color="#888888", linewidth=1.0, label="offered")
         axes.plot(at_s, good, color="#0072B2", linewidth=1.2, label="in time")
         axes.set_ylabel(f"{group.name}, requests/s")
-        axes.set_ylim(0, 1.15 * max(float(offered.max()), 1))
-        axes.legend(loc="lower left", fontsize=8, ncols=2)
+        axes.set_ylim(0, 1.3 * max(float(offered.max()), 1))
+        axes.legend(loc="upper left", fontsize=8, ncols=2)
         axes.grid(True, color="#e5e5e5", linewidth=0.6)
         for fault in faults:
             axes.axvspan(fault["at_s"], fault["at_s"] + fault["length_s"], color=colour[Kind(fault["kind"])], alpha=0.25,
@@ -65,7 +65,7 @@ def picture(path: Path, groups: Sequence[Group], faults: Sequence[dict[str, Any]
                            fontsize=7, va="center")
     lanes.set_yticks(range(len(Kind)), [str(kind) for kind in Kind], fontsize=9)
     lanes.invert_yaxis()
-    lanes.set_xlim(0, seconds)
+    lanes.set_xlim(0, seconds * 1.05)  # the last labels need some room
     lanes.set_xlabel("seconds; beside each fault: whose it was, and how long after it goodput was back")
     lanes.grid(True, axis="x", color="#e5e5e5", linewidth=0.6)
     figure.savefig(path, metadata={"Software": "cwd"})
