@@ -14,12 +14,12 @@ from typing import Any
 
 import zmq
 
-from cwd.client.call import Call, app_tag, first_request, slo_to_ns
+from cwd.client.call import Call, app_tag, first_request, slo_to_ns, too_late
 from cwd.client.model import Inputs, Model, split_name
 from cwd.client.result import Result
 from cwd.client.session import Session, State
 from cwd.config import client_endpoint, endpoints
-from cwd.errors import BadRequest, Code, ControllerLost, DeadlineMissed, RequestError, UnknownModel
+from cwd.errors import BadRequest, Code, ControllerLost, DeadlineMissed, RequestError, SloBelowExecution, UnknownModel
 from cwd.net.host_id import host_id
 from cwd.net.keys import peer_keys
 from cwd.net.probe import handshake_faults
@@ -36,6 +36,8 @@ class AsyncClient:
 
     Arguments and exceptions are those of `cwd.Client`. A cancelled `infer` is cancelled at the controller too.
     """
+
+    _session_type = Session
 
     def __init__(self, endpoint: str | None = None, *, name: str = "client", app: str | None = None,
                  slo: str | float | None = None, timeout: float = 10.0, context: zmq.Context | None = None,
@@ -88,6 +90,10 @@ class AsyncClient:
                 raise error or DeadlineMissed(f"{found.name}: no controller was there before the deadline")
             try:
                 return Result(await self._settled(session.infer(now, found, payload, dims, deadline_ns - now, tag)))
+            except SloBelowExecution:
+                if deadline_ns - now >= slo_ns or isinstance(error, UnknownModel):
+                    raise
+                raise error or too_late(found.name) from None
             except (ControllerLost, UnknownModel) as again:
                 if self._closed:
                     raise
@@ -156,8 +162,8 @@ class AsyncClient:
         if self._closed:
             raise ControllerLost("the client is closed")
         self._loop = asyncio.get_running_loop()
-        self._session = Session(name=self._name, boot=_BOOT, host=host_id(), now_ns=_now(),
-                                endpoints=self._endpoints, first_request=first_request())
+        self._session = self._session_type(name=self._name, boot=_BOOT, host=host_id(), now_ns=_now(),
+                                           endpoints=self._endpoints, first_request=first_request())
         self._turn()
         return self._session
 

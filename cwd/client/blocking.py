@@ -9,13 +9,13 @@ from typing import Any
 
 import zmq
 
-from cwd.client.call import Call, app_tag, slo_to_ns
+from cwd.client.call import Call, app_tag, slo_to_ns, too_late
 from cwd.client.connection import Connection
 from cwd.client.model import Inputs, Model, split_name
 from cwd.client.result import Result
 from cwd.client.session import FOREVER_NS, State
 from cwd.config import client_endpoint
-from cwd.errors import BadRequest, Code, ControllerLost, DeadlineMissed, RequestError, UnknownModel
+from cwd.errors import BadRequest, Code, ControllerLost, DeadlineMissed, RequestError, SloBelowExecution, UnknownModel
 from cwd.net.keys import peer_keys
 from cwd.units import NS_PER_S
 from cwd.wire.messages import Role, Type
@@ -99,7 +99,7 @@ class Client:
         its SLO. Raises a `RequestError`: a `Refused`, `DeadlineMissed`, `BadRequest`, `ExecutionFailed` or
         `ControllerLost`.
         """
-        slo_ns = self._slo(slo)
+        slo_ns = asked_ns = self._slo(slo)
         connection, session = self._connection, self._session
         key = split_name(model, version)
         tag = self._app if app is None else app_tag(app)
@@ -113,6 +113,10 @@ class Client:
             connection.wait(call)
             if call.error is not None:
                 raise call.error
+        except SloBelowExecution:
+            if slo_ns >= asked_ns:
+                raise
+            raise too_late(found.name) from None
         except (ControllerLost, UnknownModel) as error:
             deadline_ns = call.deadline_ns if call is not None else _now() + slo_ns
             call = self._again(key, found, inputs, deadline_ns, tag, error)
@@ -139,6 +143,10 @@ class Client:
                 if call.error is None:
                     return call
                 raise call.error
+            except SloBelowExecution:
+                if isinstance(error, UnknownModel):
+                    raise
+                raise error from None  # what was left of the SLO was too short, which says nothing of it
             except (ControllerLost, UnknownModel) as again:
                 error = again
 

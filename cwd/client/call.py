@@ -83,6 +83,11 @@ def refusal(call: Call, reply: Reply) -> RequestError:
     return error
 
 
+def too_late(name: str) -> RequestError:
+    """For a request that had waited for a controller for most of its SLO, and was refused with what was left of it."""
+    return errors.DeadlineExpired(f"{name}: too little was left of its SLO when there was a controller")
+
+
 def app_tag(app: str | None) -> int:
     """The tag of an application on the wire."""
     return zlib.crc32(app.encode()) if app else 0

@@ -32,6 +32,7 @@ NOT_PREPARED = int(Code.NOT_PREPARED)
 NOT_HERE = int(Code.NOT_HERE)
 DEVICE_ERROR = int(Code.DEVICE_ERROR)
 RESULT_LOST = int(Code.RESULT_LOST)
+TOO_LATE = int(Code.TOO_LATE)
 BAD_BATCH = int(Code.BAD_BATCH)
 CORRUPT = int(Code.CORRUPT)
 #: an execution that depends on data is given so many times its expected duration more until it counts as lost
@@ -305,7 +306,9 @@ def retry(world, now_ns, r, status):
     elif queues.last_moment_ns(world, now_ns, r) < now_ns:
         queues.finish(world, now_ns, r, WORKER_LOST if status == WORKER_LOST else DEADLINE_EXPIRED, 0)
     elif request["attempts"] >= world.settings[0]["attempts_max"]:
-        queues.finish(world, now_ns, r, EXECUTION_FAILED, 0)
+        # not heard of again, or heard of too late: the worker, or the way to it, is at fault, and not the model
+        lost = status == RESULT_LOST or status == TOO_LATE
+        queues.finish(world, now_ns, r, WORKER_LOST if lost else EXECUTION_FAILED, 0)
     else:
         world.counters[0]["requeued"] += 1
         queues.enqueue(world, now_ns, r)

@@ -52,6 +52,7 @@ MODEL_NOT_READY = int(Code.MODEL_NOT_READY)
 NO_WORKER = int(Code.NO_WORKER)
 QUEUE_FULL = int(Code.QUEUE_FULL)
 SLO_BELOW_EXECUTION = int(Code.SLO_BELOW_EXECUTION)
+DEADLINE_EXPIRED = int(Code.DEADLINE_EXPIRED)
 UNKNOWN_MODEL = int(Code.UNKNOWN_MODEL)
 UNKNOWN_SIZE = int(Code.UNKNOWN_SIZE)
 
@@ -173,7 +174,8 @@ def _refuse(world, now_ns, r, done_ns):
     if best == 0:
         code, served_ns = MODEL_NOT_READY, 0
     elif now_ns + best > request["due_ns"]:
-        code = SLO_BELOW_EXECUTION
+        # an SLO that was long enough when the request was sent is no fault of it: it came too late
+        code = SLO_BELOW_EXECUTION if best > request["slo_ns"] - client_ns else DEADLINE_EXPIRED
         for kind in range(world.settings[0]["kinds_max"]):
             estimate.doubt(
                 world.estimates[estimate.exec_row(world, program, kind, 0, request["size_class"])], now_ns)

@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any, TypeVar
 
 from cwd.client import AsyncClient, Model, Result
-from cwd.errors import BadRequest, Code, ControllerLost, CwdError, DeadlineExpired
+from cwd.errors import BadRequest, Code, ControllerLost, CwdError, DeadlineExpired, DeadlineMissed
 from cwd.gateway.body import ClientGone, Receive, read_body
 from cwd.gateway.catalog import Catalog
 from cwd.gateway.oip import Request, encode_answer, fit, parse_request
@@ -97,6 +97,9 @@ class Infer:
         answered_ns = _now()
         payload, json_bytes = encode_answer(request, model, result.outputs, _facts(result), batched)
         done_ns = _now()
+        if (late_ns := done_ns - call.began_ns - call.slo_ns) > 0:  # the loop was busy with others' answers
+            raise DeadlineMissed(f"{name}: the answer was ready {format_duration(late_ns)} after the timeout of "
+                                 f"{format_duration(call.slo_ns)}")
         call.statistics.answered(result, done_ns - call.began_ns, parsed_ns - read_ns, done_ns - answered_ns)
         if json_bytes is None:
             return list(_JSON), payload

@@ -10,7 +10,7 @@ import pytest
 from fake_controller import FakeController, X
 
 import cwd
-from cwd.errors import Code
+from cwd.errors import Code, SloBelowExecution
 from cwd.wire.messages import Type
 
 
@@ -86,6 +86,30 @@ def test_an_asyncio_client_moves_and_its_models_with_it(pair):
 
     asyncio.run(main())
     assert [fields["model"] >> 32 for kind, fields, _ in pair.second.seen if kind == Type.INFER] == [2, 2]
+
+
+@pytest.mark.parametrize("kind", ["blocking", "asyncio"])
+def test_what_is_left_for_a_repeated_request_says_nothing_of_its_slo(pair, kind):
+    """The second controller refuses the rest of an SLO as shorter than an execution: that is not what was asked for."""
+    pair.first.on_infer = lambda fields, payload: pair.first.__setattr__("stop_now", True)  # it dies of it
+    pair.second.on_infer = lambda fields, payload: {"status": int(Code.SLO_BELOW_EXECUTION)}
+    pair.serve(pair.second, 2)
+
+    async def asks():
+        async with cwd.AsyncClient(pair.endpoint) as client:
+            with pytest.raises(cwd.ControllerLost):
+                await client.infer("double", X, "20s")
+            with pytest.raises(SloBelowExecution):  # nothing was lost on the way this time
+                await client.infer("double", X, "20s")
+
+    if kind == "asyncio":
+        asyncio.run(asks())
+    else:
+        with cwd.Client(pair.endpoint) as client:
+            for error in (cwd.ControllerLost, SloBelowExecution):
+                with pytest.raises(error):
+                    client.infer("double", X, "20s")
+    assert sum(kind == Type.INFER for kind, _, _ in pair.second.seen) == 2
 
 
 class EarlyLoop(asyncio.SelectorEventLoop):

@@ -54,6 +54,17 @@ def test_faults_of_a_request_are_refused_at_once(change, code):
     assert s.ids(only(s.tick(), verb=ACTION_EXEC, rows=1)) == [1]
 
 
+def test_what_comes_too_late_is_not_told_that_its_slo_is_too_short():
+    """An SLO of 100 ms of which 1 ms is left at arrival, or less than nothing: coming again helps, so it has EXPIRED."""
+    s = Script()
+    s.hold()
+    for number, left_ns in enumerate((MS, 0, -50 * MS), 1):
+        assert s.ask(number, slo=100 * MS, deadline=s.now + left_ns) == Code.DEADLINE_EXPIRED
+        assert only(s.take(), kind=OUT_REPLY, request_id=number)["status"] == Code.DEADLINE_EXPIRED
+    assert s.ask(7, slo=2 * MS, deadline=s.now + MS) == Code.SLO_BELOW_EXECUTION
+    assert s.ask(8, slo=100 * MS, deadline=s.now + 50 * MS) == 0
+
+
 def test_refusals_that_depend_on_the_cluster():
     """No worker with the program, not profiled, and a deadline that a LOAD cannot meet, with the time it could."""
     s = Script()
@@ -166,7 +177,18 @@ def test_refused_executions_are_tried_again_and_failures_are_not(status, final):
         if final is not None:
             only(s.tick(), kind=OUT_REPLY, status=final)
             return
-    only(s.tick(), kind=OUT_REPLY, status=Code.EXECUTION_FAILED)
+    only(s.tick(), kind=OUT_REPLY, status=Code.WORKER_LOST if status == Code.TOO_LATE else Code.EXECUTION_FAILED)
+
+
+def test_executions_of_which_nothing_is_heard_are_the_workers_fault():
+    """Attempts up to attempts_max, each of them without a result: the worker is as good as lost, the model has not failed."""
+    s = Script()
+    s.hold()
+    s.ask(1, slo=5_000 * MS)
+    run = only(s.tick(), verb=ACTION_EXEC, rows=1)
+    for _ in range(2):
+        run = only(s.tick(later=run["expire_ns"] - s.now), verb=ACTION_EXEC, rows=1)
+    only(s.tick(later=run["expire_ns"] - s.now), kind=OUT_REPLY, status=Code.WORKER_LOST)
 
 
 def test_a_lost_load_is_settled_by_an_unload():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gzip
 import json
+import time
 import zlib
 
 import numpy as np
@@ -88,6 +89,19 @@ def test_a_timeout_that_passes_before_the_request_is_read():
     client = FakeClient()
     answer = asked("POST", INFER, *request({"x": X}, timeout=1), client=client)
     assert (answer.status, answer.json["code"]) == (503, "DEADLINE_EXPIRED") and not client.asked
+
+
+def test_an_answer_that_is_ready_after_the_timeout_is_not_sent_as_if_in_time():
+    """The controller's answer came in time, and then the gateway was busy with others' until the deadline had passed."""
+    client = FakeClient()
+
+    async def busy(model, inputs, slo_s):
+        time.sleep(0.06)
+        return await client.double(model, inputs, slo_s)
+
+    client.work = busy
+    answer = asked("POST", INFER, *request({"x": X}, timeout=50_000), client=client)
+    assert (answer.status, answer.json["code"]) == (503, "DEADLINE_MISSED")
 
 
 @pytest.mark.parametrize("code, status", [
