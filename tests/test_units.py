@@ -129,9 +129,8 @@ def test_how_each_is_started_watched_and_ended(name: str) -> None:
                        ("User", "cwd"), ("Group", "cwd"), ("Slice", "cwd.slice"),
                        ("PartOf", "cwd.target"), ("WantedBy", "cwd.target"), ("LoadCredential", "curve.key:cwd-curve.key")):
         assert found[key] == [value], key
-    if name != "cwd-gateway":  # which sends no WATCHDOG and takes no SIGHUP
-        assert 5 <= int(found["WatchdogSec"][0]) <= 60
-        assert found["ExecReload"] == ["/bin/kill -HUP $MAINPID"]
+    assert 5 <= int(found["WatchdogSec"][0]) <= 60
+    assert found["ExecReload"] == ["/bin/kill -HUP $MAINPID"]
     assert int(found["TimeoutStopSec"][0]) * 10**9 >= ControllerConfig().drain_ns + 10 * 10**9
     if name != "cwd-controller":
         assert any("cwd-controller.service" in value for value in found["After"])

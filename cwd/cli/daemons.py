@@ -128,7 +128,7 @@ def worker(ctx: click.Context, **flags: Any) -> int:
     set_log_level(options.log_level)
     from cwd.worker.daemon import run_worker
 
-    return run_worker(options, lambda: _worker_options({**flags, **_reread(ctx)}))
+    return run_worker(options, lambda: _worker_options({**flags, **reread(ctx)}))
 
 
 def _worker_options(flags: dict[str, Any]) -> WorkerOptions:
@@ -137,7 +137,7 @@ def _worker_options(flags: dict[str, Any]) -> WorkerOptions:
     return WorkerOptions(**{"endpoint": endpoint("workers"), **given})
 
 
-def _reread(ctx: click.Context) -> dict[str, Any]:
+def reread(ctx: click.Context) -> dict[str, Any]:
     """What the command's table in --config says now of whatever did not come from elsewhere; raises `CwdError`."""
     file = ctx.obj["config"]
     table = read_toml(file).get(str(ctx.info_name), {}) if file is not None else {}

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from cwd.cli.common import key_options
-from cwd.cli.daemons import become_daemon, plain_name, settings
+from cwd.cli.daemons import become_daemon, plain_name, reread, settings
 from cwd.config import client_endpoint
 from cwd.gateway.options import GatewayOptions
 
@@ -16,12 +16,17 @@ from cwd.gateway.options import GatewayOptions
 @click.command()
 @settings(GatewayOptions, convert=True)
 @key_options
-def gateway(**flags: Any) -> int:
+@click.pass_context
+def gateway(ctx: click.Context, **flags: Any) -> int:
     """Serve HTTP: the Open Inference Protocol v2 with binary tensors, and a status page."""
-    names = {plain_name(field.name): field.name for field in dataclasses.fields(GatewayOptions)}
-    given = {names[name]: value for name, value in flags.items() if value is not None}
-    options = GatewayOptions(**{"endpoint": client_endpoint(), **given})
+    become_daemon()
+    options = _options(flags)
     from cwd.gateway.server import serve
 
-    become_daemon()
-    return serve(options)
+    return serve(options, lambda: _options({**flags, **reread(ctx)}))
+
+
+def _options(flags: dict[str, Any]) -> GatewayOptions:
+    names = {plain_name(field.name): field.name for field in dataclasses.fields(GatewayOptions)}
+    given = {names[name]: value for name, value in flags.items() if name in names and value is not None}
+    return GatewayOptions(**{"endpoint": client_endpoint(), **given})

@@ -82,9 +82,15 @@ def add(name: str, folder: str | None, factory: str | None, arguments: str, weig
 
 @model.command()
 @repository_option
+@click.option("--live", is_flag=True, help="List what the running controller serves instead.")
+@admin_option
+@key_options
 @json_option
-def ls(repository: str, as_json: bool) -> None:
-    """List the repository, unreadable entries included."""
+def ls(repository: str, live: bool, admin_endpoint: str, as_json: bool) -> None:
+    """List the repository, unreadable entries included; with --live, why a model cannot be asked."""
+    if live:
+        _list_live(admin_endpoint, as_json)
+        return
     from cwd.models.repository import Repository
 
     repo = Repository(repository)
@@ -102,6 +108,16 @@ def ls(repository: str, as_json: bool) -> None:
     emit({"repository": str(repo.root), "models": models, "unreadable": broken}, as_json,
          table(["name", "version", "program", "weights", "batch_max", "profiled"], rows)
          + [f"unreadable: {text}" for text in broken])
+
+
+def _list_live(admin_endpoint: str, as_json: bool) -> None:
+    from cwd.client.admin import Admin
+
+    with Admin(admin_endpoint, name="cwd-model", timeout=2) as admin:
+        models = admin.models()
+    rows = [[key, "yes" if facts["ready"] else facts["reason"], "yes" if facts["in_use"] else "no", facts["copies"],
+             facts["pages"], facts["queued"], facts["requests"]] for key, facts in sorted(models.items())]
+    emit({"models": models}, as_json, table(["model", "servable", "in use", "copies", "pages", "queued", "requests"], rows))
 
 
 @model.command()

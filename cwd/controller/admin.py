@@ -109,6 +109,7 @@ class Admin:
             "counters": {name: by_name[name] for name in COUNTER_NAMES},
             "core": {name: core[name] for name in CORE_NAMES},
             "loop": dict(self._loop), "models": len(self._registry.models), "programs": len(self._registry.programs),
+            "servable": self._registry.servable(),
         }
         if self.keys is not None:
             result["keys"] = self.keys()
@@ -137,8 +138,10 @@ class Admin:
         models = {}
         for model in page:
             row, core = self._host.models[model.handle & SLOT_MASK], self._world.models[model.handle & SLOT_MASK]
+            ready = self._registry.ready(model)
             models[model.key] = {
-                "handle": model.handle, "ready": self._registry.ready(model), "pages": model.pages,
+                "handle": model.handle, "ready": ready, "pages": model.pages,
+                "reason": "" if ready else self._registry.why_not_ready(model)[1].partition(": ")[2],
                 "copies": int(core["copies_ready"]), "queued": int(core["queued"]), "requests": int(row["requests"]),
                 "program": model.program.hash.hex(), "in_use": self._registry.find(model.name) is model,
             }

@@ -210,6 +210,12 @@ class Registry:
         return bool(self._host.models[model.handle & SLOT_MASK]["ready"]
                     and self._world.programs[model.program.index]["prepared"] > 0)
 
+    def servable(self) -> int:
+        """How many models are `ready`."""
+        table = self._host.models
+        return int(np.count_nonzero((table["handle"] > 0) & (table["ready"] != 0)
+                                    & (self._world.programs["prepared"][table["program"]] > 0)))
+
     def why_not_ready(self, model: ModelInfo) -> tuple[Code, str]:
         """A code and one line for a model that is not ready."""
         connected = [kind for kind, count in self.connected.items() if count]

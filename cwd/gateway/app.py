@@ -27,6 +27,7 @@ from cwd.gateway.catalog import STEP, Catalog
 from cwd.gateway.infer import Infer, version_of
 from cwd.gateway.options import GatewayOptions
 from cwd.gateway.refusals import error_answer
+from cwd.gateway.shards import Shards
 from cwd.gateway.statistics import Statistics
 
 LOG = logging.getLogger("cwd.gateway")
@@ -51,20 +52,31 @@ class JSONAnswer(Response):
 class Gateway:
     """One gateway: a client of the controller, what is known of models, and the counts; its methods are the routes."""
 
-    def __init__(self, options: GatewayOptions, client: AsyncClient) -> None:
+    def __init__(self, options: GatewayOptions, client: AsyncClient | Shards) -> None:
         self.options = options
         self.client = client
         self.catalog = Catalog(client, options.admin_endpoint)
         self.statistics = Statistics()
-        self.infer = Infer(client, self.catalog, self.statistics, slo_ns=options.slo_ns,
-                           body_max_bytes=options.body_max_bytes)
+        self.infer = Infer(client, self.catalog, self.statistics)
         #: set when it is about to end: it says that it is not ready, and goes on serving
         self.stopping = False
         self._began_s = time.monotonic()
+        self.configure(options)
+
+    def configure(self, options: GatewayOptions) -> None:
+        """Go on with other options, as far as they may change while serving."""
+        self.options = options
+        self.infer.configure(options.slo_ns, options.body_max_bytes)
 
     @property
     def ready(self) -> bool:
         return self.client.connected and not self.stopping
+
+    def away(self) -> list[str]:
+        """The endpoints where no controller answers."""
+        if isinstance(self.client, Shards):
+            return self.client.away()
+        return [] if self.client.connected else [self.client.endpoint]
 
     # health
 
@@ -145,7 +157,7 @@ class Gateway:
             "connected": self.client.connected, "uptime_s": round(time.monotonic() - self._began_s, 1),
             "in_flight": self.infer.in_flight, "slo_ms": self.options.slo_ns / 1e6,
             "strays": dict(self.statistics.strays), "totals": page.totals(self.statistics.models.values()), "models": [],
-            "models_total": 0, "controller": None, "trouble": "",
+            "models_total": 0, "controller": None, "away": self.away(), "trouble": "",
         }
         try:
             versions = await self.catalog.versions()

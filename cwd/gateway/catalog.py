@@ -10,11 +10,13 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any, TypeVar
 
 from cwd.client import AsyncClient, Model
 from cwd.client.admin import Admin
 from cwd.errors import BadRequest, Code, CwdError, UnknownModel
+from cwd.gateway.shards import Shards
 from cwd.units import NS_PER_S
 
 T = TypeVar("T")
@@ -32,12 +34,12 @@ _ADMIN_S = 10.0
 
 
 class Catalog:
-    """The models behind one client, and the admin commands that change them."""
+    """The models behind one client, or several as one, and the admin commands that change them."""
 
-    def __init__(self, client: AsyncClient, admin_endpoint: str = "") -> None:
+    def __init__(self, client: AsyncClient | Shards, admin_endpoint: str = "") -> None:
         self._client = client
         self._admin_endpoint = admin_endpoint
-        self._admin: Admin | None = None
+        self._admins: dict[str, Admin] = {}
         self._turn = asyncio.Lock()
         self._lookups = asyncio.Semaphore(_LOOKUPS_MAX)
         self._kept: dict[Any, tuple[int, asyncio.Task[Any]]] = {}
@@ -75,7 +77,7 @@ class Catalog:
         """
         if name not in await self._versions():
             try:
-                await self.admin("model.add", name=name)
+                await self.admin("model.add", name)
             except CwdError as error:
                 if error.code != Code.MODEL_EXISTS:
                     raise
@@ -93,42 +95,48 @@ class Catalog:
     async def unload(self, name: str) -> None:
         """Take all versions of a model out; raises `UnknownModel` if there are none."""
         try:
-            await self.admin("model.rm", name=name)
+            await self.admin("model.rm", name)
         except CwdError as error:
             raise UnknownModel(error.text) if error.code == Code.UNKNOWN_MODEL else error from None
         finally:
             self._kept.clear()
 
-    async def admin(self, verb: str, **args: Any) -> dict[str, Any]:
-        """The result of an admin command; raises `CwdError`, and BAD_ARGUMENT where there is no admin endpoint."""
-        if not self._admin_endpoint:
+    async def admin(self, verb: str, name: str) -> dict[str, Any]:
+        """The result of an admin command about a model; raises `CwdError`, BAD_ARGUMENT where there is no admin endpoint."""
+        endpoint = self._client.of(name).admin_endpoint if isinstance(self._client, Shards) else self._admin_endpoint
+        if not endpoint:
             raise BadRequest("this gateway was not given the controller's admin socket (--admin-endpoint), so models "
                              "are not loaded or unloaded through it", code=Code.UNKNOWN_VERB)
         # one command after the other: the admin connection is a blocking one, in a thread
         async with self._turn:
-            return await asyncio.to_thread(self._command, verb, args)
+            return await asyncio.to_thread(lambda: self._connection(endpoint).call(verb, name=name))
 
     async def workers(self) -> dict[str, Any] | None:
-        """What the controller says of itself and its workers, for the status page; None without an admin endpoint."""
-        if not self._admin_endpoint:
+        """What the controller says of itself and its workers, for the status page; None without an admin endpoint.
+
+        Of several controllers, their sums; workers are then numbered "CONTROLLER/WORKER".
+        """
+        if not isinstance(self._client, Shards):
+            return await self._fresh("status", partial(self._status, self._admin_endpoint)) if self._admin_endpoint else None
+        parts = [await self._fresh(("status", endpoint), partial(self._status, endpoint))
+                 for endpoint in self._client.admin_endpoints()]
+        if not parts:
             return None
-        return await self._fresh("status", self._status)
+        return {"workers": {f"{at}/{number}": worker for at, part in enumerate(parts)
+                            for number, worker in part["workers"].items()},
+                "in_flight": sum(part["in_flight"] for part in parts)}
 
     def close(self) -> None:
-        if self._admin is not None:
-            self._admin.close()
+        for admin in self._admins.values():
+            admin.close()
 
-    async def _status(self) -> dict[str, Any]:
+    async def _status(self, endpoint: str) -> dict[str, Any]:
         async with self._turn:
-            return await asyncio.to_thread(lambda: self._connection().status())
+            return await asyncio.to_thread(lambda: self._connection(endpoint).status())
 
-    def _command(self, verb: str, args: dict[str, Any]) -> dict[str, Any]:
-        return self._connection().call(verb, **args)
-
-    def _connection(self) -> Admin:
-        if self._admin is None:
-            self._admin = Admin(self._admin_endpoint, name="cwd-gateway", timeout=_ADMIN_S)
-        return self._admin
+    def _connection(self, endpoint: str) -> Admin:
+        found = self._admins.get(endpoint)
+        return found or self._admins.setdefault(endpoint, Admin(endpoint, name="cwd-gateway", timeout=_ADMIN_S))
 
     async def _lookup(self, name: str, version: int) -> Model:
         async with self._lookups:

@@ -12,11 +12,12 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any, TypeVar
 
 from cwd.client import AsyncClient, Model, Result
-from cwd.errors import BadRequest, Code, CwdError, DeadlineExpired
+from cwd.errors import BadRequest, Code, ControllerLost, CwdError, DeadlineExpired
 from cwd.gateway.body import ClientGone, Receive, read_body
 from cwd.gateway.catalog import Catalog
 from cwd.gateway.oip import Request, encode_answer, fit, parse_request
 from cwd.gateway.refusals import Header, error_answer
+from cwd.gateway.shards import Shards
 from cwd.gateway.statistics import ModelStatistics, Statistics
 from cwd.units import NS_PER_S, NS_PER_US, format_duration
 
@@ -32,18 +33,33 @@ _JSON = [(b"content-type", b"application/json")]
 class Infer:
     """The ASGI application of this one route."""
 
-    def __init__(self, client: AsyncClient, catalog: Catalog, statistics: Statistics, *, slo_ns: int,
-                 body_max_bytes: int) -> None:
+    def __init__(self, client: AsyncClient | Shards, catalog: Catalog, statistics: Statistics) -> None:
         self._client, self._catalog, self._statistics = client, catalog, statistics
-        self._slo_ns = slo_ns
-        self._body_max_bytes = body_max_bytes
-        #: requests between their first byte and their answer
-        self.in_flight = 0
+        self._slo_ns = self._body_max_bytes = 0
+        self._answering: set[asyncio.Task[Any]] = set()
+        self._over = False
+
+    def configure(self, slo_ns: int, body_max_bytes: int) -> None:
+        """`slo_ns` is for requests that say nothing of their own; `body_max_bytes` bounds a body."""
+        self._slo_ns, self._body_max_bytes = slo_ns, body_max_bytes
+
+    @property
+    def in_flight(self) -> int:
+        """Requests between their first byte and their answer."""
+        return len(self._answering)
+
+    def give_up(self) -> None:
+        """Answer whoever still waits that nothing will come: the gateway ends now."""
+        self._over = True
+        for task in self._answering:
+            task.cancel()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         began_ns = _now()
         call = _Call(began_ns, self._slo_ns)
-        self.in_flight += 1
+        task = asyncio.current_task()
+        assert task is not None
+        self._answering.add(task)
         try:
             status, headers, body = 200, *await self._answer(call, scope, receive)
         except CwdError as error:
@@ -56,8 +72,14 @@ class Infer:
             if call.statistics is not None:
                 call.statistics.cancelled(_now() - began_ns)
             return
+        except asyncio.CancelledError:
+            if not self._over or task.uncancel():
+                raise
+            status, headers, body = error_answer(ControllerLost("the gateway ends before the answer came"))
+            if call.statistics is not None:
+                call.statistics.failed(Code.CONTROLLER_LOST.name, _now() - began_ns)
         finally:
-            self.in_flight -= 1
+            self._answering.discard(task)
         headers.append((b"content-length", b"%d" % len(body)))
         await send({"type": "http.response.start", "status": status, "headers": headers})
         await send({"type": "http.response.body", "body": body})

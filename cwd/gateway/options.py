@@ -6,6 +6,8 @@ import ipaddress
 from dataclasses import dataclass
 
 from cwd.errors import Code, CwdError
+from cwd.gateway.shards import parse_shards
+from cwd.settings import check_log_level
 from cwd.units import NS_PER_MS, NS_PER_S
 
 
@@ -21,6 +23,9 @@ class GatewayOptions:
     endpoint: str = "ipc:///run/cwd/clients.sock"
     #: its socket for admins: for load and unload, and for the workers on the status page; none refuses those
     admin_endpoint: str = ""
+    #: several controllers instead of that one: "PATTERN=ENDPOINT", or "PATTERN=ENDPOINT=ADMIN_ENDPOINT", separated by
+    #: spaces; a model is at the first whose pattern its name matches
+    shards: str = ""
     #: SLO of requests without a `timeout`
     slo_ns: int = 100 * NS_PER_MS
     #: file of bearer tokens, one per line; who changes it need not restart the gateway
@@ -38,8 +43,12 @@ class GatewayOptions:
     connections: int = 2048
     #: after SIGTERM it says that it is not ready, and for so long goes on serving
     drain_ns: int = NS_PER_S
+    #: "debug", "info", "warning" or "error"
+    log_level: str = "info"
 
     def __post_init__(self) -> None:
+        check_log_level(self.log_level)
+        parse_shards(self.shards)
         if not 0 <= self.port <= 65535:
             raise _fault(f"port {self.port}: 0 to 65535 are possible")
         if bool(self.tls_cert) != bool(self.tls_key):
@@ -58,6 +67,10 @@ class GatewayOptions:
     @property
     def origins(self) -> tuple[str, ...]:
         return tuple(origin.strip() for origin in self.cors.split(",") if origin.strip())
+
+
+#: what SIGHUP may change. The files of tokens and of the certificate may change at any time, but not where they are
+RELOADABLE = frozenset(("slo_ns", "body_max_bytes", "connections", "drain_ns", "log_level"))
 
 
 def is_loopback(host: str) -> bool:

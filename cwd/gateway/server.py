@@ -1,7 +1,7 @@
-"""The gateway as a daemon: uvicorn around the application, TLS, readiness told to a supervisor, an orderly end.
+"""The gateway as a daemon: uvicorn around the application, TLS, signals, an orderly end.
 
 On SIGTERM or SIGINT it says that it is not ready, serves on for `drain`, takes no more connections, finishes what is in
-flight and ends with code 0; a second signal ends it at once.
+flight and ends with code 0; a second signal ends it at once. SIGHUP has the settings and the certificate read again.
 """
 
 from __future__ import annotations
@@ -12,8 +12,7 @@ import logging
 import os
 import signal
 import socket
-import ssl
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
 import uvicorn
@@ -21,21 +20,24 @@ import uvicorn
 from cwd.client import AsyncClient
 from cwd.errors import Code, CwdError
 from cwd.gateway.app import Gateway, make_app
-from cwd.gateway.auth import Tokens
-from cwd.gateway.options import GatewayOptions
+from cwd.gateway.auth import App, Tokens
+from cwd.gateway.certificate import Certificate
+from cwd.gateway.options import RELOADABLE, GatewayOptions
+from cwd.gateway.shards import Shards, parse_shards
+from cwd.gateway.supervision import Supervision
 from cwd.net.notify import notify
+from cwd.settings import reloaded, set_log_level
 from cwd.units import NS_PER_S, format_duration
 
 LOG = logging.getLogger("cwd.gateway")
 
 #: idle connections are kept longer than load balancers keep theirs, so that they close first
 _KEEP_ALIVE_S = 75
-#: what is in flight may take so long to finish, as when the controller drains; then it is cancelled
-_FINISH_S = 30
+#: what is in flight may take so long to finish, as when the controller drains; then it is answered that nobody waits
+#: any more, and what is then still to be written has the rest of the time
+_FINISH_S, _WRITE_S = 30, 3
 #: how often the certificate's files are looked at
 _LOOK_S = 5.0
-#: how long READY waits for a controller that does not answer
-_WELCOME_S = 5.0
 
 
 class Server(uvicorn.Server):
@@ -46,8 +48,12 @@ class Server(uvicorn.Server):
         yield
 
 
-def serve(options: GatewayOptions) -> int:
-    """Run until a signal; the exit code. Raises `CwdError` for what keeps it from starting."""
+def serve(options: GatewayOptions, load: Callable[[], GatewayOptions] | None = None) -> int:
+    """Run until a signal; the exit code. Raises `CwdError` for what keeps it from starting.
+
+    `load` reads the options again, for SIGHUP.
+    """
+    set_log_level(options.log_level)
     tokens = Tokens(options.token_file) if options.token_file else None
     if tokens is not None and not options.tls_cert and not options.is_local:
         LOG.warning("tokens without TLS: whoever sees the traffic can use them")
@@ -59,7 +65,7 @@ def serve(options: GatewayOptions) -> int:
 
             runner = uvloop.new_event_loop
         with asyncio.Runner(loop_factory=runner) as loop:
-            return loop.run(_serve(options, tokens, listening))
+            return loop.run(_serve(options, load or (lambda: options), tokens, listening))
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -75,58 +81,74 @@ def bind(host: str, port: int) -> socket.socket:
     return found
 
 
-async def _serve(options: GatewayOptions, tokens: Tokens | None, listening: socket.socket) -> int:
-    async with AsyncClient(options.endpoint, name="cwd-gateway") as client:
+async def _serve(options: GatewayOptions, load: Callable[[], GatewayOptions], tokens: Tokens | None,
+                 listening: socket.socket) -> int:
+    certificate = Certificate(options.tls_cert, options.tls_key) if options.tls_cert else None
+    async with _client(options) as client:
         gateway = Gateway(options, client)
-        server = Server(_config(options, make_app(gateway, tokens)))
+        server = Server(_config(options, _parting(gateway, make_app(gateway, tokens)), certificate))
         host = f"[{options.host}]" if ":" in options.host else options.host
-        where = f"{'https' if options.tls_cert else 'http'}://{host}:{listening.getsockname()[1]}"
-        async with _signals(gateway, server), _certificates(options, server):
-            running = asyncio.ensure_future(server.serve([listening]))
-            try:
-                await _welcomed(client, gateway)
-                while not server.started and not running.done():
-                    await asyncio.sleep(0.01)
-                if not running.done():
-                    LOG.info("serving %s on %s", options.endpoint, where)
-                    notify(ready=True, status=f"serving on {where}")
-                await running
-            finally:
-                gateway.catalog.close()
+        where = f"{'https' if certificate else 'http'}://{host}:{listening.getsockname()[1]}"
+        supervision = Supervision(gateway, where)
+
+        def reload() -> None:
+            supervision.reloading()
+            _reload(gateway, server, load, certificate)
+            supervision.reloaded()
+
+        with _signals(gateway, server, reload):
+            async with _beside(supervision.run(lambda: server.started), _watch(certificate)):
+                try:
+                    await server.serve([listening])
+                finally:
+                    gateway.catalog.close()
     LOG.info("ended")
     return 0
 
 
-def _config(options: GatewayOptions, app: Any) -> uvicorn.Config:
+def _client(options: GatewayOptions) -> AsyncClient | Shards:
+    def make(endpoint: str) -> AsyncClient:
+        return AsyncClient(endpoint, name="cwd-gateway")
+
+    return Shards(parse_shards(options.shards), make) if options.shards else make(options.endpoint)
+
+
+def _parting(gateway: Gateway, app: App) -> App:
+    """`app`; but once the gateway is about to end, each answer is the last one of its connection, so that clients turn
+    to another gateway before this one hangs up on a request that is just under way."""
+    async def answer(scope: Any, receive: Any, send: Any) -> None:
+        async def send_last(message: Any) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [*message["headers"], (b"connection", b"close")]
+            await send(message)
+
+        await app(scope, receive, send_last if gateway.stopping else send)
+
+    return answer
+
+
+def _config(options: GatewayOptions, app: Any, certificate: Certificate | None) -> uvicorn.Config:
     config = uvicorn.Config(
         app, lifespan="off", ws="none", log_config=None, access_log=False, server_header=False, proxy_headers=False,
-        limit_concurrency=options.connections, timeout_keep_alive=_KEEP_ALIVE_S, timeout_graceful_shutdown=_FINISH_S,
-        ssl_certfile=options.tls_cert or None, ssl_keyfile=options.tls_key or None)
+        limit_concurrency=options.connections, timeout_keep_alive=_KEEP_ALIVE_S, timeout_graceful_shutdown=_FINISH_S)
     logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
-    try:
-        config.load()
-    except (OSError, ssl.SSLError) as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
-        raise CwdError(f"{options.tls_cert}, {options.tls_key}: no certificate with its key: {reason}",
-                       code=Code.BAD_ARGUMENT) from None
+    config.load()
+    config.ssl = certificate.context if certificate is not None else None
     return config
 
 
-async def _welcomed(client: AsyncClient, gateway: Gateway) -> None:
-    """Wait a little for the controller: a gateway without one serves, and says that it is not ready."""
-    until = asyncio.get_running_loop().time() + _WELCOME_S
-    while not gateway.stopping and asyncio.get_running_loop().time() < until:
-        try:
-            await client.connect(0.1)
-            return
-        except CwdError as error:
-            notify(status=f"waiting for the controller: {error}")
-    if not gateway.stopping:
-        LOG.warning("no controller answers at %s; the gateway is not ready until one does", client.endpoint)
+def _reload(gateway: Gateway, server: Server, load: Callable[[], GatewayOptions], certificate: Certificate | None) -> None:
+    """Take over what the settings now say, as far as that is possible while serving."""
+    options = reloaded(gateway.options, load, RELOADABLE, LOG)
+    set_log_level(options.log_level)
+    gateway.configure(options)
+    server.config.limit_concurrency = options.connections
+    if certificate is not None:
+        certificate.refresh(always=True)
 
 
-@contextlib.asynccontextmanager
-async def _signals(gateway: Gateway, server: Server) -> AsyncIterator[None]:
+@contextlib.contextmanager
+def _signals(gateway: Gateway, server: Server, reload: Callable[[], None]) -> Iterator[None]:
     loop = asyncio.get_running_loop()
 
     def end() -> None:
@@ -134,49 +156,42 @@ async def _signals(gateway: Gateway, server: Server) -> AsyncIterator[None]:
             server.should_exit = server.force_exit = True
             return
         gateway.stopping = True
-        notify(stopping=True, status="finishing what is in flight")
+        drain_s = gateway.options.drain_ns / NS_PER_S
+        notify(stopping=True, status="finishing what is in flight",
+               extend_ns=gateway.options.drain_ns + (_FINISH_S + _WRITE_S) * NS_PER_S)
         LOG.info("stopping: not ready from now on, serving for %s more", format_duration(gateway.options.drain_ns))
-        loop.call_later(gateway.options.drain_ns / NS_PER_S, setattr, server, "should_exit", True)
+        loop.call_later(drain_s, setattr, server, "should_exit", True)
+        loop.call_later(drain_s + _FINISH_S - _WRITE_S, gateway.infer.give_up)
 
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, end)
+    handlers = {signal.SIGTERM: end, signal.SIGINT: end}
+    if not os.isatty(0):  # at a terminal SIGHUP keeps its meaning
+        handlers[signal.SIGHUP] = reload
+    for number, handler in handlers.items():
+        loop.add_signal_handler(number, handler)
     try:
         yield
     finally:
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in handlers:
             loop.remove_signal_handler(number)
 
 
 @contextlib.asynccontextmanager
-async def _certificates(options: GatewayOptions, server: Server) -> AsyncIterator[None]:
-    """Take new certificates up as they come, for the connections that come after them."""
-    watching = asyncio.ensure_future(_watch(options, server)) if options.tls_cert else None
+async def _beside(*work: Any) -> AsyncIterator[None]:
+    """Have all of that done beside the body, and ended with it."""
+    tasks = [asyncio.ensure_future(each) for each in work]
     try:
         yield
     finally:
-        if watching is not None:
-            watching.cancel()
+        for task in tasks:
+            task.cancel()
+        # a fault of ours is not to be lost with its task
+        for outcome in await asyncio.gather(*tasks, return_exceptions=True):
+            if isinstance(outcome, Exception):
+                raise outcome
 
 
-async def _watch(options: GatewayOptions, server: Server) -> None:
-    seen = _stamp(options)
-    while True:
+async def _watch(certificate: Certificate | None) -> None:
+    """Take new certificates up as they come."""
+    while certificate is not None:
         await asyncio.sleep(_LOOK_S)
-        found = _stamp(options)
-        if found == seen:
-            continue
-        seen = found
-        try:
-            assert isinstance(server.config.ssl, ssl.SSLContext)
-            server.config.ssl.load_cert_chain(options.tls_cert, options.tls_key)
-            LOG.info("%s: read again", options.tls_cert)
-        except (OSError, ssl.SSLError) as error:
-            LOG.warning("%s: %s; the certificate read before still holds", options.tls_cert, error)
-
-
-def _stamp(options: GatewayOptions) -> list[int]:
-    found = []
-    for path in (options.tls_cert, options.tls_key):
-        with contextlib.suppress(OSError):
-            found.append(os.stat(path).st_mtime_ns)
-    return found
+        certificate.refresh()

@@ -24,7 +24,8 @@ from cwd.units import NS_PER_S, NS_PER_US
 
 #: of the loop's counters (`controller.host.STATE`)
 LOOP_EVENTS = ("received", "sent", "send_failed", "malformed", "not_introduced", "bad_identity", "stale_epoch", "results_stale",
-               "held_full", "peers_gone")
+               "held_full", "peers_gone", "handshake_failed", "key_missing", "key_unknown", "key_revoked", "key_wrong_role",
+               "key_turned_out")
 
 
 class Families(Collector):

@@ -33,9 +33,10 @@ def parse_id(text: str) -> tuple[str, int]:
     client, colon, number = text.rpartition(":")
     if colon and client and number.isdecimal():
         return client, int(number)
+    digits = text.removeprefix("0x")  # as Python shows them
     try:
-        if not colon and len(text) == 16:
-            return "", int(text, 16)
+        if not colon and len(digits) == 16:
+            return "", int(digits, 16)
     except ValueError:
         pass
     raise CwdError(f"{text!r} is no request: give its 16 hexadecimal digits, as `cwd infer` prints them, or CLIENT:NUMBER",

@@ -167,6 +167,19 @@ def test_repository_life(capfd, tmp_path):
     assert code == 1 and "no model m-000" in error_line(err)
 
 
+def test_the_status_for_people_has_units_and_says_what_cannot_be_asked():
+    from cwd.cli.status import lines_of
+
+    facts = {"uptime_ns": 5_000_000_000, "models": 3, "servable": 1, "in_flight": 4, "counters": {"busy_ns": 1_500_000, "sent": 0},
+             "core": {"answered": 7, "price_ns": 5}, "loop": {},
+             "workers": {"0": {"name": "w", "heard_ns": 2_000_000, "pages_free": 9}}}
+    lines = lines_of(facts)
+    assert lines[0] == "serving for 5s: 3 models, 1 workers, 4 requests in flight"
+    assert lines[1].startswith("2 of the models cannot be asked") and lines[2:4] == ["counters: busy 1.5ms", "core: answered 7"]
+    assert lines[4].split() == ["number", "name", "heard", "pages_free"] and lines[5].split() == ["0", "w", "2ms", "9"]
+    assert "cannot" not in "".join(lines_of({**facts, "servable": 3}))
+
+
 def test_inputs_from_files(tmp_path):
     from cwd.cli.infer import read_inputs
     from cwd.errors import CwdError

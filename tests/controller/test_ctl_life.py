@@ -59,7 +59,11 @@ def test_models_come_and_go_while_others_are_served(started, tmp_path):
     newest = client.lookup("late", 2)
     assert newest != late and client.lookup("late", 1) == late and client.lookup("late") == name
     assert set(admin.ask("model.ls", after=0)[1]["models"]) == {"fixed-0/1", "fixed-1/1", "late/1", "late/2"}
+    status = admin.ask("status")[1]
+    assert status["models"] == status["servable"] == 4
     assert admin.ask("model.rm", name="late", version=0) == (0, {"removed": 2})
+    status = admin.ask("status")[1]
+    assert status["models"] == status["servable"] == 2
     for handle in (late, newest, name):
         request = client.infer(handle)
         assert client.reply(request)[0]["status"] == Code.UNKNOWN_MODEL

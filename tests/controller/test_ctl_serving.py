@@ -283,6 +283,11 @@ def test_lookup_says_why_not(served, client):
     client.send(Type.LOOKUP, request=4, name="fixed-0", version=0)
     fields, _ = client.until(Type.ERROR, re_id=4)
     assert fields["code"] == Code.NOT_PROFILED and "stranger" in fields["text"]
+    admin = served.admin()
+    assert admin.ask("status")[1]["servable"] == 0
+    listed = admin.ask("model.ls", after=0)[1]["models"]["fixed-0/1"]
+    assert (listed["ready"], listed["reason"]) == (False, "not profiled on stranger")
+    admin.close()
     stranger.send(Type.GOODBYE, code=0, text="")
     stranger.close()
 

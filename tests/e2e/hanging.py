@@ -24,4 +24,8 @@ if __name__ == "__main__":
         from cwd.worker.device import Device
 
         Device.execute = hanging(Device.execute)
+    elif os.environ.get("CWD_HANG") == "gateway":
+        import uvicorn
+
+        uvicorn.Server.on_tick = hanging(uvicorn.Server.on_tick)
     main()

@@ -5,130 +5,25 @@ Nothing here looks at milliseconds: what counts is which datagrams came, in whic
 
 from __future__ import annotations
 
-import os
 import signal
-import subprocess
-import sys
-import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from http_load import HttpLoad
 from load import Load
 from peers import BYTE, PAGE_BYTES, make_repository
+from unit import DRAIN_S, STOP_S, Unit, Units
 
 import cwd
-from cwd.client.admin import Admin
-from cwd.config import endpoint
 from cwd.controller import telemetry
 from cwd.errors import Code
-from cwd.net.notify import NotifyListener
 
 pytest.importorskip("torch")
 pytestmark = pytest.mark.e2e
-
-#: WATCHDOG_USEC; it is to come twice in that time
-WATCHDOG_S = 0.8
-START_S, STOP_S, DRAIN_S = 150.0, 30.0, 10.0
-HERE = Path(__file__).resolve().parent
-
-
-class Unit:
-    """One daemon as systemd runs it: `told` is every datagram that came from it, in order."""
-
-    def __init__(self, folder: Path, name: str, *arguments: str, hang: str = "") -> None:
-        self.log = folder / f"{name}.log"
-        self.hang_file = folder / f"{name}.hang"
-        self.told: list[dict[str, str]] = []
-        self._listener = NotifyListener(folder)
-        environment = {**os.environ, "PYTHONPATH": str(HERE.parents[1]), "NOTIFY_SOCKET": self._listener.path,
-                       "WATCHDOG_USEC": str(int(WATCHDOG_S * 1e6)), "CWD_HANG": hang, "CWD_HANG_FILE": str(self.hang_file)}
-        with open(self.log, "wb") as log:
-            # the process says its own number, as systemd does between fork and exec
-            self.process = subprocess.Popen(
-                ["/bin/sh", "-c", 'WATCHDOG_PID=$$ exec "$@"', "sh", sys.executable, str(HERE / "hanging.py"), *arguments],
-                stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment)
-        self._ended = threading.Event()
-        self._reader = threading.Thread(target=self._read, daemon=True)
-        self._reader.start()
-
-    def _read(self) -> None:
-        while not self._ended.is_set():
-            told = self._listener.receive(0.1)
-            if told is not None:
-                self.told.append(told)
-
-    def count(self, variable: str) -> int:
-        return sum(variable in told for told in self.told)
-
-    def statuses(self) -> list[str]:
-        return [told["STATUS"] for told in self.told if "STATUS" in told]
-
-    def wait(self, what: Callable[[], bool], seconds: float = START_S) -> None:
-        """Until `what()`; fails if the daemon ends before, or it takes too long."""
-        until = time.monotonic() + seconds
-        while not what():
-            assert self.process.poll() is None and time.monotonic() < until, self.words()
-            time.sleep(0.02)
-
-    def wait_ready(self) -> None:
-        self.wait(lambda: self.count("READY") > 0)
-
-    def words(self) -> str:
-        return f"{self.told[-5:]}\n{self.log.read_text()[-3000:]}"
-
-    def end(self, number: int = signal.SIGTERM) -> int:
-        """The exit code after a signal."""
-        self.process.send_signal(number)
-        return self.process.wait(STOP_S)
-
-    def close(self) -> None:
-        self.process.kill()
-        self.process.wait()
-        self._ended.set()
-        self._reader.join()
-        self._listener.close()
-
-
-class Units:
-    """A controller and a worker, each a unit of its own; the folder has their sockets, their log and their configuration."""
-
-    def __init__(self, folder: Path, repository: Path, device: str, hang: bool = False) -> None:
-        self.folder = folder
-        self.config = folder / "cwd.toml"
-        self.configure(f"{DRAIN_S:g}s")
-        options = ("--config", str(self.config))
-        self.controller = Unit(folder, "controller", *options, "controller", "--run-dir", str(folder), "--state-dir",
-                               str(folder / "state"), "--repository", str(repository), "--page-bytes", str(PAGE_BYTES),
-                               hang="controller" if hang else "")
-        self.worker = Unit(folder, "worker", *options, "worker", "--device", device, "--endpoint", endpoint("workers", folder),
-                           "--repo", str(repository), "--pages", "16", "--page-bytes", str(PAGE_BYTES),
-                           hang="exec lane" if hang else "")
-
-    def configure(self, drain: str, more: str = "") -> None:
-        self.config.write_text(f'[controller]\ndrain = "{drain}"\n{more}[worker]\nlog_level = "info"\n')
-
-    def client(self, **options: Any) -> cwd.Client:
-        return cwd.Client(endpoint("clients", self.folder), **options)
-
-    def status(self) -> dict[str, Any]:
-        with Admin(endpoint("admin", self.folder)) as admin:
-            return admin.status()
-
-    def wait_servable(self, model: str) -> None:
-        def servable() -> bool:
-            with Admin(endpoint("admin", self.folder)) as admin:
-                return bool(admin.models()[f"{model}/1"]["ready"])
-
-        self.controller.wait(servable)
-
-    def close(self) -> None:
-        self.worker.close()
-        self.controller.close()
-
 
 @pytest.fixture(scope="module")
 def repository(tmp_path_factory: pytest.TempPathFactory) -> Any:
@@ -234,21 +129,67 @@ def test_the_watchdog_starves_when_a_loop_hangs(hanging: Units) -> None:
     worker.hang_file.touch()
     with hanging.client() as client:
         pending = client.submit("same-000", BYTE, "2s")
-        _starves(worker)
+        worker.starves()
         assert worker.statuses()[-1].startswith("stuck: the exec lane (EXEC for ")
         # its io thread still answers the controller, which would have given it up by now
         assert len(hanging.status()["workers"]) == 1
         assert isinstance(pending.exception(timeout=STOP_S), cwd.RequestError)
     controller.hang_file.touch()
-    _starves(controller)
+    controller.starves()
     for unit, where in ((worker, "in _exec_one"), (controller, "in step")):
         assert unit.end(signal.SIGABRT) == -signal.SIGABRT
         assert "Fatal Python error: Aborted" in unit.log.read_text() and where in unit.log.read_text()
 
 
-def _starves(unit: Unit) -> None:
-    """It says nothing of the kind any more after two periods, for three more; and lives."""
-    time.sleep(2 * WATCHDOG_S)
-    count = unit.count("WATCHDOG")
-    time.sleep(3 * WATCHDOG_S)
-    assert unit.count("WATCHDOG") == count and unit.process.poll() is None, unit.words()
+def test_a_gateways_life(units: Units) -> None:
+    """READY only with a controller; a reload; under load, an end that leaves no accepted request without an answer."""
+    units.controller.process.send_signal(signal.SIGSTOP)
+    gateway = units.start_gateway()
+    gateway.wait(lambda: any(status.startswith("waiting for the controller") for status in gateway.statuses()))
+    assert gateway.count("READY") == gateway.count("WATCHDOG") == 0
+    assert all(int(told["EXTEND_TIMEOUT_USEC"]) >= 30e6 for told in gateway.told)
+    units.controller.process.send_signal(signal.SIGCONT)
+    gateway.wait_ready()
+    port = int(next(told["STATUS"] for told in gateway.told if "READY" in told).rpartition(":")[2])
+    for unit in (units.controller, units.worker):
+        unit.wait_ready()
+    units.wait_servable("same-000")
+    gateway.wait(lambda: gateway.count("WATCHDOG") >= 4, STOP_S)
+    _reload_gateway(units, gateway)
+    body = b'{"inputs": [{"name": "x", "datatype": "UINT8", "shape": [1], "data": [7]}], "parameters": {"timeout": 5000000}}'
+    with HttpLoad(port, body, "/v2/models/same-000/infer") as load:
+        gateway.wait(lambda: any("100.0% in time" in status for status in gateway.statuses()), STOP_S)
+        began = time.monotonic()
+        assert gateway.end() == 0, gateway.words()
+        assert time.monotonic() - began < DRAIN_S
+    assert gateway.count("STOPPING") == 1 and gateway.count("READY") == 1 + gateway.count("RELOADING") == 3
+    assert set(load.answered) == {200} and load.torn == 0
+    # what the gateway had taken in it had passed on, so the controller's log knows how many answers there have to be
+    assert units.controller.end() == 0
+    rows = telemetry.requests_frame(telemetry.read_log(units.folder / "state"))
+    assert len(rows) == load.answered[200]
+
+
+def _reload_gateway(units: Units, gateway: Unit) -> None:
+    units.config.write_text('[gateway]\nslo = "3s"\nlog_level = "debug"\nport = 1\ncors = "http://a"\n')
+    gateway.process.send_signal(signal.SIGHUP)
+    gateway.wait(lambda: gateway.count("READY") == 2, STOP_S)
+    at = next(i for i, told in enumerate(gateway.told) if "RELOADING" in told)
+    assert int(gateway.told[at]["MONOTONIC_USEC"]) > 0 and any("READY" in told for told in gateway.told[at + 1:])
+    said = gateway.log.read_text()
+    assert "reloaded slo_ns: 100ms -> 3s" in said and "reloaded log_level: 'info' -> 'debug'" in said
+    assert "cors: '' -> 'http://a' needs a restart" in said and "port" not in said.rpartition("reloaded")[2]
+    units.config.write_text("[gateway")
+    gateway.process.send_signal(signal.SIGHUP)
+    gateway.wait(lambda: "not reloaded, all settings stay as they were" in gateway.log.read_text(), STOP_S)
+
+
+def test_the_watchdog_starves_when_the_gateways_loop_hangs(units: Units) -> None:
+    gateway = units.start_gateway(hang=True)
+    gateway.wait_ready()
+    gateway.wait(lambda: gateway.count("WATCHDOG") >= 2)
+    gateway.hang_file.touch()
+    gateway.starves()
+    assert gateway.end(signal.SIGABRT) == -signal.SIGABRT
+    said = gateway.log.read_text()
+    assert "Fatal Python error: Aborted" in said and "in main_loop" in said

@@ -163,6 +163,27 @@ def test_a_cancelled_gateway_does_not_take_it_for_a_client_that_left():
     run(main())
 
 
+def test_who_still_waits_at_the_end_is_told_so():
+    async def main():
+        client, working = FakeClient(), asyncio.Event()
+
+        async def work(*_):
+            working.set()
+            await asyncio.sleep(60)
+
+        client.work = work
+        app, gateway = app_of(client)
+        waiting = asyncio.ensure_future(ask(app, "POST", INFER, *request({"x": X}, timeout=10**7)))
+        await working.wait()
+        gateway.infer.give_up()
+        answer = await waiting
+        assert answer.status == 503 and "the gateway ends" in answer.json["error"] and client.cancelled == 1
+        assert gateway.infer.in_flight == 0
+        assert gateway.statistics.report("double", 1)["inference_stats"]["fail"]["count"] == 1
+
+    run(main())
+
+
 def test_health_follows_the_controller_and_the_end():
     client = FakeClient()
     app, gateway = app_of(client)
@@ -263,7 +284,7 @@ class FakeAdmin:
 def test_load_and_unload():
     client = FakeClient()
     app, gateway = app_of(client, admin_endpoint="ipc:///nowhere")
-    gateway.catalog._admin = admin = FakeAdmin(client)
+    gateway.catalog._admins["ipc:///nowhere"] = admin = FakeAdmin(client)
 
     def post(name, verb, body=b""):
         return run(ask(app, "POST", f"/v2/repository/models/{name}/{verb}", body)).status

@@ -157,6 +157,7 @@ def test_a_second_signal_ends_it_at_once(tmp_path, controller):
     door = Door(tmp_path, controller.endpoint, "--drain", "60s")
     door.child.signal(signal.SIGTERM)
     within(5, lambda: door.ask("GET", "/v2/health/ready")[0] == 503)
+    assert door.ask("GET", "/v2/health/live")[1]["Connection"] == "close"  # so that clients go before they have to
     door.child.signal(signal.SIGTERM)
     assert door.child.wait(10) == 0
     door.child.stop()
@@ -177,12 +178,20 @@ def _refuses(port):
     return False
 
 
-@pytest.mark.skipif(shutil.which("openssl") is None, reason="no openssl to make a certificate with")
+def certificate(folder, name, kind=("ec", "-pkeyopt", "ec_paramgen_curve:P-256")):
+    """(chain, key) of a new certificate that signs itself."""
+    cert, key = folder / f"{name}.pem", folder / f"{name}.key"
+    subprocess.run(["openssl", "req", "-x509", "-newkey", *kind, "-nodes", "-keyout", key, "-out", cert, "-days", "2", "-subj",
+                    "/CN=localhost", "-addext", "subjectAltName=DNS:localhost"], check=True, capture_output=True)
+    return cert, key
+
+
+needs_openssl = pytest.mark.skipif(shutil.which("openssl") is None, reason="no openssl to make a certificate with")
+
+
+@needs_openssl
 def test_tls_and_tokens(tmp_path, controller):
-    cert, key, tokens = tmp_path / "cert.pem", tmp_path / "key.pem", tmp_path / "tokens"
-    subprocess.run(["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-keyout",
-                    key, "-out", cert, "-days", "2", "-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost"],
-                   check=True, capture_output=True)
+    (cert, key), tokens = certificate(tmp_path, "a"), tmp_path / "tokens"
     tokens.write_text("secret\n")
     door = Door(tmp_path, controller.endpoint, "--drain", "0s", "--tls-cert", str(cert), "--tls-key", str(key),
                 "--token-file", str(tokens))
@@ -196,6 +205,36 @@ def test_tls_and_tokens(tmp_path, controller):
     assert door.ask("POST", PATH, body, {**headers, "Authorization": "Bearer secret"}, connection)[0] == 401
     assert door.ask("POST", PATH, body, {**headers, "Authorization": "Bearer another"}, connection)[0] == 200
     connection.close()
+    assert door.child.stop() == 0
+
+
+@needs_openssl
+def test_a_renewed_certificate_is_served_to_new_connections(tmp_path, controller):
+    """Also one of another kind of key; and half a renewal leaves the old one."""
+    def served():
+        return ssl.get_server_certificate(("localhost", door.port), timeout=20)
+
+    def read_again(text):
+        before = door.child.log.read_text().count(text)
+        door.child.signal(signal.SIGHUP)
+        within(10, lambda: door.child.log.read_text().count(text) > before)
+
+    first, second = certificate(tmp_path, "a"), certificate(tmp_path, "b", ("rsa:2048",))
+    cert, key = (shutil.copy(first[0], tmp_path / "cert.pem"), shutil.copy(first[1], tmp_path / "key.pem"))
+    door = Door(tmp_path, controller.endpoint, "--drain", "0s", "--tls-cert", str(cert), "--tls-key", str(key))
+    old = door.connection(ssl.create_default_context(cafile=first[0]))
+    assert door.ask("GET", "/v2/health/ready", connection=old)[0] == 200
+    assert served() == first[0].read_text()
+    shutil.copy(second[0], cert)
+    read_again("the certificate read before still holds")
+    assert served() == first[0].read_text()
+    shutil.copy(second[1], key)
+    read_again("cert.pem: read again")
+    assert served() == second[0].read_text()
+    new = door.connection(ssl.create_default_context(cafile=second[0]))
+    for connection in (old, new):
+        assert door.ask("GET", "/v2/health/ready", connection=connection)[0] == 200
+        connection.close()
     assert door.child.stop() == 0
 
 
@@ -222,7 +261,7 @@ def test_a_port_in_use_is_one_line(capfd, monkeypatch):
 def test_settings_come_from_flags_then_variables_then_a_file(tmp_path, monkeypatch):
     found = []
     monkeypatch.setattr("cwd.cli.gateway.become_daemon", lambda: None)
-    monkeypatch.setattr("cwd.gateway.server.serve", lambda options: found.append(options) or 0)
+    monkeypatch.setattr("cwd.gateway.server.serve", lambda options, load: found.append(load()) or 0)
     monkeypatch.setenv("CWD_SLO", "30ms")
     (tmp_path / "cwd.toml").write_text('[gateway]\nport = 1\nslo = "10ms"\ncors = "http://a"\ndrain = "2s"\n')
     assert run(["--config", str(tmp_path / "cwd.toml"), "gateway", "--port", "3", "--body-max", "1MiB"]) == 0

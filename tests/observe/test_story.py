@@ -134,9 +134,9 @@ def test_a_number_that_nobody_had(story: Path) -> None:
 
 
 def test_numbers_as_people_write_them() -> None:
-    assert parse_id("1015829d174002a8") == ("", 0x1015829D174002A8)
+    assert parse_id("1015829d174002a8") == parse_id("0x1015829d174002a8") == ("", 0x1015829D174002A8)
     assert parse_id("web:front:17") == ("web:front", 17)
-    for text in ("17", "xyz", "1015829d174002ax", ":3", "a:b"):
+    for text in ("17", "xyz", "1015829d174002ax", "0x15829d174002a8", ":3", "a:b"):
         with pytest.raises(CwdError, match="16 hexadecimal digits"):
             parse_id(text)
 

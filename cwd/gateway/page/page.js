@@ -99,7 +99,7 @@ async function look() {
       return;
     }
     last = await answer.json();
-    trouble(last.trouble);
+    trouble(last.trouble || (last.away.length ? `No controller answers at ${last.away.join(", ")}.` : ""));
     show(last);
     $("facts").hidden = false;
   } catch (error) {
