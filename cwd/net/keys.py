@@ -107,7 +107,7 @@ def server_pair(folder: str | os.PathLike[str], environment: Mapping[str, str] =
 def _credential(name: str, environment: Mapping[str, str]) -> Path | None:
     """A file that systemd handed over, if it did; it closes it to others in its own ways.
 
-    The folder is named even where there is nothing to hand over, and then only root may look into it.
+    A folder that only root may look into has nothing for us: so it is where systemd could not mount it, in some containers.
     """
     folder = environment.get("CREDENTIALS_DIRECTORY")
     path = os.path.join(folder or "", name)
