@@ -31,7 +31,7 @@ ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "systemd"
 DAEMONS = ("cwd-controller", "cwd-worker", "cwd-worker@", "cwd-gateway")
 #: what `systemd-analyze security` may find at most, in tenths
-EXPOSURE_MAX = {"cwd-controller": 30, "cwd-gateway": 30, "cwd-worker": 45, "cwd-worker@": 45}
+EXPOSURE_MAX = {"cwd-controller": 30, "cwd-gateway": 30, "cwd-worker": 45, "cwd-worker@": 45, "cwd-drain": 30}
 SYSTEMD_MIN = 252
 #: what a hardened unit usually has; each is set, or the unit says why not
 USUAL = ("CapabilityBoundingSet", "NoNewPrivileges", "LockPersonality", "MemoryDenyWriteExecute", "PrivateDevices",
@@ -127,13 +127,28 @@ def test_how_each_is_started_watched_and_ended(name: str) -> None:
     found = settings(name)
     for key, value in (("Type", "notify"), ("NotifyAccess", "main"), ("KillMode", "mixed"), ("Restart", "on-failure"),
                        ("User", "cwd"), ("Group", "cwd"), ("Slice", "cwd.slice"),
-                       ("PartOf", "cwd.target"), ("WantedBy", "cwd.target"), ("LoadCredential", "curve.key:cwd-curve.key")):
+                       ("PartOf", "cwd.target"), ("WantedBy", "cwd.target")):
         assert found[key] == [value], key
     assert 5 <= int(found["WatchdogSec"][0]) <= 60
     assert found["ExecReload"] == ["/bin/kill -HUP $MAINPID"]
     assert int(found["TimeoutStopSec"][0]) * 10**9 >= ControllerConfig().drain_ns + 10 * 10**9
     if name != "cwd-controller":
         assert any("cwd-controller.service" in value for value in found["After"])
+
+
+def test_each_is_given_its_own_keys_alone() -> None:
+    assert settings("cwd-controller")["LoadCredential"] == ["curve.key:cwd-curve.key"]
+    for name, own in (("cwd-worker", "worker"), ("cwd-worker@", "worker"), ("cwd-gateway", "gateway")):
+        assert settings(name)["LoadCredential"] == [f"curve.key:cwd-{own}.key", "server.key:cwd-server.key"]
+
+
+def test_the_controller_is_drained_before_its_workers_stop() -> None:
+    """Units stop in the reverse order of their start."""
+    drain = settings("cwd-drain")
+    assert settings("cwd-controller")["Wants"] == ["cwd-drain.service"] and drain["After"] == ["cwd-controller.service"]
+    for name in ("cwd-worker", "cwd-worker@"):
+        assert settings(name)["Before"] == ["cwd-drain.service"]
+    assert drain["PartOf"] == ["cwd.target"] and "WantedBy" not in drain
 
 
 @pytest.mark.parametrize("name", DAEMONS)

@@ -45,6 +45,8 @@ _WAIT_S = 0.02
 _NO_RING = 2
 #: what the pipe of names holds where the system lets it
 _NAMES_BYTES = 1 << 20
+#: variable for the log's first line: as an argument it would fill the page of whoever lists processes
+_HEADER = "CWD_LOG_HEADER"
 
 
 def new_epoch(state_dir: Path, wall_ns: int) -> int:
@@ -74,9 +76,8 @@ class LogWriter:
         }
         self._process = subprocess.Popen(
             [sys.executable, "-m", "cwd.controller.writer", str(fd), str(config.log_ring), str(state_dir),
-             str(config.log_rotate_bytes), str(config.log_keep_bytes), json.dumps(header),
-             str(listener.fileno() if listener else -1)],
-            stdin=subprocess.PIPE, pass_fds=(fd, *([listener.fileno()] if listener else [])), start_new_session=True)
+             str(config.log_rotate_bytes), str(config.log_keep_bytes), str(listener.fileno() if listener else -1)],
+            env={**os.environ, _HEADER: json.dumps(header)}, stdin=subprocess.PIPE, pass_fds=(fd, *([listener.fileno()] if listener else [])), start_new_session=True)
         os.close(fd)
         if listener is not None:
             listener.close()
@@ -242,8 +243,8 @@ def carry(ring: Ring, files: _Files | None, scraped: Scraped | None) -> None:
 def main() -> int:
     set_nice(0)  # the controller's own is not for what can wait
     log_to_stderr("cwd controller log: %(message)s")
-    fd, capacity, folder, rotate_bytes, keep_bytes, text, listener_fd = sys.argv[1:8]
-    header = json.loads(text)
+    fd, capacity, folder, rotate_bytes, keep_bytes, listener_fd = sys.argv[1:7]
+    header = json.loads(os.environ[_HEADER])
     size_bytes = ring_bytes(RECORD, int(capacity))
     ring = attach_ring(RECORD, int(capacity), shared_block(size_bytes, int(fd))[0])
     try:

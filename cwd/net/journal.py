@@ -20,7 +20,8 @@ _PRIORITY = ((logging.CRITICAL, 2), (logging.ERROR, 3), (logging.WARNING, 4), (l
 def log_to_stderr(line_format: str, level: int = logging.INFO) -> None:
     """Set logging up for this process: lines in `line_format` on stderr, or entries of the journal."""
     if leads_to_journal():
-        logging.basicConfig(level=level, handlers=[JournalHandler()])
+        # level and logger are fields of their own
+        logging.basicConfig(level=level, format="%(message)s", handlers=[JournalHandler()])
     else:
         logging.basicConfig(level=level, format=line_format)
 

@@ -74,10 +74,17 @@ def peer_keys(key: str | os.PathLike[str] | None = None, server_key: str | os.Pa
               environment: Mapping[str, str] = os.environ) -> PeerKeys | None:
     """The keys to connect with: from the files named, else (None) from CWD_KEY and CWD_SERVER_KEY; "" means none.
 
-    None if there are none: the connection is then open. Raises `CwdError` if only one of the two is given.
+    Where nothing is said of either, they are curve.key and server.key in $CREDENTIALS_DIRECTORY, if those are there. None if
+    there are none: the connection is then open. Raises `CwdError` if only one of the two is given.
     """
-    key = environment.get("CWD_KEY", "") if key is None else key
-    server_key = environment.get("CWD_SERVER_KEY", "") if server_key is None else server_key
+    key = environment.get("CWD_KEY") if key is None else key
+    server_key = environment.get("CWD_SERVER_KEY") if server_key is None else server_key
+    if key is None and server_key is None and (given := _credential("curve.key", environment)) is not None:
+        public = _credential("server.key", environment)
+        if public is None:
+            raise CwdError(f"{given} is there, but the controller's public key beside it is missing (server.key)",
+                           code=Code.BAD_ARGUMENT)
+        return PeerKeys(read_pair(given, closed=False), read_public(public))
     if not key and not server_key:
         return None
     if not key or not server_key:
@@ -88,14 +95,23 @@ def peer_keys(key: str | os.PathLike[str] | None = None, server_key: str | os.Pa
 
 def server_pair(folder: str | os.PathLike[str], environment: Mapping[str, str] = os.environ) -> KeyPair:
     """The controller's own pair: $CREDENTIALS_DIRECTORY/curve.key if it is there, else the folder's."""
-    credentials = environment.get("CREDENTIALS_DIRECTORY")
-    if credentials and (given := Path(credentials) / "curve.key").exists():
-        return read_pair(given, closed=False)  # systemd closes it to others in its own ways
+    if (given := _credential("curve.key", environment)) is not None:
+        return read_pair(given, closed=False)
     path = Path(folder) / f"{SERVER}.key_secret"
     if not path.exists():
         raise CwdError(f"{path} is missing: `cwd keys new NAME --role ROLE --dir {folder}` makes it",
                        code=Code.BAD_ARGUMENT)
     return read_pair(path)
+
+
+def _credential(name: str, environment: Mapping[str, str]) -> Path | None:
+    """A file that systemd handed over, if it did; it closes it to others in its own ways.
+
+    A folder that only root may look into has nothing for us: so it is where systemd could not mount it, in some containers.
+    """
+    folder = environment.get("CREDENTIALS_DIRECTORY")
+    path = os.path.join(folder or "", name)
+    return Path(path) if folder and os.path.exists(path) else None
 
 
 def default_folder(environment: Mapping[str, str] = os.environ) -> Path:

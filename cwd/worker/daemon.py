@@ -118,7 +118,7 @@ def _run_emulated(options: WorkerOptions, signals: _Signals) -> int:
     _want_files(options.gpus * _FDS_PER_GPU + 64)
     if options.pin_core >= 0:
         os.sched_setaffinity(0, {options.pin_core})
-    _say(f"{options.gpus} emulated GPUs: loading kernels")
+    LOG.info("%d emulated GPUs: loading kernels", options.gpus)
     notify(status="loading kernels", extend_ns=BUILD_NS)
     warm_emulated()
     worker = EmulatedWorker(options, signals.fd)
@@ -135,7 +135,7 @@ def _run_emulated(options: WorkerOptions, signals: _Signals) -> int:
             if not ready and worker.open_count == options.gpus:
                 ready = True
                 supervision.ready()
-                _say(f"ready: {options.gpus} emulated GPUs at {worker.sessions[0].route.endpoint}")
+                LOG.info("ready: %d emulated GPUs at %s", options.gpus, worker.sessions[0].route.endpoint)
             elif not ready and begin and time.monotonic() - begin > _PATIENCE_S:
                 begin = 0.0
                 _say_waiting(options)
@@ -153,7 +153,7 @@ def _run_device(options: WorkerOptions, signals: _Signals) -> int:
     begin = time.monotonic()
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     repository = Repository(options.repo)
-    _say("loading kernels and torch")
+    LOG.info("loading kernels and torch")
     notify(status="loading kernels and torch", extend_ns=BUILD_NS)
     warm_device()
     backend = _backend(options, repository)
@@ -163,9 +163,9 @@ def _run_device(options: WorkerOptions, signals: _Signals) -> int:
         _preload(worker, store, signals)
     if signals.stop:
         return 0
-    _say(f"{len(store.images)} models ({format_size(store.bytes_used)}) staged and {len(backend.programs())} programs "
-         f"built in {format_duration(int((time.monotonic() - begin) * 1e9))}; pool of {options.pages} pages of "
-         f"{format_size(options.page_bytes)}")
+    LOG.info("%d models (%s) staged and %d programs built in %s; pool of %d pages of %s", len(store.images),
+             format_size(store.bytes_used), len(backend.programs()), format_duration(int((time.monotonic() - begin) * 1e9)),
+             options.pages, format_size(options.page_bytes))
     _quiet()
     worker.start()
     try:
@@ -214,7 +214,7 @@ def _serve(worker: DeviceWorker, signals: _Signals, options: WorkerOptions) -> N
         if worker.ready and not ready:
             ready = True
             supervision.ready()
-            _say(f"ready: {worker.backend.device} at {worker.session.route.endpoint}")
+            LOG.info("ready: %s at %s", worker.backend.device, worker.session.route.endpoint)
         elif not ready and patient_until and time.monotonic() >= patient_until:
             patient_until = 0.0
             _say_waiting(options)
@@ -234,39 +234,34 @@ def _preload(worker: DeviceWorker, store: HostStore, signals: _Signals) -> None:
                 worker.device.adopt_program(program)
                 built[program] = True
             except RepositoryError as error:
-                _say(f"{entry.manifest.key}: {error}")
+                LOG.warning("%s: %s", entry.manifest.key, error)
                 built[program] = False
         return built[program]
 
     with worker.backend.thread():
         for fault in store.stage_all(usable, _progress("staging")):
-            _say(fault)
+            LOG.warning("%s", fault)
         notify(status="reserving seats", extend_ns=BUILD_NS)
         worker.device.reserve_seats(_SEATS_AHEAD)
 
 
 def _progress(what: str) -> Callable[[int, int, str], None]:
-    """A line on stderr now and then: at most one a second, and none for what is done at once."""
+    """A line in the log now and then: at most one a second, and none for what is done at once."""
     shown = time.monotonic()
 
     def show(done: int, total: int, name: str) -> None:
         nonlocal shown
         if time.monotonic() - shown >= 1:
             shown = time.monotonic()
-            _say(f"{what} {done}/{total} {name}")
+            LOG.info("%s %d/%d %s", what, done, total, name)
             notify(status=f"{what} {done}/{total} {name}", extend_ns=STAGE_NS)
 
     return show
 
 
-def _say(text: str) -> None:
-    sys.stderr.write(f"cwd worker: {text}\n")
-    sys.stderr.flush()
-
-
 def _say_waiting(options: WorkerOptions) -> None:
-    fault = handshake_faults(endpoints(options.endpoint), peer_keys(options.key, options.server_key))
-    _say(f"waiting for the controller at {options.endpoint}" + f": {fault}" * bool(fault))
+    fault = handshake_faults(endpoints(options.endpoint), peer_keys(options.key or None, options.server_key or None))
+    LOG.info("waiting for the controller at %s%s", options.endpoint, f": {fault}" * bool(fault))
 
 
 def _quiet() -> None:

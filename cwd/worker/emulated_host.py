@@ -60,7 +60,7 @@ class EmulatedWorker:
         self.repository = Repository(options.repo) if options.repo else None
         #: program hashes; a program's number is its place here
         self.programs: list[bytes] = []
-        keys = peer_keys(options.key, options.server_key)
+        keys = peer_keys(options.key or None, options.server_key or None)
         newest = Newest()
         self.sessions = [
             Session(self.context, options.endpoint, f"{options.name}/{g}" if n > 1 else options.name,

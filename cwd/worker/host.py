@@ -64,7 +64,7 @@ class DeviceWorker:
         self.context = make_context()
         #: the io thread's, with the exchange's lock: it closes and makes sockets
         self.session = Session(self.context, options.endpoint, options.name, exchange.link, self._caps,
-                               peer_keys(options.key, options.server_key))
+                               peer_keys(options.key or None, options.server_key or None))
         #: PREPAREs that wait in the exec lane, by (session, action)
         self._prepares: dict[tuple[int, int], dict[str, Any]] = {}
         #: whether the controller has welcomed this worker; which lanes are warm; what ended a thread. `events_fd` says: look

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from cwd.net import journal
 from cwd.net.journal import JournalHandler, leads_to_journal, priority
 
 
@@ -38,21 +39,34 @@ def logger() -> Iterator[logging.Logger]:
 
 def test_entries_have_fields(tmp_path: Path, logger: logging.Logger) -> None:
     path = str(tmp_path / "socket")
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as journal:
-        journal.bind(path)
-        journal.settimeout(5)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as receiver:
+        receiver.bind(path)
+        receiver.settimeout(5)
         logger.addHandler(JournalHandler(path))
         logger.warning("worker %s is gone", "w-1")
-        found = fields_of(journal.recv(65536))
+        found = fields_of(receiver.recv(65536))
         assert (found["MESSAGE"], found["PRIORITY"], found["LOGGER"]) == ("worker w-1 is gone", "4", "cwd.test-journal")
         assert found["CODE_FUNC"] == "test_entries_have_fields" and found["CODE_FILE"].endswith("test_journal.py")
         try:
             raise ValueError("broken = yes")
         except ValueError:
             logger.exception("two\nlines")
-        found = fields_of(journal.recv(65536))
+        found = fields_of(receiver.recv(65536))
         assert found["PRIORITY"] == "3" and found["MESSAGE"].startswith("two\nlines\nTraceback")
         assert found["MESSAGE"].endswith("ValueError: broken = yes") and found["SYSLOG_IDENTIFIER"] == "cwd"
+
+
+def test_a_message_does_not_repeat_its_fields(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(journal, "leads_to_journal", lambda: True)
+    monkeypatch.setattr(journal, "JournalHandler", lambda: JournalHandler(str(tmp_path / "socket")))
+    monkeypatch.setattr(logging.root, "handlers", [])
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as receiver:
+        receiver.bind(str(tmp_path / "socket"))
+        receiver.settimeout(5)
+        journal.log_to_stderr("%(name)s: %(message)s")
+        logging.getLogger("cwd.test-journal").warning("three GPUs")
+        logging.root.handlers[0].close()
+        assert fields_of(receiver.recv(65536))["MESSAGE"] == "three GPUs"
 
 
 def test_what_the_journal_does_not_take_goes_to_stderr(tmp_path: Path, logger: logging.Logger,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import stat
 
 import pytest
@@ -142,6 +143,16 @@ def test_keys_of_a_peer(tmp_path):
     assert peer_keys(environment={"CWD_KEY": secret, "CWD_SERVER_KEY": public}) == keys
     assert peer_keys(secret, public, {"CWD_KEY": "elsewhere"}) == keys
     assert peer_keys("", "", {"CWD_KEY": secret, "CWD_SERVER_KEY": public}) is None, "said to be open"
+    # what systemd hands over counts where nothing is said, and only then
+    given = {"CREDENTIALS_DIRECTORY": str(tmp_path / "given")}
+    (tmp_path / "given").mkdir()
+    assert peer_keys(environment=given) is None
+    shutil.copy(secret, tmp_path / "given" / "curve.key")
+    with pytest.raises(CwdError, match=r"server\.key"):
+        peer_keys(environment=given)
+    shutil.copy(public, tmp_path / "given" / "server.key")
+    assert peer_keys(environment=given) == keys
+    assert peer_keys(environment={**given, "CWD_KEY": "", "CWD_SERVER_KEY": ""}) is None
     for key, server in ((secret, ""), ("", public)):
         with pytest.raises(CwdError, match="go together"):
             peer_keys(key, server)
