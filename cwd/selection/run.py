@@ -7,12 +7,12 @@ has come. `wake` is called when somebody else's execution changed this run: it i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from cwd.errors import Cancelled, CwdError, DeadlineMissed
+from cwd.errors import Cancelled, Code, CwdError, DeadlineMissed
 from cwd.selection.apps import App
 from cwd.selection.cache import Dims, Flight, Found, Key, Outputs, PredictionCache
 from cwd.selection.result import AppResult
@@ -20,8 +20,21 @@ from cwd.selection.state import Choice
 
 LOW_CONFIDENCE = "LOW_CONFIDENCE"
 
-#: (outputs of the members that answered, the weights of those that were asked) -> (outputs, confidence)
-Combine = Callable[[Mapping[int, Outputs], Mapping[int, float]], tuple[Outputs, float]]
+#: what a fault of the request itself is: a default would hide it
+_AT_FAULT = frozenset((Code.BAD_PAYLOAD_SIZE, Code.BAD_DTYPE, Code.BAD_SHAPE, Code.UNKNOWN_SIZE, Code.BAD_SLO,
+                       Code.BAD_INPUT_NAME, Code.TOO_LARGE))
+
+
+class Serving(Protocol):
+    """What a run must know of its app, ready for use."""
+
+    app: App
+
+    def combine(self, outputs: Mapping[int, Outputs], choice: Choice) -> tuple[Outputs, float]:
+        """(outputs, confidence) of the members that have answered; raises `CwdError` if they do not go together."""
+
+    def default(self) -> Outputs:
+        """The default as outputs; called only where the app has one."""
 
 
 class Asked(NamedTuple):
@@ -45,11 +58,12 @@ class Run:
     """See the module. Members are numbered as in the app; `result` or `error` is set once `done`."""
 
     __slots__ = ("app", "request_id", "context", "choice", "began_ns", "deadline_ns", "outputs", "errors", "cached", "to_call",
-                 "done", "result", "error", "wake", "_combine", "_cache", "_leads", "_joined")
+                 "done", "result", "error", "wake", "_serving", "_cache", "_leads", "_joined")
 
-    def __init__(self, app: App, choice: Choice, request_id: int, began_ns: int, deadline_ns: int, combine: Combine,
+    def __init__(self, serving: Serving, choice: Choice, request_id: int, began_ns: int, deadline_ns: int,
                  context: str = "") -> None:
-        self.app = app
+        self.app = serving.app
+        self._serving = serving
         self.request_id = request_id
         self.context = context
         self.choice = choice
@@ -65,7 +79,6 @@ class Run:
         self.result: AppResult | None = None
         self.error: CwdError | None = None
         self.wake: Callable[[], Any] = _nobody
-        self._combine = combine
         self._cache: PredictionCache | None = None
         self._leads: dict[int, Flight] = {}
         self._joined: dict[int, tuple[Flight, Seat]] = {}
@@ -194,9 +207,8 @@ class Run:
         if not self.outputs:
             self._without(self._why(), now_ns)
             return
-        weights = self.choice.weights
         try:
-            outputs, confidence = self._combine(self.outputs, {member: weights[member] for member in self.choice.members})
+            outputs, confidence = self._serving.combine(self.outputs, self.choice)
         except CwdError as error:
             self._without(error, now_ns)
             return
@@ -222,12 +234,12 @@ class Run:
             self._default(error.code.name, error.text, now_ns, 0.0)
 
     def _default(self, reason: str, explanation: str, now_ns: int, confidence: float) -> None:
-        self.result = AppResult(self.app.name, self.request_id, self.app.default_outputs(),
+        self.result = AppResult(self.app.name, self.request_id, self._serving.default(),
                                 self._names(self.choice.members), self._names(self.outputs), now_ns - self.began_ns,
                                 cached=self.cached, confidence=confidence, default=True, reason=reason,
                                 explanation=explanation)
 
-    def _names(self, members: Any) -> tuple[str, ...]:
+    def _names(self, members: Iterable[int]) -> tuple[str, ...]:
         return tuple(str(self.app.members[member]) for member in sorted(members))
 
 
