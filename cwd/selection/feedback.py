@@ -2,8 +2,8 @@
 
 A file is a header (magic, a random id) and frames. A frame is 12 bytes, u32 little-endian each: the payload's length, the
 payload's crc32, and the crc32 of those eight bytes; then the payload, a msgpack array of records. One frame is written and
-brought to the disk (fsync) by one append, so that a torn write can only be the last frame: it is cut off when the file is next
-opened, and held nothing that was acknowledged. Damage anywhere else is an error, and never cut.
+brought to the disk (fsync) by one append, so that a torn write can only be the last frame: it is cut off when the file is
+next opened, and held nothing that was acknowledged. Damage anywhere else is an error, and never cut.
 
 A folder has one file for each process that writes at the same time, locked while it does. Which of two records came first
 is said by the version of the state that they made; so all files of a folder together are one history.
@@ -33,8 +33,9 @@ _MAGIC = b"CWDFB\x00\x00\x01"
 _ID_BYTES = 8
 _HEAD_BYTES = len(_MAGIC) + _ID_BYTES
 _FRAME = struct.Struct("<III")
-#: of one frame's payload; what says more is damaged
+#: of one frame's payload: what says more is damaged; what holds more is written as several frames
 _PAYLOAD_BYTES_MAX = 1 << 26
+_PAYLOAD_BYTES_AIM = 1 << 22
 #: files of one folder that are tried for one that nobody else writes
 _WRITERS_MAX = 1024
 
@@ -76,11 +77,8 @@ class FeedbackLog:
 
     def append(self, records: Sequence[bytes]) -> None:
         """Write them as one frame; they are on the disk when this returns. Raises `CwdError` where that failed."""
-        payload = msgpack.packb(list(records))
-        if len(payload) > _PAYLOAD_BYTES_MAX:
-            raise CwdError(f"{len(payload)} bytes of feedback at once; {_PAYLOAD_BYTES_MAX} is the most", code=Code.TOO_LARGE)
         try:
-            self._write(_framed(payload))
+            self._write(_framed(msgpack.packb(list(records))))
         except OSError as error:
             self._cut_back()
             raise CwdError(f"{self.path}: {error.strerror or error}", code=Code.CORRUPT) from error
@@ -93,7 +91,7 @@ class FeedbackLog:
         self._end += len(data)
 
     def _cut_back(self) -> None:
-        """Leave no half a frame that a later one would follow. If even this fails, the next write starts at the same place."""
+        """Leave no half a frame that a later one would follow. Should even this fail, the next write starts at the same place."""
         try:
             os.ftruncate(self._file, self._end)
         except OSError:
@@ -146,9 +144,9 @@ class Journal:
         self._behind = False
 
     def _to_log(self, records: list[bytes]) -> None:
-        if records:
-            self._log.append(records)
-            self._states.logged(self._log.log_id, len(records))
+        for part in _parts(records):
+            self._log.append(part)
+            self._states.logged(self._log.log_id, len(part))
 
     def close(self) -> None:
         """Let go of the log; the store is its owner's to close."""
@@ -279,6 +277,20 @@ def _whole_frame_at(data: bytes, at: int) -> bool:
     length, crc, _ = _FRAME.unpack_from(data, at)
     payload = data[at + _FRAME.size:at + _FRAME.size + length]
     return len(payload) == length and zlib.crc32(payload) == crc
+
+
+def _parts(records: list[bytes]) -> Iterator[list[bytes]]:
+    """The records in groups that are one frame each; one group, unless they are very many."""
+    part: list[bytes] = []
+    size = 0
+    for record in records:
+        part.append(record)
+        size += len(record)
+        if size >= _PAYLOAD_BYTES_AIM:
+            yield part
+            part, size = [], 0
+    if part:
+        yield part
 
 
 def _framed(payload: bytes) -> bytes:

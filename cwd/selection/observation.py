@@ -17,6 +17,8 @@ from cwd.selection.state import Choice
 
 #: of `Observation.to_bytes`
 VERSION = 1
+#: of one record in the log; what is larger (labels and answers, mostly) is refused
+RECORD_BYTES_MAX = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,12 +69,13 @@ class Observation:
             feedback_id, app, context, policy = words
             return version, Observation(
                 feedback_id, app, context, policy, dict(parameters), tuple(members),
-                Choice(tuple(asked), tuple(probabilities), tuple(weights)), dict(losses), loss, dict(answers), label, time_ns)
+                Choice(tuple(asked), tuple(probabilities), tuple(weights)), dict(losses), loss, dict(answers), label,
+                time_ns)
         except (ValueError, TypeError, msgpack.UnpackException) as error:
             raise CwdError(f"not a logged feedback: {error}", code=Code.CORRUPT) from error
 
     def check(self) -> None:
-        """Raise `CwdError` for what could not be learned from; nothing that passes can fail later, in a store or a replay."""
+        """Raise `CwdError` for what cannot be logged or learned from; what passes cannot fail later, in a store or a replay."""
         if not all(isinstance(word, str) for word in (self.feedback_id, self.app, self.context, self.policy)):
             raise CwdError("a feedback's id, app, context and policy are texts", code=Code.BAD_ARGUMENT)
         if not self.feedback_id or not self.app:
@@ -85,6 +88,8 @@ class Observation:
             raise CwdError(f"a choice that is not among {count} members", code=Code.BAD_ARGUMENT)
         if self.loss is not None and not 0.0 <= self.loss <= 1.0:
             raise CwdError(f"a loss of {self.loss!r} is not in [0, 1]", code=Code.BAD_ARGUMENT)
+        if (size := len(self.to_bytes(0))) > RECORD_BYTES_MAX:
+            raise CwdError(f"a feedback of {size} bytes; {RECORD_BYTES_MAX} is the most", code=Code.TOO_LARGE)
         policy = make_policy(self.policy, self.parameters)
         policy.observe(policy.start(count), self.choice, self.losses)
 
