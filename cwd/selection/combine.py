@@ -24,8 +24,8 @@ KINDS = ("vote", "mean")
 class Combined:
     """The answer of an ensemble."""
 
-    #: vote: the classes (int64, or the labels' own type), shaped as the members' output without its last axis where that holds
-    #: scores; mean: the numbers, of the members' own floating type (whole numbers: float64), in their shape
+    #: vote: the classes (int64, or the labels' own type), shaped as the members' output, less the last axis where that
+    #: holds scores; mean: the numbers, of the members' own floating type (whole numbers: float64), in their shape
     output: np.ndarray
     #: 0 to 1; of an output with several rows that of the least confident
     confidence: float

@@ -39,6 +39,8 @@ class Policy:
     """What all policies share; subclasses say `probabilities` (of asking each member) and `learned`."""
 
     name: ClassVar[str] = ""
+    #: whether its choices depend on what was observed; of one that does not no state need be looked up
+    learns: ClassVar[bool] = True
 
     def parameters(self) -> dict[str, Any]:
         """What `make_policy` takes to make this policy again."""
@@ -140,6 +142,7 @@ class Static(Counting):
     """
 
     name: ClassVar[str] = "static"
+    learns: ClassVar[bool] = False
     member: int = 0
     ensemble: bool = False
 
@@ -305,7 +308,7 @@ class Exp3(Weighing):
         weights = _stepped(state.log_weights, steps)
         top = max(weights)
         if portion > 0.0:
-            weights = tuple(math.log(math.exp(weight - top) + portion * math.exp(-top)) for weight in weights)
+            weights = tuple(math.log(max(math.exp(weight - top) + portion * math.exp(-top), _PROBABILITY_MIN)) for weight in weights)
         return State(state.policy, state.steps + 1, _topped(weights), state.plays, state.losses)
 
 
