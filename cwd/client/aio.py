@@ -105,6 +105,11 @@ class AsyncClient:
         """Whether a controller has welcomed us, and has not been lost since."""
         return self._session is not None and self._session.state is State.READY
 
+    @property
+    def epoch(self) -> int:
+        """The boot epoch of the controller that welcomed us last; 0 before."""
+        return self._session.epoch if self._session is not None else 0
+
     async def models(self) -> dict[str, int]:
         """Every registered model: "name/version" and its handle."""
         found: dict[str, int] = {}

@@ -12,6 +12,7 @@ import json
 import math
 import os
 import re
+import secrets
 import sqlite3
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,6 +26,7 @@ from cwd.client.call import SLO_MAX_NS
 from cwd.client.model import split_name
 from cwd.errors import Code, CwdError, UnknownModel
 from cwd.selection.combine import KINDS
+from cwd.selection.losses import make_loss
 from cwd.selection.policies import make_policy
 from cwd.selection.state import MEMBERS_MAX
 from cwd.units import NS_PER_MS
@@ -33,7 +35,6 @@ from cwd.units import NS_PER_MS
 SCHEMA = 1
 #: of whom a context is: one for all, or one for each user or session that requests name
 CONTEXTS = ("app", "user", "session")
-LOSSES = ("zero_one", "absolute", "squared", "cross_entropy")
 INPUT_TYPES = ("", "integers", "floats", "doubles", "bytes", "strings")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 #: how long a writer waits for another one
@@ -72,6 +73,7 @@ class App:
     output: str = ""
     #: what feedback holds against a prediction
     loss: str = "zero_one"
+    loss_parameters: Mapping[str, Any] = field(default_factory=dict)
     #: of requests that bring none
     slo_ns: int = 100 * NS_PER_MS
     #: JSON of what is answered where no model can, always marked as such; None: an error says why
@@ -84,6 +86,8 @@ class App:
     context: str = "app"
     #: what Clipper's clients declare; "" for those that others made
     input_type: str = ""
+    #: tells an app from an earlier one of its name, whose states and feedback it does not take over; given by the store
+    life: str = ""
 
     def __post_init__(self) -> None:
         _check_words(self)
@@ -97,12 +101,18 @@ class App:
             raise _fault(f"{self.name}: below its confidence the default is answered, and there is none")
         if self.default is not None:
             self.default_outputs()
+        make_loss(self.loss, self.loss_parameters)
         policy = make_policy(self.policy, self.parameters)
         if self.members:
             asked = policy.choose(policy.start(len(self.members)), 0.0).members
             if len(asked) > 1 and not self.combine:
                 raise _fault(f"{self.name}: {self.policy} asks {len(asked)} members: say how their answers are combined, "
                              f"{' or '.join(KINDS)}")
+
+    @property
+    def key(self) -> str:
+        """Under which its states and feedback are kept."""
+        return f"{self.name}#{self.life}" if self.life else self.name
 
     def default_outputs(self, dtype: np.dtype[Any] | None = None, shape: tuple[int, ...] | None = None
                         ) -> dict[str, np.ndarray]:
@@ -147,8 +157,7 @@ def _check_words(app: App) -> None:
                                                                     for member in app.members)):
         if not isinstance(name, str) or not _NAME.fullmatch(name):
             raise _fault(f"{name!r:.60} is not {what}: letters, digits, '.', '_' and '-', at most 128")
-    for what, word, known in (("combine", app.combine, ("", *KINDS)), ("loss", app.loss, LOSSES),
-                              ("context", app.context, CONTEXTS), ("input_type", app.input_type, INPUT_TYPES)):
+    for what, word, known in (("combine", app.combine, ("", *KINDS)), ("context", app.context, CONTEXTS), ("input_type", app.input_type, INPUT_TYPES)):
         if word not in known:
             raise _fault(f"{app.name}: {what} is one of {', '.join(map(repr, known))}, and not {word!r:.40}")
 
@@ -173,6 +182,7 @@ class AppStore:
         """Opens the file, and makes it if there is none. Raises `CwdError` if it is no store of ours."""
         self.path = Path(path) if path is not None else default_store()
         self._lock = threading.Lock()
+        self._changes = 0
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             # transactions are ours to begin: reading what is then written would else be two of them
@@ -193,18 +203,18 @@ class AppStore:
             self._base.execute("CREATE TABLE app (name TEXT PRIMARY KEY, facts TEXT NOT NULL) STRICT")
         self._base.execute(f"PRAGMA user_version = {SCHEMA}")
 
-    def stamp(self) -> int:
-        """Another number than before once another connection has changed something; takes a few microseconds."""
+    def stamp(self) -> tuple[int, int]:
+        """Another one than before once anybody has changed something; takes a few microseconds."""
         with self._lock, _told(self.path):
             (version,) = self._base.execute("PRAGMA data_version").fetchone()
-            return version
+            return version, self._changes
 
     def create(self, app: App, *, replace: bool = False) -> None:
         """Keep a new app; raises `CwdError` (MODEL_EXISTS) if there is one of that name."""
         with self._writing():
             if not replace and self._found(app.name) is not None:
                 raise CwdError(f"there is an application {app.name!r} already", code=Code.MODEL_EXISTS)
-            self._put(app)
+            self._put(dataclasses.replace(app, life=app.life or secrets.token_hex(4)))
 
     def change(self, name: str, **fields: Any) -> App:
         """The app with other fields, which are kept; raises `UnknownModel`, and `CwdError` for what cannot work."""
@@ -270,6 +280,7 @@ class AppStore:
             try:
                 yield
                 self._base.execute("COMMIT")
+                self._changes += 1
             except BaseException:
                 self._base.execute("ROLLBACK")
                 raise
