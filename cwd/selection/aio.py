@@ -7,10 +7,12 @@ import os
 import time
 from typing import Any
 
+import numpy as np
+
 from cwd.client import AsyncClient, Model
 from cwd.client.call import slo_to_ns
 from cwd.client.model import Inputs
-from cwd.errors import BadRequest, Cancelled, Code, ControllerLost, CwdError, DeadlineMissed
+from cwd.errors import BadRequest, Cancelled, Code, ControllerLost, CwdError, DeadlineMissed, UnknownModel
 from cwd.selection.apps import AppStore, Member
 from cwd.selection.desk import Desk, Serving, Settings, request_id_of
 from cwd.selection.result import AppResult
@@ -87,7 +89,8 @@ class AsyncApps:
         run.wake = changed.set
         timer = loop.call_later(max(run.deadline_ns - _now(), 0) / NS_PER_S, self._overdue, run)
         try:
-            asked, models, failed = None, {}, None
+            models: dict[int, Model] = {}
+            asked, failed = None, None
             if serving.app.cache:
                 asked, models, failed = await self._asked(run, inputs)
             if not run.done:
@@ -116,13 +119,17 @@ class AsyncApps:
     async def _execute(self, run: Run, member: int, inputs: Inputs, model: Model | None = None) -> None:
         """One member's execution, told to the run however it ends."""
         name, version = run.app.members[member]
-        left_ns = run.deadline_ns - _now()
         try:
-            if left_ns <= 0:
-                raise DeadlineMissed(f"{name}: no time was left to ask")
-            result = await self._client.infer(name, inputs, left_ns / NS_PER_S, app=run.app.name,
-                                              version=model.version if model is not None else version)
-            run.answered(member, result.outputs, _now())
+            try:
+                outputs = await self._infer(run, name, model.version if model is not None else version, inputs)
+            except UnknownModel:
+                if model is None or version:
+                    raise
+                # the version that the name stood for is gone, and another one has its place
+                self._versions.forget(run.app.members[member])
+                run.unsure(member)
+                outputs = await self._infer(run, name, 0, inputs)
+            run.answered(member, outputs, _now())
         except CwdError as error:
             run.failed(member, error, _now())
         except asyncio.CancelledError:
@@ -130,6 +137,12 @@ class AsyncApps:
             raise
         finally:
             run.wake()
+
+    async def _infer(self, run: Run, name: str, version: int, inputs: Inputs) -> dict[str, np.ndarray]:
+        left_ns = run.deadline_ns - _now()
+        if left_ns <= 0:
+            raise DeadlineMissed(f"{name}: no time was left to ask")
+        return (await self._client.infer(name, inputs, left_ns / NS_PER_S, app=run.app.name, version=version)).outputs
 
     def _task(self, work: Any) -> asyncio.Task[Any]:
         task = asyncio.ensure_future(work)

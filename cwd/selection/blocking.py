@@ -223,6 +223,10 @@ class _Waiting:
         """The connection broke, or the model is another by now: as `Client.infer` does it, within what time is left."""
         name, version = self._run.app.members[member]
         left_ns = self._run.deadline_ns - _now()
+        with self._apps._lock:
+            self._apps._versions.forget(self._run.app.members[member])
+            if not version:
+                self._run.unsure(member)
         try:
             if left_ns <= 0:
                 raise DeadlineMissed(f"{name}: no time was left to ask again")

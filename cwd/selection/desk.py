@@ -82,8 +82,8 @@ class Serving:
     def combine(self, outputs: Mapping[int, Outputs], choice: Choice) -> tuple[Outputs, float]:
         """(outputs, confidence) of the members that have answered."""
         if not self.app.combine:
-            ((_, found),) = outputs.items()
-            return found, 1.0
+            (only,) = outputs.values()
+            return only, 1.0
         found = combine(self.app.combine, {member: self.judged(each) for member, each in outputs.items()}, choice.weights,
                         scale=self.app.scale)
         name = self.app.output or next(iter(next(iter(outputs.values()))))

@@ -134,6 +134,11 @@ class Run:
             self.errors[member] = error
             self._look(now_ns)
 
+    def unsure(self, member: int) -> None:
+        """An execution of ours may be of another version than was looked up: its answer is not kept."""
+        if member in self._leads:
+            self._leads[member].keep = False
+
     def tick(self, now_ns: int) -> None:
         """Time has passed; at `deadline_ns` the run ends with what is there."""
         if not self.done and now_ns >= self.deadline_ns:

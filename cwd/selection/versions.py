@@ -45,6 +45,10 @@ class Versions:
             self._found.clear()
         self._found[member] = model, epoch, now_ns
 
+    def forget(self, member: Member) -> None:
+        """The controller does not know that version any more."""
+        self._found.pop(member, None)
+
     def missed(self, member: Member) -> None:
         """It could not be looked up; what was known becomes stale by itself."""
         self._asking.discard(member)
