@@ -18,9 +18,11 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 import cwd
-from cwd.client import AsyncClient
+from cwd.client import AsyncClient, Model
 from cwd.errors import BadRequest, Code, ControllerLost, CwdError
 from cwd.gateway import oip, page
+from cwd.gateway.apps import VERSION as APP_VERSION
+from cwd.gateway.apps import Applications
 from cwd.gateway.auth import Guard, Tokens
 from cwd.gateway.body import ClientGone, read_body
 from cwd.gateway.catalog import STEP, Catalog
@@ -28,6 +30,7 @@ from cwd.gateway.infer import Infer, version_of
 from cwd.gateway.options import GatewayOptions
 from cwd.gateway.refusals import error_answer
 from cwd.gateway.statistics import Statistics
+from cwd.selection.desk import Serving
 
 LOG = logging.getLogger("cwd.gateway")
 
@@ -56,8 +59,9 @@ class Gateway:
         self.client = client
         self.catalog = Catalog(client, options.admin_endpoint)
         self.statistics = Statistics()
+        self.applications = Applications(options, client, self.catalog)
         self.infer = Infer(client, self.catalog, self.statistics, slo_ns=options.slo_ns,
-                           body_max_bytes=options.body_max_bytes)
+                           body_max_bytes=options.body_max_bytes, applications=self.applications)
         #: set when it is about to end: it says that it is not ready, and goes on serving
         self.stopping = False
         self._began_s = time.monotonic()
@@ -77,7 +81,7 @@ class Gateway:
         return Response()
 
     async def model_ready(self, request: Request) -> Response:
-        await self.catalog.model(*_key(request))
+        await self._model(request)
         return Response()
 
     # metadata
@@ -86,12 +90,12 @@ class Gateway:
         return JSONAnswer({"name": "cwd", "version": cwd.__version__, "extensions": EXTENSIONS})
 
     async def metadata(self, request: Request) -> Response:
-        model = await self.catalog.model(*_key(request))
+        model = await self._model(request)
         versions = (await self.catalog.versions()).get(model.name, [model.version])
-        return JSONAnswer(oip.metadata(model, versions))
+        return JSONAnswer(oip.metadata(model, [model.version] if self._app(request) else versions))
 
     async def config(self, request: Request) -> Response:
-        return JSONAnswer(oip.config(await self.catalog.model(*_key(request))))
+        return JSONAnswer(oip.config(await self._model(request)))
 
     # the repository
 
@@ -101,7 +105,8 @@ class Gateway:
         if not isinstance(only_ready, bool):
             raise BadRequest("'ready' is neither true nor false", code=Code.BAD_ARGUMENT)
         keys = [(name, version) for name, found in (await self.catalog.versions()).items() for version in found]
-        self.statistics.forget_all_but(set(keys))
+        apps = [(name, APP_VERSION) for name in self.applications.all()]
+        self.statistics.forget_all_but({*keys, *apps})
         reasons = await self.catalog.reasons(keys)
         return JSONAnswer([
             {"name": name, "version": str(version), "state": "UNAVAILABLE" if reason else "READY", "reason": reason}
@@ -124,6 +129,8 @@ class Gateway:
 
     async def stats(self, request: Request) -> Response:
         if "model" in request.path_params:
+            if self._app(request):
+                return JSONAnswer({"model_stats": [self.statistics.report(request.path_params["model"], APP_VERSION)]})
             name, version = _key(request)
             model = await self.catalog.model(name, version)
             found = [version] if version else (await self.catalog.versions()).get(name, [model.version])
@@ -145,7 +152,7 @@ class Gateway:
             "connected": self.client.connected, "uptime_s": round(time.monotonic() - self._began_s, 1),
             "in_flight": self.infer.in_flight, "slo_ms": self.options.slo_ns / 1e6,
             "strays": dict(self.statistics.strays), "totals": page.totals(self.statistics.models.values()), "models": [],
-            "models_total": 0, "controller": None, "trouble": "",
+            "cache": self.applications.cache_facts(), "models_total": 0, "controller": None, "trouble": "",
         }
         try:
             versions = await self.catalog.versions()
@@ -158,6 +165,31 @@ class Gateway:
         except CwdError as error:
             facts["trouble"] = error.text
         return JSONAnswer(facts, headers={"cache-control": "no-store"})
+
+    # applications
+
+    async def list_apps(self, request: Request) -> Response:
+        found = self.applications
+        return JSONAnswer({"apps": [found.facts(serving) for serving in found.all().values()],
+                           "cache": found.cache_facts()})
+
+    async def app(self, request: Request) -> Response:
+        found = self.applications
+        return JSONAnswer(found.facts(found.get(request.path_params["app"])))
+
+    async def feedback(self, request: Request) -> Response:
+        return JSONAnswer(await self.applications.feedback(request.path_params["app"], await self._json(request)))
+
+    def _app(self, request: Request) -> Serving | None:
+        """The app that a path names where a model's name stands."""
+        return self.applications.find(request.path_params["model"])
+
+    async def _model(self, request: Request) -> Model:
+        """The model that a path names, or the app as if it were one."""
+        serving = self._app(request)
+        if serving is not None:
+            return await self.applications.view(serving)
+        return await self.catalog.model(*_key(request))
 
     async def _json(self, request: Request) -> dict[str, Any]:
         """A body that is an object of JSON, or empty."""
@@ -201,6 +233,8 @@ def _routes(gateway: Gateway) -> list[Route]:
                _get("/v2/models/stats", gateway.stats), _post("/v2/repository/index", gateway.index),
                _post("/v2/repository/models/{model}/load", gateway.load),
                _post("/v2/repository/models/{model}/unload", gateway.unload), _get("/status.json", gateway.status)]
+    routes += [_get("/v2/apps", gateway.list_apps), _get("/v2/apps/{app}", gateway.app),
+               _post("/v2/apps/{app}/feedback", gateway.feedback)]
     for base in (model, model + "/versions/{version}"):
         routes += [_get(base, gateway.metadata), _get(f"{base}/ready", gateway.model_ready),
                    _get(f"{base}/config", gateway.config), _get(f"{base}/stats", gateway.stats)]

@@ -13,11 +13,14 @@ from typing import Any, TypeVar
 
 from cwd.client import AsyncClient, Model, Result
 from cwd.errors import BadRequest, Code, CwdError, DeadlineExpired
+from cwd.gateway.apps import VERSION as APP_VERSION
+from cwd.gateway.apps import Applications
 from cwd.gateway.body import ClientGone, Receive, read_body
 from cwd.gateway.catalog import Catalog
 from cwd.gateway.oip import Request, encode_answer, fit, parse_request
 from cwd.gateway.refusals import Header, error_answer
 from cwd.gateway.statistics import ModelStatistics, Statistics
+from cwd.selection.desk import Serving
 from cwd.units import NS_PER_S, NS_PER_US, format_duration
 
 T = TypeVar("T")
@@ -33,10 +36,11 @@ class Infer:
     """The ASGI application of this one route."""
 
     def __init__(self, client: AsyncClient, catalog: Catalog, statistics: Statistics, *, slo_ns: int,
-                 body_max_bytes: int) -> None:
+                 body_max_bytes: int, applications: Applications) -> None:
         self._client, self._catalog, self._statistics = client, catalog, statistics
         self._slo_ns = slo_ns
         self._body_max_bytes = body_max_bytes
+        self._applications = applications
         #: requests between their first byte and their answer
         self.in_flight = 0
 
@@ -45,7 +49,11 @@ class Infer:
         call = _Call(began_ns, self._slo_ns)
         self.in_flight += 1
         try:
-            status, headers, body = 200, *await self._answer(call, scope, receive)
+            serving = self._applications.find(scope["path_params"]["model"])
+            if serving is not None:
+                status, headers, body = await self._answer_of_app(serving, call, scope, receive)
+            else:
+                status, headers, body = 200, *await self._answer(call, scope, receive)
         except CwdError as error:
             status, headers, body = error_answer(error, call.slo_ns)
             if call.statistics is not None:
@@ -79,6 +87,17 @@ class Infer:
         if json_bytes is None:
             return list(_JSON), payload
         return [(b"content-type", b"application/octet-stream"), (_JSON_LENGTH, b"%d" % json_bytes)], payload
+
+    async def _answer_of_app(self, serving: Serving, call: _Call, scope: Scope, receive: Receive
+                             ) -> tuple[int, list[Header], bytes]:
+        """As `_answer`, with the status."""
+        call.statistics = self._statistics.of(serving.app.name, APP_VERSION)
+        body = await read_body(scope["headers"], receive, self._body_max_bytes)
+        request = parse_request(body, _json_bytes(scope["headers"]))
+        call.slo_ns = request.timeout_us * NS_PER_US or serving.app.slo_ns
+        call.left_ns(serving.app.name)
+        return await _unless_gone(receive, self._applications.infer(serving, request, call.slo_ns, call.statistics,
+                                                                    call.began_ns))
 
     async def _ask(self, call: _Call, request: Request, name: str, version: int) -> tuple[Model, Result, bool]:
         model = await self._catalog.known(name, version, call.left_ns(name))

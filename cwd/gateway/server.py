@@ -93,6 +93,7 @@ async def _serve(options: GatewayOptions, tokens: Tokens | None, listening: sock
                 await running
             finally:
                 gateway.catalog.close()
+                await gateway.applications.close()
     LOG.info("ended")
     return 0
 
