@@ -26,6 +26,7 @@ from cwd.gateway.apps import Applications
 from cwd.gateway.auth import Guard, Tokens
 from cwd.gateway.body import ClientGone, read_body
 from cwd.gateway.catalog import STEP, Catalog
+from cwd.gateway.clipper import Clipper
 from cwd.gateway.infer import Infer, version_of
 from cwd.gateway.options import GatewayOptions
 from cwd.gateway.refusals import error_answer
@@ -210,8 +211,23 @@ def _key(request: Request) -> tuple[str, int]:
     return request.path_params["model"], version_of(request.path_params.get("version", ""))
 
 
-def make_app(gateway: Gateway, tokens: Tokens | None = None) -> Starlette:
-    """The ASGI application."""
+def make_app(gateway: Gateway, tokens: Tokens | None = None, clipper_port: int = -1) -> Any:
+    """The ASGI application; what comes in at `clipper_port` are Clipper's calls."""
+    app = _guarded(gateway, tokens, _routes(gateway))
+    if clipper_port < 0:
+        return app
+    shim = Clipper(gateway.applications, gateway.catalog, gateway.statistics, gateway.options.body_max_bytes)
+    clipper = _guarded(gateway, tokens, shim.routes())
+
+    async def by_port(scope: Any, receive: Any, send: Any) -> None:
+        server = scope.get("server")
+        await (clipper if server is not None and server[1] == clipper_port else app)(scope, receive, send)
+
+    return by_port
+
+
+def _guarded(gateway: Gateway, tokens: Tokens | None, routes: list[Route]) -> Starlette:
+    """Routes behind who may ask, with errors told."""
     options = gateway.options
     guard = Middleware(Guard, tokens=tokens, origins=options.origins,
                        local_names_only=tokens is None and not options.insecure)
@@ -219,7 +235,7 @@ def make_app(gateway: Gateway, tokens: Tokens | None = None) -> Starlette:
                        allow_headers=["Authorization", "Content-Type", "Content-Encoding",
                                       "Inference-Header-Content-Length"],
                        expose_headers=["Inference-Header-Content-Length", "Retry-After", "Retry-After-Ms"])]
-    return Starlette(routes=_routes(gateway), middleware=[*(cors if options.origins else []), guard],
+    return Starlette(routes=routes, middleware=[*(cors if options.origins else []), guard],
                      exception_handlers={CwdError: _told, HTTPException: _http, ClientGone: _nobody,
                                          ClientDisconnect: _nobody, Exception: _bug})
 

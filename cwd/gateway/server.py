@@ -52,14 +52,15 @@ def serve(options: GatewayOptions) -> int:
     if tokens is not None and not options.tls_cert and not options.is_local:
         LOG.warning("tokens without TLS: whoever sees the traffic can use them")
     listening = bind(options.host, options.port)
-    with listening:
+    clipper = bind(options.host, options.clipper_port) if options.clipper_port >= 0 else None
+    with listening, clipper or contextlib.nullcontext():
         runner: Any = None
         with contextlib.suppress(ImportError):
             import uvloop
 
             runner = uvloop.new_event_loop
         with asyncio.Runner(loop_factory=runner) as loop:
-            return loop.run(_serve(options, tokens, listening))
+            return loop.run(_serve(options, tokens, listening, clipper))
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -75,20 +76,24 @@ def bind(host: str, port: int) -> socket.socket:
     return found
 
 
-async def _serve(options: GatewayOptions, tokens: Tokens | None, listening: socket.socket) -> int:
+async def _serve(options: GatewayOptions, tokens: Tokens | None, listening: socket.socket,
+                 clipper: socket.socket | None = None) -> int:
     async with AsyncClient(options.endpoint, name="cwd-gateway") as client:
         gateway = Gateway(options, client)
-        server = Server(_config(options, make_app(gateway, tokens)))
+        clipper_port = clipper.getsockname()[1] if clipper is not None else -1
+        server = Server(_config(options, make_app(gateway, tokens, clipper_port)))
         host = f"[{options.host}]" if ":" in options.host else options.host
         where = f"{'https' if options.tls_cert else 'http'}://{host}:{listening.getsockname()[1]}"
         async with _signals(gateway, server), _certificates(options, server):
-            running = asyncio.ensure_future(server.serve([listening]))
+            running = asyncio.ensure_future(server.serve([listening, *([clipper] if clipper is not None else [])]))
             try:
                 await _welcomed(client, gateway)
                 while not server.started and not running.done():
                     await asyncio.sleep(0.01)
                 if not running.done():
                     LOG.info("serving %s on %s", options.endpoint, where)
+                    if clipper is not None:
+                        LOG.info("Clipper's calls on port %d", clipper_port)
                     notify(ready=True, status=f"serving on {where}")
                 await running
             finally:

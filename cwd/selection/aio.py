@@ -31,7 +31,7 @@ class AsyncApps:
 
     def __init__(self, client: AsyncClient, store: AppStore | str | os.PathLike[str] | None = None,
                  settings: Settings = Settings()) -> None:
-        self._client = client
+        self.client = client
         self._own_store = not isinstance(store, AppStore)
         self.store = store if isinstance(store, AppStore) else AppStore(store)
         self.desk = Desk(self.store, settings)
@@ -142,7 +142,7 @@ class AsyncApps:
         left_ns = run.deadline_ns - _now()
         if left_ns <= 0:
             raise DeadlineMissed(f"{name}: no time was left to ask")
-        return (await self._client.infer(name, inputs, left_ns / NS_PER_S, app=run.app.name, version=version)).outputs
+        return (await self.client.infer(name, inputs, left_ns / NS_PER_S, app=run.app.name, version=version)).outputs
 
     def _task(self, work: Any) -> asyncio.Task[Any]:
         task = asyncio.ensure_future(work)
@@ -161,14 +161,14 @@ class AsyncApps:
             try:
                 model = models[member] = await self._model(run.app.members[member], run.deadline_ns)
                 payload, dims = model.prepare(inputs)
-                asked[member] = Asked(self.desk.cache.key(key_of(model, self._client.epoch), dims, payload), dims, payload)
+                asked[member] = Asked(self.desk.cache.key(key_of(model, self.client.epoch), dims, payload), dims, payload)
             except CwdError as error:
                 failed[member] = error
         return asked, models, failed
 
     async def _model(self, member: Member, until_ns: int) -> Model:
         now = _now()
-        found = self._versions.get(member, self._client.epoch, now)
+        found = self._versions.get(member, self.client.epoch, now)
         if found is None:
             try:
                 async with asyncio.timeout(max(until_ns - now, 0) / NS_PER_S):
@@ -181,13 +181,13 @@ class AsyncApps:
 
     async def _look_up(self, member: Member) -> Model:
         try:
-            model = await self._client.lookup(*member)
+            model = await self.client.lookup(*member)
             if not member.version:
-                model = await self._client.lookup(model.name, model.version)
+                model = await self.client.lookup(model.name, model.version)
         except BaseException:
             self._versions.missed(member)
             raise
-        self._versions.put(member, model, self._client.epoch, _now())
+        self._versions.put(member, model, self.client.epoch, _now())
         return model
 
     async def _again(self, member: Member) -> None:

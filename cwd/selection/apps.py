@@ -201,6 +201,7 @@ class AppStore:
                            code=Code.CORRUPT)
         if version < 1:
             self._base.execute("CREATE TABLE app (name TEXT PRIMARY KEY, facts TEXT NOT NULL) STRICT")
+            self._base.execute("CREATE TABLE note (name TEXT PRIMARY KEY, facts TEXT NOT NULL) STRICT")
         self._base.execute(f"PRAGMA user_version = {SCHEMA}")
 
     def stamp(self) -> tuple[int, int]:
@@ -260,6 +261,18 @@ class AppStore:
         with self._lock, _told(self.path):
             rows = self._base.execute("SELECT name, facts FROM app ORDER BY name").fetchall()
         return [App.from_json(*row) for row in rows]
+
+    def notes(self) -> dict[str, Any]:
+        """What was noted, by name: JSON of front doors' own, which is kept beside the apps."""
+        with self._lock, _told(self.path):
+            return {name: json.loads(facts) for name, facts in self._base.execute("SELECT name, facts FROM note ORDER BY name")}
+
+    def note(self, name: str, facts: Any) -> None:
+        """Keep a note; None removes it."""
+        with self._writing():
+            self._base.execute("DELETE FROM note WHERE name = ?", (name,))
+            if facts is not None:
+                self._base.execute("INSERT INTO note VALUES (?, ?)", (name, json.dumps(facts)))
 
     def close(self) -> None:
         with self._lock:
