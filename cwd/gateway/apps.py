@@ -136,8 +136,13 @@ class Applications:
     async def infer(self, serving: Serving, request: oip.Request, slo_ns: int, stats: ModelStatistics, began_ns: int
                     ) -> tuple[int, list[Header], bytes]:
         """(status, headers, body) of an answer in time; `slo_ns` counts from `began_ns`, 0 for the app's own."""
-        member = await self.model(serving)
-        inputs, batched = oip.fit(_for_all_outputs(request), member)
+        member, inputs, batched = None, request.inputs, False
+        try:
+            member = await self.model(serving)
+            inputs, batched = oip.fit(_for_all_outputs(request), member)
+        except CwdError:
+            if member is not None or serving.app.default is None:
+                raise
         left_ns = began_ns + (slo_ns or serving.app.slo_ns) - _now()
         result = await self.apps.predict(serving.app.name, inputs, max(left_ns, 1) / NS_PER_S, context=request.context)
         outputs = self._outputs(serving, member, result)
@@ -152,9 +157,9 @@ class Applications:
         headers.append((b"cwd-default", result.reason.encode()))
         return request.default_status or DEFAULT_STATUS, headers, body
 
-    def _outputs(self, serving: Serving, member: Model, result: AppResult) -> Mapping[str, np.ndarray]:
+    def _outputs(self, serving: Serving, member: Model | None, result: AppResult) -> Mapping[str, np.ndarray]:
         """A default in the form of the real output, where it can be."""
-        if not result.default:
+        if not result.default or member is None:
             return result.outputs
         (first, *others) = _view(serving.app, member).outputs
         if others or any(isinstance(size, str) for size in first.shape):

@@ -11,6 +11,7 @@ the controller. What differs from Clipper, on purpose:
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import binascii
 import json
@@ -31,6 +32,7 @@ from cwd.gateway.apps import DEFAULT_STATUS, Applications
 from cwd.gateway.body import read_body
 from cwd.gateway.catalog import Catalog
 from cwd.gateway.refusals import error_answer, status_of
+from cwd.gateway.tensors import volume
 from cwd.selection.apps import App, Member
 from cwd.selection.desk import Serving
 from cwd.selection.result import AppResult
@@ -79,13 +81,9 @@ class Clipper:
         given = [body["input"]] if "input" in body else body["input_batch"]
         if not isinstance(given, list) or not 0 < len(given) <= _BATCH_MAX:
             raise BadRequest(f"'input_batch' is an array of 1 to {_BATCH_MAX} inputs", code=Code.MALFORMED)
-        answers, defaults = [], []
-        # one after the other: a batch has no right to more than one place in the queue
-        for each in given:
-            result = await self._predicted(serving, each, version)
-            answers.append(_answer(serving.app, result))
-            if result.default:
-                defaults.append(result.reason)
+        results = await asyncio.gather(*(self._predicted(serving, each, version) for each in given))
+        answers = [_answer(serving.app, result) for result in results]
+        defaults = [result.reason for result in results if result.default]
         headers = {"cwd-default": defaults[0]} if defaults else None
         found = answers[0] if len(answers) == 1 else {"batch_predictions": answers}
         return Response(orjson.dumps(found, option=orjson.OPT_SERIALIZE_NUMPY) + b"\n", DEFAULT_STATUS if defaults else 200,
@@ -95,7 +93,7 @@ class Clipper:
         began_ns = time.monotonic_ns()
         stats = self._statistics.of(serving.app.name, 1)
         try:
-            inputs = _input(serving.app, await self._applications.model(serving), given)
+            inputs = await self._fitted(serving, given)
             if version:
                 return await self._of_version(serving, inputs, version, began_ns)
             # Clipper's users are 0 where nothing is said
@@ -106,6 +104,16 @@ class Clipper:
             raise
         stats.answered_by_app(time.monotonic_ns() - began_ns, result.cached, result.members_answered - result.cached)
         return result
+
+    async def _fitted(self, serving: Serving, given: Any) -> Any:
+        """The input in the model's shape. As it is, where there is no model and a default will be the answer."""
+        try:
+            model = await self._applications.model(serving)
+        except CwdError:
+            if serving.app.default is None:
+                raise
+            return given
+        return _input(serving.app, model, given)
 
     async def _of_version(self, serving: Serving, inputs: Any, version: int, began_ns: int) -> AppResult:
         """A version that the request names, of the app's first model."""
@@ -406,7 +414,7 @@ def _input(app: App, model: Model, given: Any) -> np.ndarray:
             rest *= size if isinstance(size, int) else 1
         if rest and found.size % rest == 0:
             return found.reshape([size if isinstance(size, int) else found.size // rest for size in shape])
-    if not free and found.size == int(np.prod(shape, dtype=np.int64)):
+    if not free and found.size == volume(shape):  # type: ignore[arg-type]
         return found.reshape(shape)  # type: ignore[arg-type]
     return found  # what is wrong with it, the model's own check says
 

@@ -131,9 +131,10 @@ class App:
             raise _fault(f"{self.name}: the default {self.default[:80]!r} is no JSON of numbers or texts")
         if dtype is not None and len(arrays) == 1:
             ((name, array),) = arrays.items()
-            if array.dtype.kind in "iufb" and np.can_cast(array.dtype, dtype, "same_kind"):
-                array = array.astype(dtype)
-            arrays = {name: np.broadcast_to(array, shape).copy() if shape is not None and array.ndim == 0 else array}
+            if array.dtype.kind in "iufb":
+                array = array.astype(dtype) if np.can_cast(array.dtype, dtype, "same_kind") else array
+                array = np.broadcast_to(array, shape).copy() if shape is not None and array.ndim == 0 else array
+            arrays = {name: array}
         return arrays
 
     def to_json(self) -> str:

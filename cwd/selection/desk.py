@@ -156,9 +156,9 @@ class Desk:
         """A run with its choice made; the shell starts it. Raises `BadRequest` for an app that cannot be asked."""
         app = serving.app
         where = self.context_of(app, context)
-        if not app.members:
+        if not app.members and app.default is None:
             raise BadRequest(f"{app.name} has no models yet: link one", code=Code.MODEL_NOT_READY)
-        choice = serving.fixed or self._choice(serving, where)
+        choice = serving.fixed or (self._choice(serving, where) if app.members else Choice((), (), ()))
         self._next_id += 1
         return Run(serving, choice, self._next_id, now_ns, now_ns + slo_ns - self._margin(app, choice, slo_ns), where)
 

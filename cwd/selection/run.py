@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from cwd.errors import Cancelled, Code, CwdError, DeadlineMissed
+from cwd.errors import BadRequest, Cancelled, Code, CwdError, DeadlineMissed
 from cwd.selection.apps import App
 from cwd.selection.cache import Dims, Flight, Found, Key, Outputs, PredictionCache
 from cwd.selection.result import AppResult
@@ -227,6 +227,8 @@ class Run:
 
     def _why(self) -> CwdError:
         """Why there is no answer at all."""
+        if not self.choice.members:
+            return BadRequest(f"{self.app.name} has no models yet: link one", code=Code.MODEL_NOT_READY)
         if self.errors:
             return next(iter(self.errors.values()))
         return DeadlineMissed(f"{self.app.name}: none of {len(self.choice.members)} members answered in time")
