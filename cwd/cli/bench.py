@@ -15,6 +15,7 @@ BENCHES = {
     "kernel": "The scheduler's core alone, by the number of models.",
     "worker": "A no-op model through real processes against a bare echo.",
     "gateway": "What HTTP adds to a request: the gateway beside the native client, on one connection.",
+    "app": "What an application of one model adds to the bare model.",
     "serve": "Goodput under SLOs, closed loop, against the best batch rate of the module alone.",
     "wire": "The codecs, in Python and compiled.",
 }

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
-from fake_controller import DOUBLE, FakeController
 
-from cwd.wire.messages import Type
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "client"))
+from fake_controller import DOUBLE, FakeController  # noqa: E402
+
+from cwd.wire.messages import Type  # noqa: E402
 
 SHAPE = {"inputs": [{"name": "x", "dtype": "float32", "shape": [3]}], "outputs": [{"name": "y", "dtype": "float32", "shape": [3]}]}
 X = np.array([1, 2, 3], "f4")
