@@ -152,8 +152,15 @@ def show(name: str, path: str | None, as_json: bool) -> None:
 @json_option
 def rm(name: str, path: str | None, as_json: bool) -> None:
     """Forget application NAME; its feedback log stays."""
+    from cwd.selection.desk import open_states
+
     with _opened(path) as store:
+        key = store.get(name).key
         store.remove(name)
+    if (Path(store.path).parent / "states.db").exists():
+        states = open_states("", Path(store.path).parent)
+        states.forget(key)
+        states.close()
     emit({"removed": name}, as_json, [f"removed {name}"])
 
 

@@ -181,6 +181,13 @@ class Gateway:
     async def feedback(self, request: Request) -> Response:
         return JSONAnswer(await self.applications.feedback(request.path_params["app"], await self._json(request)))
 
+    async def invalidate(self, request: Request) -> Response:
+        body = await self._json(request)
+        model, version = body.get("model"), body.get("version", 0)
+        if not isinstance(model, str) or type(version) is not int:
+            raise BadRequest("'model' is a name, 'version' a number (0 for all)", code=Code.BAD_ARGUMENT)
+        return JSONAnswer({"dropped": self.applications.apps.desk.cache.invalidate(model, version)})
+
     def _app(self, request: Request) -> Serving | None:
         """The app that a path names where a model's name stands."""
         return self.applications.find(request.path_params["model"])
@@ -250,7 +257,7 @@ def _routes(gateway: Gateway) -> list[Route]:
                _post("/v2/repository/models/{model}/load", gateway.load),
                _post("/v2/repository/models/{model}/unload", gateway.unload), _get("/status.json", gateway.status)]
     routes += [_get("/v2/apps", gateway.list_apps), _get("/v2/apps/{app}", gateway.app),
-               _post("/v2/apps/{app}/feedback", gateway.feedback)]
+               _post("/v2/apps/{app}/feedback", gateway.feedback), _post("/v2/cache/invalidate", gateway.invalidate)]
     for base in (model, model + "/versions/{version}"):
         routes += [_get(base, gateway.metadata), _get(f"{base}/ready", gateway.model_ready),
                    _get(f"{base}/config", gateway.config), _get(f"{base}/stats", gateway.stats)]

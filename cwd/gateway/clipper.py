@@ -155,7 +155,9 @@ class Clipper:
 
     async def delete_app(self, request: Request) -> Response:
         name = _text(await self._body(request), "name")
+        key = self._store().get(name).key
         self._store().remove(name)
+        self._applications.apps.desk.states().forget(key)
         return self._done(f"application {name} was removed")
 
     async def add_links(self, request: Request) -> Response:

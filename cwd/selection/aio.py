@@ -38,6 +38,8 @@ class AsyncApps:
         self._versions = Versions()
         #: executions and lookups under way: the loop itself keeps only weak references
         self._tasks: set[asyncio.Task[Any]] = set()
+        #: of members that nothing is known of yet: many may ask at once
+        self._lookups: dict[Member, asyncio.Task[Any]] = {}
 
     async def predict(self, app: str, inputs: Inputs, slo: str | float | None = None, *,
                       context: str | None = None) -> AppResult:
@@ -171,13 +173,22 @@ class AsyncApps:
         found = self._versions.get(member, self.client.epoch, now)
         if found is None:
             try:
+                task = self._lookups.get(member)
+                if task is None:
+                    task = self._lookups[member] = self._task(self._look_up(member))
+                    task.add_done_callback(lambda done: self._looked_up(member, done))
                 async with asyncio.timeout(max(until_ns - now, 0) / NS_PER_S):
-                    return await self._look_up(member)
+                    return await asyncio.shield(task)
             except TimeoutError:
                 raise ControllerLost(f"{member}: the controller did not say in time what it is") from None
         if not member.version and self._versions.due(member, now):
             self._task(self._again(member))
         return found
+
+    def _looked_up(self, member: Member, task: asyncio.Task[Any]) -> None:
+        del self._lookups[member]
+        if not task.cancelled():
+            task.exception()  # nobody may be left to hear of it
 
     async def _look_up(self, member: Member) -> Model:
         try:

@@ -158,7 +158,8 @@ def _check_words(app: App) -> None:
                                                                     for member in app.members)):
         if not isinstance(name, str) or not _NAME.fullmatch(name):
             raise _fault(f"{name!r:.60} is not {what}: letters, digits, '.', '_' and '-', at most 128")
-    for what, word, known in (("combine", app.combine, ("", *KINDS)), ("context", app.context, CONTEXTS), ("input_type", app.input_type, INPUT_TYPES)):
+    for what, word, known in (("combine", app.combine, ("", *KINDS)), ("context", app.context, CONTEXTS),
+                              ("input_type", app.input_type, INPUT_TYPES)):
         if word not in known:
             raise _fault(f"{app.name}: {what} is one of {', '.join(map(repr, known))}, and not {word!r:.40}")
 
@@ -266,7 +267,8 @@ class AppStore:
     def notes(self) -> dict[str, Any]:
         """What was noted, by name: JSON of front doors' own, which is kept beside the apps."""
         with self._lock, _told(self.path):
-            return {name: json.loads(facts) for name, facts in self._base.execute("SELECT name, facts FROM note ORDER BY name")}
+            rows = self._base.execute("SELECT name, facts FROM note ORDER BY name").fetchall()
+        return {name: json.loads(facts) for name, facts in rows}
 
     def note(self, name: str, facts: Any) -> None:
         """Keep a note; None removes it."""

@@ -48,8 +48,8 @@ def test_an_app_is_asked_like_a_model(world):
 
     async def main(ask):
         for binary in ((), ("x",)):
-            answer = await ask("POST", "/v2/models/one/infer", *request({"x": X}, binary=binary, id="7", binary_data_output=bool(binary),
-                                                                        timeout=5_000_000))
+            body = request({"x": X}, binary=binary, id="7", binary_data_output=bool(binary), timeout=5_000_000)
+            answer = await ask("POST", "/v2/models/one/infer", *body)
             found, outputs = outputs_of(answer)
             assert answer.status == 200 and "cwd-default" not in answer.headers
             assert (found["model_name"], found["id"]) == ("one", "7") and np.array_equal(outputs["y"], X)
@@ -124,9 +124,12 @@ def test_feedback_and_what_is_told_of_apps(world):
         assert (await feed("nobody", label=1)).status == 404
         assert (await ask("POST", "/v2/models/users/infer", *request({"x": X}))).status == 400
         assert (await ask("POST", "/v2/models/users/infer", *request({"x": X}, context="anna", timeout=5_000_000))).status == 200
+        gone = await ask("POST", "/v2/cache/invalidate", b'{"model": "m1", "version": 1}')
+        assert gone.json == {"dropped": 1} and (await ask("POST", "/v2/cache/invalidate", b'{"model": "m1"}')).json["dropped"] == 0
+        assert (await ask("POST", "/v2/cache/invalidate", b"{}")).status == 400
         listed = (await ask("GET", "/v2/apps")).json
         assert [app["name"] for app in listed["apps"]] == ["app", "users"]
-        assert listed["cache"]["hits"] == 4 and listed["cache"]["entries"] == 2 and listed["cache"]["hit_ratio"] == 4 / 6
+        assert listed["cache"]["hits"] == 4 and listed["cache"]["entries"] == 1 and listed["cache"]["hit_ratio"] == 4 / 6
         told = (await ask("GET", "/v2/apps/app")).json
         assert told["members"] == ["m0", "m1"] and (told["counts"]["predictions"], told["counts"]["errors"]) == (4, 1)
         (stats,) = (await ask("GET", "/v2/models/app/stats")).json["model_stats"]
@@ -143,7 +146,8 @@ def test_a_client_that_hangs_up_ends_what_nobody_else_waits_for(world):
 
     async def main(ask):
         hang_up = asyncio.Event()
-        asking = asyncio.ensure_future(ask("POST", "/v2/models/app/infer", *request({"x": X}, timeout=20_000_000), hang_up=hang_up))
+        body = request({"x": X}, timeout=20_000_000)
+        asking = asyncio.ensure_future(ask("POST", "/v2/models/app/infer", *body, hang_up=hang_up))
         while sum(controller.executions.values()) < 2:
             await asyncio.sleep(0.01)
         hang_up.set()

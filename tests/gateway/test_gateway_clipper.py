@@ -92,7 +92,8 @@ def test_the_tutorial_from_registering_to_feedback(world):
     clipper.register_model("m1", 1, "doubles")
     status, _, found = clipper.predict("hello-world", input=[1.0, 2.0, 3.0])
     # no model is linked: the default, and it says so
-    assert status == 203 and found["output"] == -1.0 and found["default"] is True and "MODEL_NOT_READY" in found["default_explanation"]
+    assert status == 203 and found["output"] == -1.0 and found["default"] is True
+    assert "MODEL_NOT_READY" in found["default_explanation"]
     clipper.link_model_to_app("hello-world", "m1")
     status, headers, found = clipper.predict("hello-world", input=np.ones(3).tolist())
     assert status == 200 and found["output"] == [2.0, 2.0, 2.0] and found["default"] is False
@@ -118,7 +119,8 @@ def test_a_default_answer_is_marked_as_such(world):
     controller.silent_members = {0}
     status, headers, found = clipper.predict("app", input=[1.0, 2.0, 3.0])
     assert (status, headers["cwd-default"]) == (203, "DEADLINE_MISSED")
-    assert found["default"] is True and found["output"] == "no idea" and found["default_explanation"].startswith("DEADLINE_MISSED: ")
+    assert found["default"] is True and found["output"] == "no idea"
+    assert found["default_explanation"].startswith("DEADLINE_MISSED: ")
     status, _, found = clipper.predict("app", input_batch=[[1.0, 2.0, 3.0]] * 2)
     assert status == 203 and [each["default"] for each in found["batch_predictions"]] == [True, True]
 

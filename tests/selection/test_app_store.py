@@ -125,8 +125,9 @@ def test_the_commands(cwd_app, tmp_path, capsys):
     assert run(["app", "ls"]) == 0 and "bert/2, vit" in capsys.readouterr().out
     assert cwd_app("create", "shop", "other", "--replace")["life"] != made["life"]
     cwd_app("rm", "shop")
-    for arguments in (["show", "shop"], ["create", "bad name"], ["create", "x", "--parameters", "{"], ["create", "x", "--default", "{"],
-                      ["create", "x", "a", "b", "--policy", "exp4"], ["replay-feedback", "shop"], ["create", "x", "--slo", "5"]):
+    for arguments in (["show", "shop"], ["create", "bad name"], ["create", "x", "--parameters", "{"],
+                      ["create", "x", "--default", "{"], ["create", "x", "a", "b", "--policy", "exp4"],
+                      ["replay-feedback", "shop"], ["create", "x", "--slo", "5"]):
         error = cwd_app(*arguments, fails=True)
         assert error.startswith("cwd: error: ") and error.count("\n") == 1
 
@@ -151,3 +152,7 @@ def test_replay_feedback_evaluates_another_policy(cwd_app, tmp_path, capsys):
         assert abs(found["snips"]["loss"] - loss) < 1e-9 and 0.4 < found["logged"]["loss"] < 0.6
     assert cwd_app("show", "shop")["states"][0]["observations"] == 400
     assert run(["app", "replay-feedback", "shop", "--policy", "thompson"]) == 0 and "snips" in capsys.readouterr().out
+    cwd_app("rm", "shop")
+    states = SqliteStates(tmp_path / "states.db")
+    assert states.get(key, "") is None
+    states.close()
