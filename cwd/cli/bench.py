@@ -16,6 +16,7 @@ BENCHES = {
     "worker": "A no-op model through real processes against a bare echo.",
     "gateway": "What HTTP adds to a request: the gateway beside the native client, on one connection.",
     "serve": "Goodput under SLOs, closed loop, against the best batch rate of the module alone.",
+    "selection": "Which model answers: regret of the selection policies while the best model degrades.",
     "wire": "The codecs, in Python and compiled.",
 }
 
