@@ -245,8 +245,8 @@ class Weighing(Policy):
     Without it a member that was bad for an hour needs an hour to come back.
     """
 
-    eta: float = 0.1
-    share: float = 0.001
+    eta: float = 0.02
+    share: float = 5e-3
 
     def __post_init__(self) -> None:
         _within(self, "eta", 0.0, 10.0)
@@ -275,15 +275,17 @@ class Exp3(Weighing):
 
     w <- w exp(-eta loss / p), p = (1 - gamma) w / sum(w) + gamma / n. The loss form of Clipper's paper (section 5.1) and of
     Bubeck and Cesa-Bianchi 2012 (section 3.1), with the uniform part of Auer, Cesa-Bianchi, Freund and Schapire 2002
-    (section 3), which bounds 1 / p and so what one unlucky draw can do, and with the fixed share of their Exp3.S. Plain
-    Exp3 does not recover: a weight that has fallen for 10,000 steps needs as many to rise. In the loss form the
-    member in use is punished the moment that it degrades, instead of waiting until another is found by chance, as gains would.
+    (section 3), which bounds 1 / p and so what one unlucky draw can do, and with the fixed share of their Exp3.S. Without
+    it recovery takes the longer, the longer all went well: a weight that has fallen for a day has a day to rise. In the loss
+    form the member in use is punished as soon as it degrades; gains would wait until a better one is drawn by chance.
 
     `gains` takes the update of Auer et al. (Exp3.S, figure 4) instead, for which their bounds are: with W the sum before,
     w <- w exp(gamma (1 - loss) / (p n)) + e share W / n; eta is not used.
     """
 
     name: ClassVar[str] = "exp3"
+    eta: float = 0.03
+    share: float = 1e-5
     gamma: float = 0.05
     gains: bool = False
 
@@ -319,6 +321,7 @@ class Exp4(Weighing):
     As in Clipper's paper (section 5.2), where every member's loss is seen: this is Hedge of Freund and Schapire 1997, with
     a fixed share. Members that did not answer keep their weight, and those that did share what they had together (Freund,
     Schapire, Singer and Warmuth 1997, "specialists"): who is late often is neither punished nor favoured by it.
+    The defaults leave the weaker members with votes: a group whose errors differ is right more often than its best.
     """
 
     name: ClassVar[str] = "exp4"
