@@ -63,7 +63,7 @@ class Applications:
     def _open(self) -> AsyncApps:
         options = self._options
         self._opened = AsyncApps(self._client, options.apps or None, Settings(
-            cache_bytes=options.cache_bytes, compare=options.cache_compare, states=options.states))
+            cache_bytes=options.cache_bytes, compare=options.cache_compare, states=options.states), patient=False)
         return self._opened
 
     @property
@@ -110,12 +110,15 @@ class Applications:
         if self._opened is not None:
             await self._opened.close()
 
-    async def model(self, serving: Serving) -> Model:
-        """A member's model, for its inputs; raises MODEL_NOT_READY for an app without members, else the last one's reason."""
+    async def model(self, serving: Serving, patience_ns: int = 0) -> Model:
+        """A member's model, for its inputs; raises MODEL_NOT_READY for an app without members, else the last one's reason.
+
+        With `patience_ns` it may be what was known before, which is enough for a request.
+        """
         error: CwdError = BadRequest(f"{serving.app.name} has no models yet: link one", code=Code.MODEL_NOT_READY)
         for member in serving.app.members:
             try:
-                return await self._catalog.model(*member)
+                return await (self._catalog.known(*member, patience_ns) if patience_ns else self._catalog.model(*member))
             except CwdError as reason:
                 error = reason
         raise error
@@ -138,7 +141,7 @@ class Applications:
         """(status, headers, body) of an answer in time; `slo_ns` counts from `began_ns`, 0 for the app's own."""
         member, inputs, batched = None, request.inputs, False
         try:
-            member = await self.model(serving)
+            member = await self.model(serving, max(began_ns + (slo_ns or serving.app.slo_ns) - _now(), 1))
             inputs, batched = oip.fit(_for_all_outputs(request), member)
         except CwdError:
             if member is not None or serving.app.default is None:

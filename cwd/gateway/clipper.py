@@ -108,7 +108,7 @@ class Clipper:
     async def _fitted(self, serving: Serving, given: Any) -> Any:
         """The input in the model's shape. As it is, where there is no model and a default will be the answer."""
         try:
-            model = await self._applications.model(serving)
+            model = await self._applications.model(serving, serving.app.slo_ns)
         except CwdError:
             if serving.app.default is None:
                 raise

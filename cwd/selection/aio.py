@@ -30,8 +30,10 @@ class AsyncApps:
     """
 
     def __init__(self, client: AsyncClient, store: AppStore | str | os.PathLike[str] | None = None,
-                 settings: Settings = Settings()) -> None:
+                 settings: Settings = Settings(), *, patient: bool = True) -> None:
+        """With `patient` the first connection gets as long as it takes; else it is part of the first request's SLO."""
         self.client = client
+        self._patient = patient
         self._own_store = not isinstance(store, AppStore)
         self.store = store if isinstance(store, AppStore) else AppStore(store)
         self.desk = Desk(self.store, settings)
@@ -44,6 +46,8 @@ class AsyncApps:
     async def predict(self, app: str, inputs: Inputs, slo: str | float | None = None, *,
                       context: str | None = None) -> AppResult:
         """One prediction; see `cwd.Apps.predict`."""
+        if self._patient and not self.client.epoch:
+            await self.client.connect()
         now = _now()
         serving = self.desk.serving(app, now)
         run = self.desk.begin(serving, now, serving.app.slo_ns if slo is None else slo_to_ns(slo), context)

@@ -49,6 +49,8 @@ class Apps:
         that learns for each. Raises `UnknownModel` for an app that is not there, and what `Client.infer` raises where no
         member answers and the app has no default; a default answer says so in `result.default` and why.
         """
+        if not self._client.epoch:
+            self._client.connect()  # the first connection gets as long as it takes
         now = _now()
         with self._lock:
             serving = self.desk.serving(app, now)

@@ -286,3 +286,14 @@ def test_a_default_is_marked(world):
     assert result.default and result.reason == "LOW_CONFIDENCE" and result.answered == ("m1",)
     world.controller.silent_members = set()
     assert world.predict("app", X)["y"] == 2 and not world.predict("app", X).default
+
+
+def test_the_first_connection_is_not_held_against_an_slo(world):
+    world.app(members=2, policy="exp4", combine="mean")
+    world.controller.stop()
+    world.open()
+    timer = threading.Timer(0.6, world.controller.start)
+    timer.start()
+    result = world.predict("app", X, 0.4)
+    timer.join()
+    assert result.members_answered == 2
