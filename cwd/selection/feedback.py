@@ -32,6 +32,8 @@ from cwd.selection.states import States
 _MAGIC = b"CWDFB\x00\x00\x01"
 _ID_BYTES = 8
 _HEAD_BYTES = len(_MAGIC) + _ID_BYTES
+#: a new file whose header did not get to the disk is no longer than this, and all zeros after what did
+_TORN_HEAD_BYTES_MAX = 1 << 16
 _FRAME = struct.Struct("<III")
 #: of one frame's payload: what says more is damaged; what holds more is written as several frames
 _PAYLOAD_BYTES_MAX = 1 << 26
@@ -58,22 +60,17 @@ class FeedbackLog:
 
     def _prepare(self) -> str:
         """Write the header of a new file, or cut the torn tail of an old one; the file's id."""
-        size = os.fstat(self._file).st_size
-        head = os.pread(self._file, _HEAD_BYTES, 0)
-        if len(head) < _HEAD_BYTES and _MAGIC.startswith(head[:len(_MAGIC)]):
-            head = _MAGIC + secrets.token_bytes(_ID_BYTES)
-            self._end = 0
-            self._write(head)
+        scan = _Scan(self.path)
+        for self.last in scan.records():
+            pass
+        self._end = scan.end
+        if self._end < os.fstat(self._file).st_size:
+            os.ftruncate(self._file, self._end)
+            os.fsync(self._file)
+        if self._end == 0:
+            self._write(_MAGIC + secrets.token_bytes(_ID_BYTES))
             _sync_folder(self.path.parent)
-        else:
-            scan = _Scan(self.path)
-            for self.last in scan.records():
-                pass
-            self._end = scan.end
-            if self._end < size:
-                os.ftruncate(self._file, self._end)
-                os.fsync(self._file)
-        return head[len(_MAGIC):].hex()
+        return os.pread(self._file, _ID_BYTES, len(_MAGIC)).hex()
 
     def append(self, records: Sequence[bytes]) -> None:
         """Write them as one frame; they are on the disk when this returns. Raises `CwdError` where that failed."""
@@ -238,8 +235,10 @@ class _Scan:
         try:
             with self._path.open("rb") as file:
                 head = file.read(_HEAD_BYTES)
-                if len(head) < _HEAD_BYTES and _MAGIC.startswith(head[:len(_MAGIC)]):
-                    return
+                if len(head) < _HEAD_BYTES or not head.startswith(_MAGIC):
+                    head += file.read(_TORN_HEAD_BYTES_MAX)
+                    if _is_torn_head(head):
+                        return
                 if not head.startswith(_MAGIC):
                     raise CwdError(f"{self._path}: not a feedback log", code=Code.CORRUPT)
                 self.end = _HEAD_BYTES
@@ -253,6 +252,13 @@ class _Scan:
         if any(_whole_frame_at(rest, at) for at in range(1, len(rest) - _FRAME.size + 1)):
             raise CwdError(f"{self._path}: damaged at byte {self.end}, and whole after it; nothing was cut off",
                            code=Code.CORRUPT)
+
+
+def _is_torn_head(start: bytes) -> bool:
+    """Is this all that was written of a new file? A part of the header, perhaps with zeros that the disk was given."""
+    if len(start) < _HEAD_BYTES and start.startswith(_MAGIC):
+        return True
+    return len(start) <= _TORN_HEAD_BYTES_MAX and _MAGIC.startswith(start.rstrip(b"\0"))
 
 
 def _next_payload(file: BinaryIO) -> bytes | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sqlite3
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -26,6 +27,7 @@ SCHEMA_VERSION = 1
 CACHED_MAX = 65536
 #: how long to wait for another process that holds the file
 _BUSY_S = 10.0
+_BUSY_AGAIN_S = 0.005
 _TABLES = (
     "CREATE TABLE states (app TEXT, context TEXT, version INTEGER NOT NULL, entry BLOB NOT NULL,"
     " PRIMARY KEY (app, context)) WITHOUT ROWID",
@@ -86,7 +88,7 @@ class SqliteStates:
         self._logged: dict[str, int] = {}
         with self._told():
             self._writer = self._connect()
-            self._writer.execute("PRAGMA journal_mode = WAL")
+            self._use_wal()
             with self._transaction() as db:
                 self._make_tables(db)
             self._reader = self._connect()
@@ -95,6 +97,18 @@ class SqliteStates:
         db = sqlite3.connect(self._path, timeout=_BUSY_S, isolation_level=None, check_same_thread=False)
         db.execute("PRAGMA synchronous = FULL")
         return db
+
+    def _use_wal(self) -> None:
+        """Change the file's journal, once in its life; SQLite does not wait here for another that is doing so."""
+        give_up_s = time.monotonic() + _BUSY_S
+        while True:
+            try:
+                self._writer.execute("PRAGMA journal_mode = WAL")
+                return
+            except sqlite3.OperationalError as error:
+                if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() > give_up_s:
+                    raise
+                time.sleep(_BUSY_AGAIN_S)
 
     def _make_tables(self, db: sqlite3.Connection) -> None:
         (version,) = db.execute("PRAGMA user_version").fetchone()
