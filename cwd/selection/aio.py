@@ -93,14 +93,14 @@ class AsyncApps:
         loop, changed = asyncio.get_running_loop(), asyncio.Event()
         calls: dict[int, asyncio.Task[Any]] = {}
         run.wake = changed.set
-        timer = loop.call_later(max(run.deadline_ns - _now(), 0) / NS_PER_S, self._overdue, run)
+        timer: asyncio.TimerHandle | None = None
         try:
-            models: dict[int, Model] = {}
-            asked, failed = None, None
-            if serving.app.cache:
-                asked, models, failed = await self._asked(run, inputs)
-            if not run.done:
-                run.start(_now(), self.desk.cache if asked is not None else None, asked, failed)
+            began_ns = _now()
+            asked, models, failed = await self._asked(run, inputs)
+            if self._patient:
+                run.deadline_ns += _now() - began_ns  # as in `AsyncClient.infer`, looking models up takes nothing off an SLO
+            timer = loop.call_later(max(run.deadline_ns - _now(), 0) / NS_PER_S, self._overdue, run)
+            run.start(_now(), self.desk.cache if serving.app.cache else None, asked, failed)
             while True:
                 changed.clear()
                 for member in run.to_call:
@@ -115,7 +115,8 @@ class AsyncApps:
                     calls[member].cancel()
             raise
         finally:
-            timer.cancel()
+            if timer is not None:
+                timer.cancel()
 
     def _overdue(self, run: Run) -> None:
         # the loop's clock and ours may differ by a little
@@ -163,17 +164,27 @@ class AsyncApps:
         asked: dict[int, Asked] = {}
         models: dict[int, Model] = {}
         failed: dict[int, CwdError] = {}
-        for member in run.choice.members:
+        cache, chosen = run.app.cache, run.choice.members
+        found = await asyncio.gather(*(self._model(run.app.members[member], run.deadline_ns, cache) for member in chosen),
+                                     return_exceptions=True)
+        for member, model in zip(chosen, found, strict=True):
             try:
-                model = models[member] = await self._model(run.app.members[member], run.deadline_ns)
+                if isinstance(model, BaseException):
+                    raise model
                 payload, dims = model.prepare(inputs)
-                asked[member] = Asked(self.desk.cache.key(key_of(model, self.client.epoch), dims, payload), dims, payload)
+                if cache:
+                    models[member] = model
+                    key = self.desk.cache.key(key_of(model, self.client.epoch), dims, payload)
+                    asked[member] = Asked(key, dims, payload)
             except CwdError as error:
                 failed[member] = error
         return asked, models, failed
 
-    async def _model(self, member: Member, until_ns: int) -> Model:
+    async def _model(self, member: Member, until_ns: int, exact: bool) -> Model:
+        """What is executed: for the cache an exact version, else whatever the name stands for when it is."""
         now = _now()
+        if not exact:
+            return await self.client.known(*member, timeout=max(until_ns - now, 1) / NS_PER_S)
         found = self._versions.get(member, self.client.epoch, now)
         if found is None:
             try:

@@ -161,15 +161,25 @@ class _Waiting:
         """Models, payloads and keys of the members that were chosen, and why some cannot be asked."""
         asked: dict[int, Asked] = {}
         failed: dict[int, CwdError] = {}
-        apps, run = self._apps, self._run
+        apps, run, began_ns = self._apps, self._run, _now()
         for member in run.choice.members:
             try:
-                model = self._models[member] = apps._model(run.app.members[member], run.deadline_ns)
+                model = self._models[member] = self._model(run.app.members[member])
                 payload, dims = model.prepare(self._inputs)
-                asked[member] = Asked(apps.desk.cache.key(key_of(model, apps._client.epoch), dims, payload), dims, payload)
+                if run.app.cache:
+                    key = apps.desk.cache.key(key_of(model, apps._client.epoch), dims, payload)
+                    asked[member] = Asked(key, dims, payload)
             except CwdError as error:
                 failed[member] = error
+        run.deadline_ns += _now() - began_ns  # as in `Client.infer`, looking models up takes nothing off an SLO
         return asked, failed
+
+    def _model(self, member: Member) -> Model:
+        """What is executed: for the cache an exact version, else whatever the name stands for when it is."""
+        apps, client = self._apps, self._apps._client
+        if self._run.app.cache:
+            return apps._model(member, self._run.deadline_ns)
+        return client._session.models.get(member) or client._first_lookup(member, self._run.deadline_ns - _now())
 
     def _to_call(self) -> list[int]:
         with self._apps._lock:

@@ -35,7 +35,7 @@ from cwd.units import NS_PER_MS, NS_PER_S
 #: how old what is known of the apps may be
 _LOOK_NS = 100 * NS_PER_MS
 #: before its deadline an app answers by so much with what has arrived: timers are late, and somebody has to hear of it
-_MARGIN_MIN_NS, _MARGIN_PART, _MARGIN_PART_MAX = 3 * NS_PER_MS, 50, 4
+_MARGIN_MIN_NS, _MARGIN_PART, _MARGIN_PART_MAX = 4 * NS_PER_MS, 50, 4
 #: answers and labels with more elements are not written into the feedback log
 _LOGGED_MAX = 16
 _CONTEXT_MAX = 256
