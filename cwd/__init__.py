@@ -12,10 +12,14 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from cwd.client import AsyncClient, Client, Model, Pending, Result, as_completed
     from cwd.cluster import LocalCluster
+    from cwd.selection.aio import AsyncApps
+    from cwd.selection.blocking import Apps
 
 __version__ = "0.1.0"
 
 _HOME = {
+    "Apps": "cwd.selection.blocking",
+    "AsyncApps": "cwd.selection.aio",
     "AsyncClient": "cwd.client",
     "Client": "cwd.client",
     "Model": "cwd.client",

@@ -44,8 +44,10 @@ LAYERS: dict[str, tuple[str, ...]] = {
     # the devices' rules are the workers'; no clock, no socket
     "cwd.sim": (*_BASE, "cwd.jit", "cwd.tables", "cwd.core", "cwd.worker.agenda", "cwd.worker.residency",
                 "cwd.worker.rules", "cwd.workload.traces", "cwd.workload.arrivals", "cwd.workload.population"),
+    # a library over the client, for whoever answers applications
+    "cwd.selection": (*_BASE, "cwd.wire", "cwd.net", "cwd.client"),
     # one more client of the controller, and a daemon that tells its supervisor
-    "cwd.gateway": (*_BASE, "cwd.client", "cwd.wire", "cwd.net.notify"),
+    "cwd.gateway": (*_BASE, "cwd.client", "cwd.selection", "cwd.wire", "cwd.net.notify"),
     # a replay is a client that also reads the controller's log
     "cwd.workload": (*_BASE, "cwd.client", "cwd.wire.messages", "cwd.controller.telemetry", "cwd.controller.record",
                      "cwd.controller.config"),

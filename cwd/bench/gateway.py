@@ -30,10 +30,10 @@ _SLO_US = 5_000_000
 class Http:
     """One connection to a gateway, and one request's bytes."""
 
-    def __init__(self, port: int, binary: bool = True) -> None:
+    def __init__(self, port: int, binary: bool = True, name: str = MODEL) -> None:
         self._socket = socket.create_connection(("127.0.0.1", port))
         self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self._request = request_bytes(binary)
+        self._request = request_bytes(binary, name)
 
     def one(self) -> bytes:
         """One round trip; the answer's body. Raises `CwdError` for any status but 200."""
@@ -59,8 +59,8 @@ class Http:
         self._socket.close()
 
 
-def request_bytes(binary: bool) -> bytes:
-    """A whole request for the no-op model, whose input is one byte."""
+def request_bytes(binary: bool, name: str = MODEL) -> bytes:
+    """A whole request for the no-op model, or an application of it; the input is one byte."""
     tensor: dict[str, Any] = {"name": "x", "datatype": "UINT8", "shape": [1]}
     if binary:
         tensor["parameters"] = {"binary_data_size": 1}
@@ -69,7 +69,7 @@ def request_bytes(binary: bool) -> bytes:
     parameters = {"timeout": _SLO_US, "binary_data_output": binary}
     text = json.dumps({"parameters": parameters, "inputs": [tensor]}).encode()
     body = text + b"\x07" * binary
-    head = f"POST /v2/models/{MODEL}/infer HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n"
+    head = f"POST /v2/models/{name}/infer HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n"
     if binary:
         head += f"Inference-Header-Content-Length: {len(text)}\r\n"
     return head.encode() + b"\r\n" + body
@@ -114,7 +114,8 @@ def run(requests: int = 4000, rounds: int = 8, progress: Callable[[str], None] =
 
 def gateway_of(cluster: LocalCluster, *flags: str) -> Child:
     """A gateway of a cluster's own, on any free port, which its status line names."""
-    return Child("gateway", ["gateway", "--port", "0", "--endpoint", cluster.endpoint(), "--drain", "0s", *flags],
+    return Child("gateway", ["gateway", "--port", "0", "--endpoint", cluster.endpoint(), "--drain", "0s", "--apps", "none",
+                             *flags],
                  log=cluster.folder / "gateway.log", folder=cluster.folder)
 
 

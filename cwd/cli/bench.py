@@ -15,7 +15,10 @@ BENCHES = {
     "kernel": "The scheduler's core alone, by the number of models.",
     "worker": "A no-op model through real processes against a bare echo.",
     "gateway": "What HTTP adds to a request: the gateway beside the native client, on one connection.",
+    "app": "What an application of one model adds to the bare model.",
+    "ensemble": "Eight members, one of which is late: the answer's time and who took part.",
     "serve": "Goodput under SLOs, closed loop, against the best batch rate of the module alone.",
+    "selection": "Which model answers: regret of the selection policies while the best model degrades.",
     "wire": "The codecs, in Python and compiled.",
 }
 

@@ -19,6 +19,7 @@ COMMANDS = {
     "install-units": ("cwd.cli.units:install_units", "Write systemd units for this installation."),
     "compile": ("cwd.cli.daemons:compile_kernels", "Compile all kernels ahead of time."),
     "model": ("cwd.cli.model:model", "Add, list, show, remove and profile models."),
+    "app": ("cwd.cli.app:app", "Applications: models, a policy that chooses among them, feedback."),
     "keys": ("cwd.cli.keys:keys", "Make, list and revoke keys of clients, workers and admins."),
     "infer": ("cwd.cli.infer:infer", "Send one request."),
     "status": ("cwd.cli.status:status", "What the controller is doing."),

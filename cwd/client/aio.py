@@ -120,6 +120,11 @@ class AsyncClient:
         """After how long without a controller it helps to ask again; 0 before this client was first used."""
         return self._session.retry_ns if self._session is not None else 0
 
+    @property
+    def epoch(self) -> int:
+        """The boot epoch of the controller that welcomed us last; 0 before."""
+        return self._session.epoch if self._session is not None else 0
+
     async def models(self) -> dict[str, int]:
         """Every registered model: "name/version" and its handle."""
         found: dict[str, int] = {}

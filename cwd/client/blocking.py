@@ -178,6 +178,11 @@ class Client:
             if not after:
                 return found
 
+    @property
+    def epoch(self) -> int:
+        """The boot epoch of the controller that welcomed us last; 0 before."""
+        return self._session.epoch
+
     def connect(self, timeout: float | None = None) -> Client:
         """Wait until the controller has welcomed us; raises `ControllerLost` after `timeout` seconds."""
         self._connection.ready(_now() + (self._timeout_ns if timeout is None else round(timeout * NS_PER_S)))

@@ -145,6 +145,21 @@ class Connection:
                     call.on_done.append(gate)
         return gate
 
+    def watch(self, call: Call, gate: Gate) -> None:
+        """Have `call` pass through `gate` when it is settled, at once if it is."""
+        with self._lock:
+            if call.done:
+                gate(call)
+            else:
+                call.on_done.append(gate)
+
+    def pass_through(self, gate: Gate, what: Any) -> None:
+        """Put something else through a gate, so that who waits for it returns: another thread has news for it."""
+        with self._lock:
+            gate(what)
+            if self._leading:
+                os.eventfd_write(self._wake, 1)
+
     def wait(self, target: Call | Gate | None, until_ns: int = FOREVER_NS) -> None:
         """Return when `target` is done (None: when the session is READY or FAILED), or at `until_ns`."""
         session, lock = self.session, self._lock

@@ -18,17 +18,21 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 import cwd
-from cwd.client import AsyncClient
+from cwd.client import AsyncClient, Model
 from cwd.errors import BadRequest, Code, ControllerLost, CwdError
 from cwd.gateway import oip, page
+from cwd.gateway.apps import VERSION as APP_VERSION
+from cwd.gateway.apps import Applications
 from cwd.gateway.auth import Guard, Tokens
 from cwd.gateway.body import ClientGone, read_body
 from cwd.gateway.catalog import STEP, Catalog
+from cwd.gateway.clipper import Clipper
 from cwd.gateway.infer import Infer, version_of
 from cwd.gateway.options import GatewayOptions
 from cwd.gateway.refusals import error_answer
 from cwd.gateway.shards import Shards
 from cwd.gateway.statistics import Statistics
+from cwd.selection.desk import Serving
 
 LOG = logging.getLogger("cwd.gateway")
 
@@ -57,7 +61,8 @@ class Gateway:
         self.client = client
         self.catalog = Catalog(client, options.admin_endpoint)
         self.statistics = Statistics()
-        self.infer = Infer(client, self.catalog, self.statistics)
+        self.applications = Applications(options, client, self.catalog)
+        self.infer = Infer(client, self.catalog, self.statistics, self.applications)
         #: set when it is about to end: it says that it is not ready, and goes on serving
         self.stopping = False
         self._began_s = time.monotonic()
@@ -91,7 +96,7 @@ class Gateway:
         return Response()
 
     async def model_ready(self, request: Request) -> Response:
-        await self.catalog.model(*_key(request))
+        await self._model(request)
         return Response()
 
     # metadata
@@ -100,12 +105,12 @@ class Gateway:
         return JSONAnswer({"name": "cwd", "version": cwd.__version__, "extensions": EXTENSIONS})
 
     async def metadata(self, request: Request) -> Response:
-        model = await self.catalog.model(*_key(request))
+        model = await self._model(request)
         versions = (await self.catalog.versions()).get(model.name, [model.version])
-        return JSONAnswer(oip.metadata(model, versions))
+        return JSONAnswer(oip.metadata(model, [model.version] if self._app(request) else versions))
 
     async def config(self, request: Request) -> Response:
-        return JSONAnswer(oip.config(await self.catalog.model(*_key(request))))
+        return JSONAnswer(oip.config(await self._model(request)))
 
     # the repository
 
@@ -115,7 +120,8 @@ class Gateway:
         if not isinstance(only_ready, bool):
             raise BadRequest("'ready' is neither true nor false", code=Code.BAD_ARGUMENT)
         keys = [(name, version) for name, found in (await self.catalog.versions()).items() for version in found]
-        self.statistics.forget_all_but(set(keys))
+        apps = [(name, APP_VERSION) for name in self.applications.all()]
+        self.statistics.forget_all_but({*keys, *apps})
         reasons = await self.catalog.reasons(keys)
         return JSONAnswer([
             {"name": name, "version": str(version), "state": "UNAVAILABLE" if reason else "READY", "reason": reason}
@@ -138,6 +144,8 @@ class Gateway:
 
     async def stats(self, request: Request) -> Response:
         if "model" in request.path_params:
+            if self._app(request):
+                return JSONAnswer({"model_stats": [self.statistics.report(request.path_params["model"], APP_VERSION)]})
             name, version = _key(request)
             model = await self.catalog.model(name, version)
             found = [version] if version else (await self.catalog.versions()).get(name, [model.version])
@@ -159,7 +167,8 @@ class Gateway:
             "connected": self.client.connected, "uptime_s": round(time.monotonic() - self._began_s, 1),
             "in_flight": self.infer.in_flight, "slo_ms": self.options.slo_ns / 1e6,
             "strays": dict(self.statistics.strays), "totals": page.totals(self.statistics.models.values()), "models": [],
-            "models_total": 0, "controller": None, "away": self.away(), "trouble": "",
+            "cache": self.applications.cache_facts(), "models_total": 0, "controller": None, "away": self.away(),
+            "trouble": "",
         }
         try:
             versions = await self.catalog.versions()
@@ -172,6 +181,38 @@ class Gateway:
         except CwdError as error:
             facts["trouble"] = error.text
         return JSONAnswer(facts, headers={"cache-control": "no-store"})
+
+    # applications
+
+    async def list_apps(self, request: Request) -> Response:
+        found = self.applications
+        return JSONAnswer({"apps": [found.facts(serving) for serving in found.all().values()],
+                           "cache": found.cache_facts()})
+
+    async def app(self, request: Request) -> Response:
+        found = self.applications
+        return JSONAnswer(found.facts(found.get(request.path_params["app"])))
+
+    async def feedback(self, request: Request) -> Response:
+        return JSONAnswer(await self.applications.feedback(request.path_params["app"], await self._json(request)))
+
+    async def invalidate(self, request: Request) -> Response:
+        body = await self._json(request)
+        model, version = body.get("model"), body.get("version", 0)
+        if not isinstance(model, str) or type(version) is not int:
+            raise BadRequest("'model' is a name, 'version' a number (0 for all)", code=Code.BAD_ARGUMENT)
+        return JSONAnswer({"dropped": self.applications.apps.desk.cache.invalidate(model, version)})
+
+    def _app(self, request: Request) -> Serving | None:
+        """The app that a path names where a model's name stands."""
+        return self.applications.find(request.path_params["model"])
+
+    async def _model(self, request: Request) -> Model:
+        """The model that a path names, or the app as if it were one."""
+        serving = self._app(request)
+        if serving is not None:
+            return await self.applications.view(serving)
+        return await self.catalog.model(*_key(request))
 
     async def _json(self, request: Request) -> dict[str, Any]:
         """A body that is an object of JSON, or empty."""
@@ -192,8 +233,23 @@ def _key(request: Request) -> tuple[str, int]:
     return request.path_params["model"], version_of(request.path_params.get("version", ""))
 
 
-def make_app(gateway: Gateway, tokens: Tokens | None = None) -> Starlette:
-    """The ASGI application."""
+def make_app(gateway: Gateway, tokens: Tokens | None = None, clipper_port: int = -1) -> Any:
+    """The ASGI application; what comes in at `clipper_port` are Clipper's calls."""
+    app = _guarded(gateway, tokens, _routes(gateway))
+    if clipper_port < 0:
+        return app
+    shim = Clipper(gateway.applications, gateway.catalog, gateway.statistics, lambda: gateway.options.body_max_bytes)
+    clipper = _guarded(gateway, tokens, shim.routes())
+
+    async def by_port(scope: Any, receive: Any, send: Any) -> None:
+        server = scope.get("server")
+        await (clipper if server is not None and server[1] == clipper_port else app)(scope, receive, send)
+
+    return by_port
+
+
+def _guarded(gateway: Gateway, tokens: Tokens | None, routes: list[Route]) -> Starlette:
+    """Routes behind who may ask, with errors told."""
     options = gateway.options
     guard = Middleware(Guard, tokens=tokens, origins=options.origins,
                        local_names_only=tokens is None and not options.insecure)
@@ -201,7 +257,7 @@ def make_app(gateway: Gateway, tokens: Tokens | None = None) -> Starlette:
                        allow_headers=["Authorization", "Content-Type", "Content-Encoding",
                                       "Inference-Header-Content-Length"],
                        expose_headers=["Inference-Header-Content-Length", "Retry-After", "Retry-After-Ms"])]
-    return Starlette(routes=_routes(gateway), middleware=[*(cors if options.origins else []), guard],
+    return Starlette(routes=routes, middleware=[*(cors if options.origins else []), guard],
                      exception_handlers={CwdError: _told, HTTPException: _http, ClientGone: _nobody,
                                          ClientDisconnect: _nobody, Exception: _bug})
 
@@ -215,6 +271,8 @@ def _routes(gateway: Gateway) -> list[Route]:
                _get("/v2/models/stats", gateway.stats), _post("/v2/repository/index", gateway.index),
                _post("/v2/repository/models/{model}/load", gateway.load),
                _post("/v2/repository/models/{model}/unload", gateway.unload), _get("/status.json", gateway.status)]
+    routes += [_get("/v2/apps", gateway.list_apps), _get("/v2/apps/{app}", gateway.app),
+               _post("/v2/apps/{app}/feedback", gateway.feedback), _post("/v2/cache/invalidate", gateway.invalidate)]
     for base in (model, model + "/versions/{version}"):
         routes += [_get(base, gateway.metadata), _get(f"{base}/ready", gateway.model_ready),
                    _get(f"{base}/config", gateway.config), _get(f"{base}/stats", gateway.stats)]

@@ -13,12 +13,15 @@ from typing import Any, TypeVar
 
 from cwd.client import AsyncClient, Model, Result
 from cwd.errors import BadRequest, Code, ControllerLost, CwdError, DeadlineExpired, DeadlineMissed
+from cwd.gateway.apps import VERSION as APP_VERSION
+from cwd.gateway.apps import Applications
 from cwd.gateway.body import ClientGone, Receive, read_body
 from cwd.gateway.catalog import Catalog
 from cwd.gateway.oip import Request, encode_answer, fit, parse_request
 from cwd.gateway.refusals import Header, error_answer
 from cwd.gateway.shards import Shards
 from cwd.gateway.statistics import ModelStatistics, Statistics
+from cwd.selection.desk import Serving
 from cwd.units import NS_PER_S, NS_PER_US, format_duration
 
 T = TypeVar("T")
@@ -33,8 +36,10 @@ _JSON = [(b"content-type", b"application/json")]
 class Infer:
     """The ASGI application of this one route."""
 
-    def __init__(self, client: AsyncClient | Shards, catalog: Catalog, statistics: Statistics) -> None:
+    def __init__(self, client: AsyncClient | Shards, catalog: Catalog, statistics: Statistics,
+                 applications: Applications) -> None:
         self._client, self._catalog, self._statistics = client, catalog, statistics
+        self._applications = applications
         self._slo_ns = self._body_max_bytes = 0
         self._answering: set[asyncio.Task[Any]] = set()
         self._over = False
@@ -61,7 +66,11 @@ class Infer:
         assert task is not None
         self._answering.add(task)
         try:
-            status, headers, body = 200, *await self._answer(call, scope, receive)
+            serving = self._applications.find(scope["path_params"]["model"])
+            if serving is not None:
+                status, headers, body = await self._answer_of_app(serving, call, scope, receive)
+            else:
+                status, headers, body = 200, *await self._answer(call, scope, receive)
         except CwdError as error:
             status, headers, body = error_answer(error, call.slo_ns)
             if call.statistics is not None:
@@ -104,6 +113,17 @@ class Infer:
         if json_bytes is None:
             return list(_JSON), payload
         return [(b"content-type", b"application/octet-stream"), (_JSON_LENGTH, b"%d" % json_bytes)], payload
+
+    async def _answer_of_app(self, serving: Serving, call: _Call, scope: Scope, receive: Receive
+                             ) -> tuple[int, list[Header], bytes]:
+        """As `_answer`, with the status."""
+        call.statistics = self._statistics.of(serving.app.name, APP_VERSION)
+        body = await read_body(scope["headers"], receive, self._body_max_bytes)
+        request = parse_request(body, _json_bytes(scope["headers"]))
+        call.slo_ns = request.timeout_us * NS_PER_US or serving.app.slo_ns
+        call.left_ns(serving.app.name)
+        return await _unless_gone(receive, self._applications.infer(serving, request, call.slo_ns, call.statistics,
+                                                                    call.began_ns))
 
     async def _ask(self, call: _Call, request: Request, name: str, version: int) -> tuple[Model, Result, bool]:
         model = await self._catalog.known(name, version, call.left_ns(name))

@@ -39,6 +39,10 @@ class Request:
     #: 0 if it has none
     timeout_us: int = 0
     app: str | None = None
+    #: of an application that learns for each user or session: which
+    context: str | None = None
+    #: the status that a default answer shall have; 0 for its own
+    default_status: int = 0
     inputs: dict[str, np.ndarray] = field(default_factory=dict)
     #: None for all
     outputs: tuple[str, ...] | None = None
@@ -63,7 +67,9 @@ def parse_request(body: bytes, json_bytes: int | None) -> Request:
     rest = memoryview(body)[len(body) if json_bytes is None else json_bytes:]
     parameters = _parameters(found, "the request")
     request = Request(id=_text(found, "id", "the request's id"), timeout_us=_timeout_us(parameters),
-                      app=_text(parameters, "app", "parameter 'app'"))
+                      app=_text(parameters, "app", "parameter 'app'"),
+                      context=_text(parameters, "context", "parameter 'context'"),
+                      default_status=_default_status(parameters))
     request.binary_default = _flag(parameters, "binary_data_output", "the request")
     _read_outputs(request, found)
     for index, entry in enumerate(_entries(found, "inputs")):
@@ -124,6 +130,13 @@ def _timeout_us(parameters: Mapping[str, Any]) -> int:
     if type(given) is not int or not 0 <= given <= _TIMEOUT_MAX_US:
         raise fault("parameter 'timeout' is not a whole number of microseconds, at most a day", Code.BAD_SLO)
     return given
+
+
+def _default_status(parameters: Mapping[str, Any]) -> int:
+    given = parameters.get("default_status", 0)
+    if given not in (0, 200, 203) or isinstance(given, bool):
+        raise fault("parameter 'default_status' is 200 or 203", Code.BAD_ARGUMENT)
+    return int(given)
 
 
 def _entries(found: Mapping[str, Any], key: str) -> list[dict[str, Any]]:

@@ -41,6 +41,16 @@ class GatewayOptions:
     insecure: bool = False
     #: largest body of a request, before and after decompression
     body_max_bytes: int = 64 << 20
+    #: the file of applications; "" for $CWD_APPS, or where `cwd app` keeps them; "none" serves models alone
+    apps: str = ""
+    #: for answers of models that applications keep; 0 keeps none
+    cache_bytes: int = 64 << 20
+    #: compare whole inputs where their 128-bit hashes are equal, and keep them for it
+    cache_compare: bool = True
+    #: where policies' states are: "" for a file beside the applications, else redis://HOST
+    states: str = ""
+    #: a port for Clipper's own REST calls, to query and to administer; 0 for any free one, -1 for none
+    clipper_port: int = -1
     #: connections at once; what comes beyond is answered 503
     connections: int = 2048
     #: after SIGTERM it says that it is not ready, and for so long goes on serving
@@ -56,9 +66,13 @@ class GatewayOptions:
         parse_shards(self.shards)
         if not 0 <= self.port <= 65535:
             raise _fault(f"port {self.port}: 0 to 65535 are possible")
+        if not -1 <= self.clipper_port <= 65535:
+            raise _fault(f"clipper_port {self.clipper_port}: 0 to 65535 are possible, -1 for none")
+        if self.clipper_port >= 0 and self.apps == "none":
+            raise _fault("Clipper's calls are about applications, and --apps none serves none")
         if bool(self.tls_cert) != bool(self.tls_key):
             raise _fault("TLS needs both --tls-cert and --tls-key")
-        for name, low in (("slo_ns", 1), ("body_max_bytes", 1), ("connections", 1), ("drain_ns", 0)):
+        for name, low in (("slo_ns", 1), ("body_max_bytes", 1), ("connections", 1), ("drain_ns", 0), ("cache_bytes", 0)):
             if getattr(self, name) < low:
                 raise _fault(f"{name} is {getattr(self, name)}, wanted at least {low}")
         if not (self.is_local or self.token_file or self.insecure):

@@ -58,14 +58,15 @@ def serve(options: GatewayOptions, load: Callable[[], GatewayOptions] | None = N
     if tokens is not None and not options.tls_cert and not options.is_local:
         LOG.warning("tokens without TLS: whoever sees the traffic can use them")
     listening = bind(options.host, options.port)
-    with listening:
+    clipper = bind(options.host, options.clipper_port) if options.clipper_port >= 0 else None
+    with listening, clipper or contextlib.nullcontext():
         runner: Any = None
         with contextlib.suppress(ImportError):
             import uvloop
 
             runner = uvloop.new_event_loop
         with asyncio.Runner(loop_factory=runner) as loop:
-            return loop.run(_serve(options, load or (lambda: options), tokens, listening))
+            return loop.run(_serve(options, load or (lambda: options), tokens, listening, clipper))
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -82,13 +83,16 @@ def bind(host: str, port: int) -> socket.socket:
 
 
 async def _serve(options: GatewayOptions, load: Callable[[], GatewayOptions], tokens: Tokens | None,
-                 listening: socket.socket) -> int:
+                 listening: socket.socket, clipper: socket.socket | None) -> int:
     certificate = Certificate(options.tls_cert, options.tls_key) if options.tls_cert else None
+    clipper_port = clipper.getsockname()[1] if clipper is not None else -1
     async with _client(options) as client:
         gateway = Gateway(options, client)
-        server = Server(_config(options, _parting(gateway, make_app(gateway, tokens)), certificate))
+        app = make_app(gateway, tokens, clipper_port)
+        server = Server(_config(options, _parting(gateway, app), certificate))
         host = f"[{options.host}]" if ":" in options.host else options.host
         where = f"{'https' if certificate else 'http'}://{host}:{listening.getsockname()[1]}"
+        where += f", Clipper's calls on port {clipper_port}" if clipper is not None else ""
         supervision = Supervision(gateway, where)
 
         def reload() -> None:
@@ -99,9 +103,10 @@ async def _serve(options: GatewayOptions, load: Callable[[], GatewayOptions], to
         with _signals(gateway, server, reload):
             async with _beside(supervision.run(lambda: server.started), _watch(certificate)):
                 try:
-                    await server.serve([listening])
+                    await server.serve([listening, *([clipper] if clipper is not None else [])])
                 finally:
                     gateway.catalog.close()
+                    await gateway.applications.close()
     LOG.info("ended")
     return 0
 

@@ -68,6 +68,11 @@ class Shards:
         return any(client.connected for client in self._clients.values())
 
     @property
+    def epoch(self) -> int:
+        """A number that changes whenever any of the controllers becomes another; 0 before the first."""
+        return sum(client.epoch for client in self._clients.values())
+
+    @property
     def retry_ns(self) -> int:
         """After how long without any controller it helps to ask again."""
         return min(client.retry_ns for client in self._clients.values())

@@ -65,6 +65,8 @@ class ModelStatistics:
         self.success = self.success_ns = self.fail = self.fail_ns = self.cancel = self.cancel_ns = 0
         self.queue_ns = self.load_ns = self.exec_ns = self.input_ns = self.output_ns = 0
         self.cold = 0
+        #: of apps: members' answers that cost no execution, and those that did
+        self.cache_hit = self.cache_miss = 0
         self.last_ms = 0
         #: codes of the requests that failed
         self.codes: Counter[str] = Counter()
@@ -89,6 +91,15 @@ class ModelStatistics:
         batch.input_ns += input_ns
         batch.output_ns += output_ns
 
+    def answered_by_app(self, duration_ns: int, hits: int, misses: int) -> None:
+        """An app answered; its members' executions are counted with the models."""
+        self.success += 1
+        self.success_ns += duration_ns
+        self.cache_hit += hits
+        self.cache_miss += misses
+        self.last_ms = time.time_ns() // NS_PER_MS
+        self.latency.add(duration_ns)
+
     def failed(self, code: str, duration_ns: int) -> None:
         self.fail += 1
         self.fail_ns += duration_ns
@@ -109,7 +120,7 @@ class ModelStatistics:
         ok = self.success
         sums = {"success": (ok, self.success_ns), "fail": (self.fail, self.fail_ns), "queue": (ok, self.queue_ns),
                 "compute_input": (ok, self.input_ns), "compute_infer": (ok, self.exec_ns),
-                "compute_output": (ok, self.output_ns), "cache_hit": (0, 0), "cache_miss": (0, 0),
+                "compute_output": (ok, self.output_ns), "cache_hit": (self.cache_hit, 0), "cache_miss": (self.cache_miss, 0),
                 "cancel": (self.cancel, self.cancel_ns)}
         batches = []
         for size, batch in sorted(self._batches.items()):

@@ -58,3 +58,14 @@ def test_gateway_beside_the_native_client():
     assert facts["difference_ms"] == pytest.approx(facts["gateway_p50_ms"] - facts["native_p50_ms"])
     for side in ("native", "gateway", "gateway_json"):
         assert 0 < facts[f"{side}_p50_ms"] <= facts[f"{side}_p99_ms"]
+
+
+def test_an_application_beside_its_model():
+    pytest.importorskip("uvicorn")
+    from cwd.bench.app import run
+
+    facts = run(requests=80, rounds=2)
+    assert facts["ratio"] == pytest.approx(facts["app_p50_us"] / facts["bare_p50_us"])
+    assert facts["gateway_ratio"] == pytest.approx(facts["gateway_app_p50_us"] / facts["gateway_model_p50_us"])
+    for side in ("bare", "app", "cached", "gateway_model", "gateway_app"):
+        assert 0 < facts[f"{side}_p50_us"] <= facts[f"{side}_p99_us"]

@@ -77,7 +77,7 @@ class FakeClient:
 
 def app_of(client=None, tokens=None, **options):
     """(the application, its gateway)."""
-    gateway = Gateway(GatewayOptions(**options), client or FakeClient())
+    gateway = Gateway(GatewayOptions(**{"apps": "none", **options}), client or FakeClient())
     return make_app(gateway, tokens), gateway
 
 

@@ -10,3 +10,4 @@ pytest.importorskip("uvicorn")
 pytest.importorskip("orjson")
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "client"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "selection"))

@@ -30,7 +30,7 @@ class Door:
     """A gateway's process, and plain HTTP to it."""
 
     def __init__(self, folder, endpoint, *flags):
-        self.child = Child("gateway", ["gateway", "--port", "0", "--endpoint", endpoint, *flags],
+        self.child = Child("gateway", ["gateway", "--port", "0", "--endpoint", endpoint, "--apps", "none", *flags],
                            log=folder / "gateway.log", folder=folder)
         self.child.start()
         self.child.wait_ready(60)

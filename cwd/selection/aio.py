@@ -1,0 +1,223 @@
+"""Applications for asyncio: predictions and feedback over one `cwd.AsyncClient`."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from typing import Any
+
+import numpy as np
+
+from cwd.client import AsyncClient, Model
+from cwd.client.call import slo_to_ns
+from cwd.client.model import Inputs
+from cwd.errors import BadRequest, Cancelled, Code, ControllerLost, CwdError, DeadlineMissed, UnknownModel
+from cwd.selection.apps import AppStore, Member
+from cwd.selection.desk import Desk, Serving, Settings, request_id_of
+from cwd.selection.result import AppResult
+from cwd.selection.run import Asked, Run
+from cwd.selection.versions import Versions, key_of
+from cwd.units import NS_PER_S
+
+_now = time.monotonic_ns
+
+
+class AsyncApps:
+    """The applications of a store, over one client, for the coroutines of its event loop.
+
+    Arguments and exceptions are those of `cwd.Apps`. A cancelled `predict` ends executions that nobody else waits for.
+    """
+
+    def __init__(self, client: AsyncClient, store: AppStore | str | os.PathLike[str] | None = None,
+                 settings: Settings = Settings(), *, patient: bool = True) -> None:
+        """With `patient` the first connection gets as long as it takes; else it is part of the first request's SLO."""
+        self.client = client
+        self._patient = patient
+        self._own_store = not isinstance(store, AppStore)
+        self.store = store if isinstance(store, AppStore) else AppStore(store)
+        self.desk = Desk(self.store, settings)
+        self._versions = Versions()
+        #: executions and lookups under way: the loop itself keeps only weak references
+        self._tasks: set[asyncio.Task[Any]] = set()
+        #: of members that nothing is known of yet: many may ask at once
+        self._lookups: dict[Member, asyncio.Task[Any]] = {}
+
+    async def predict(self, app: str, inputs: Inputs, slo: str | float | None = None, *,
+                      context: str | None = None) -> AppResult:
+        """One prediction; see `cwd.Apps.predict`."""
+        if self._patient and not self.client.epoch:
+            await self.client.connect()
+        now = _now()
+        serving = self.desk.serving(app, now)
+        run = self.desk.begin(serving, now, serving.app.slo_ns if slo is None else slo_to_ns(slo), context)
+        if len(run.choice.members) == 1 and not serving.app.cache and serving.app.default is None:
+            run.start(now)
+            await self._execute(run, run.to_call.pop(), inputs)
+        else:
+            await self._run(run, serving, inputs)
+        self.desk.ended(serving, run, _now())
+        if run.result is None:
+            assert run.error is not None
+            raise run.error
+        return run.result
+
+    async def feedback(self, request: int | str | None = None, label: Any = None, *, app: str = "", inputs: Any = None,
+                       context: str | None = None, feedback_id: str | None = None) -> bool:
+        """What the right answer was; see `cwd.Apps.feedback`."""
+        if request is None:
+            if not app or inputs is None:
+                raise BadRequest("feedback is for a request id, or for an app and its inputs", code=Code.BAD_ARGUMENT)
+            request = (await self.predict(app, inputs, context=context)).request_id
+        observation = self.desk.observation(request_id_of(request), label, feedback_id, _now())
+        return await asyncio.to_thread(self.desk.learn, observation)
+
+    async def close(self) -> None:
+        """Let go of the files; the client is its owner's to close."""
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self.desk.close()
+        if self._own_store:
+            self.store.close()
+
+    async def __aenter__(self) -> AsyncApps:
+        return self
+
+    async def __aexit__(self, *exception: object) -> None:
+        await self.close()
+
+    # one run
+
+    async def _run(self, run: Run, serving: Serving, inputs: Inputs) -> None:
+        loop, changed = asyncio.get_running_loop(), asyncio.Event()
+        calls: dict[int, asyncio.Task[Any]] = {}
+        run.wake = changed.set
+        timer: asyncio.TimerHandle | None = None
+        try:
+            began_ns = _now()
+            asked, models, failed = await self._asked(run, inputs)
+            if self._patient:
+                run.deadline_ns += _now() - began_ns  # as in `AsyncClient.infer`, looking models up takes nothing off an SLO
+            timer = loop.call_later(max(run.deadline_ns - _now(), 0) / NS_PER_S, self._overdue, run)
+            run.start(_now(), self.desk.cache if serving.app.cache else None, asked, failed)
+            while True:
+                changed.clear()
+                for member in run.to_call:
+                    calls[member] = self._task(self._execute(run, member, inputs, models.get(member)))
+                run.to_call.clear()
+                if run.done:
+                    return
+                await changed.wait()
+        except asyncio.CancelledError:
+            for member in run.cancel(_now()):
+                if member in calls:
+                    calls[member].cancel()
+            raise
+        finally:
+            if timer is not None:
+                timer.cancel()
+
+    def _overdue(self, run: Run) -> None:
+        # the loop's clock and ours may differ by a little
+        run.tick(max(_now(), run.deadline_ns))
+        run.wake()
+
+    async def _execute(self, run: Run, member: int, inputs: Inputs, model: Model | None = None) -> None:
+        """One member's execution, told to the run however it ends."""
+        name, version = run.app.members[member]
+        try:
+            try:
+                outputs = await self._infer(run, name, model.version if model is not None else version, inputs)
+            except UnknownModel:
+                if model is None or version:
+                    raise
+                # the version that the name stood for is gone, and another one has its place
+                self._versions.forget(run.app.members[member])
+                run.unsure(member)
+                outputs = await self._infer(run, name, 0, inputs)
+            run.answered(member, outputs, _now())
+        except CwdError as error:
+            run.failed(member, error, _now())
+        except asyncio.CancelledError:
+            run.failed(member, Cancelled(), _now())
+            raise
+        finally:
+            run.wake()
+
+    async def _infer(self, run: Run, name: str, version: int, inputs: Inputs) -> dict[str, np.ndarray]:
+        left_ns = run.deadline_ns - _now()
+        if left_ns <= 0:
+            raise DeadlineMissed(f"{name}: no time was left to ask")
+        return (await self.client.infer(name, inputs, left_ns / NS_PER_S, app=run.app.name, version=version)).outputs
+
+    def _task(self, work: Any) -> asyncio.Task[Any]:
+        task = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    # for the cache
+
+    async def _asked(self, run: Run, inputs: Inputs) -> tuple[dict[int, Asked], dict[int, Model], dict[int, CwdError]]:
+        """(keys and payloads, models, errors) of the members that were chosen."""
+        asked: dict[int, Asked] = {}
+        models: dict[int, Model] = {}
+        failed: dict[int, CwdError] = {}
+        cache, chosen = run.app.cache, run.choice.members
+        found = await asyncio.gather(*(self._model(run.app.members[member], run.deadline_ns, cache) for member in chosen),
+                                     return_exceptions=True)
+        for member, model in zip(chosen, found, strict=True):
+            try:
+                if isinstance(model, BaseException):
+                    raise model
+                payload, dims = model.prepare(inputs)
+                if cache:
+                    models[member] = model
+                    key = self.desk.cache.key(key_of(model, self.client.epoch), dims, payload)
+                    asked[member] = Asked(key, dims, payload)
+            except CwdError as error:
+                failed[member] = error
+        return asked, models, failed
+
+    async def _model(self, member: Member, until_ns: int, exact: bool) -> Model:
+        """What is executed: for the cache an exact version, else whatever the name stands for when it is."""
+        now = _now()
+        if not exact:
+            return await self.client.known(*member, timeout=max(until_ns - now, 1) / NS_PER_S)
+        found = self._versions.get(member, self.client.epoch, now)
+        if found is None:
+            try:
+                task = self._lookups.get(member)
+                if task is None:
+                    task = self._lookups[member] = self._task(self._look_up(member))
+                    task.add_done_callback(lambda done: self._looked_up(member, done))
+                async with asyncio.timeout(max(until_ns - now, 0) / NS_PER_S):
+                    return await asyncio.shield(task)
+            except TimeoutError:
+                raise ControllerLost(f"{member}: the controller did not say in time what it is") from None
+        if not member.version and self._versions.due(member, now):
+            self._task(self._again(member))
+        return found
+
+    def _looked_up(self, member: Member, task: asyncio.Task[Any]) -> None:
+        del self._lookups[member]
+        if not task.cancelled():
+            task.exception()  # nobody may be left to hear of it
+
+    async def _look_up(self, member: Member) -> Model:
+        try:
+            model = await self.client.lookup(*member)
+            if not member.version:
+                model = await self.client.lookup(model.name, model.version)
+        except BaseException:
+            self._versions.missed(member)
+            raise
+        self._versions.put(member, model, self.client.epoch, _now())
+        return model
+
+    async def _again(self, member: Member) -> None:
+        try:
+            await self._look_up(member)
+        except CwdError:
+            pass  # what was known becomes stale, and the next request hears why

@@ -1,0 +1,284 @@
+"""What the shells share, without any I/O of the client: the apps ready for use, choices, what is remembered, feedback.
+
+Not for two threads at once, but for `learn`, which waits for a disk: the blocking shell holds a lock around the rest.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import secrets
+import threading
+import time
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from cwd.errors import BadRequest, Code, CwdError, UnknownModel
+from cwd.selection.apps import App, AppStore
+from cwd.selection.cache import Outputs, PredictionCache
+from cwd.selection.combine import combine
+from cwd.selection.entry import fitted
+from cwd.selection.feedback import Journal
+from cwd.selection.losses import make_loss
+from cwd.selection.observation import Observation, translated
+from cwd.selection.policies import make_policy
+from cwd.selection.recent import Prediction, Recent
+from cwd.selection.run import Run
+from cwd.selection.state import Choice
+from cwd.selection.states import SqliteStates, States
+from cwd.units import NS_PER_MS, NS_PER_S
+
+#: how old what is known of the apps may be
+_LOOK_NS = 100 * NS_PER_MS
+#: before its deadline an app answers by so much with what has arrived: timers are late, and somebody has to hear of it
+_MARGIN_MIN_NS, _MARGIN_PART, _MARGIN_PART_MAX = 4 * NS_PER_MS, 50, 4
+#: answers and labels with more elements are not written into the feedback log
+_LOGGED_MAX = 16
+_CONTEXT_MAX = 256
+
+
+class Settings(NamedTuple):
+    """What a desk may use. Sizes in bytes, times in nanoseconds."""
+
+    cache_bytes: int = 64 << 20
+    #: compare inputs in full where their hashes are equal
+    compare: bool = True
+    recent_bytes: int = 64 << 20
+    #: how long feedback may come after its prediction
+    recent_ns: int = 3600 * NS_PER_S
+    #: "" for a file beside the apps, else redis://HOST
+    states: str = ""
+    #: of choices; None for one of its own
+    seed: int | None = None
+
+
+class Serving:
+    """An app ready for use."""
+
+    def __init__(self, app: App) -> None:
+        self.app = app
+        self.names = tuple(map(str, app.members))
+        self.policy = make_policy(app.policy, app.parameters)
+        self.loss = make_loss(app.loss, app.loss_parameters)
+        #: of a policy that does not learn
+        self.fixed: Choice | None = None
+        if app.members and not self.policy.learns:
+            self.fixed = self.policy.choose(self.policy.start(len(app.members)), 0.0)
+        self.counts: Counter[str] = Counter()
+
+    def judged(self, outputs: Outputs) -> np.ndarray:
+        """The output that is combined and that feedback is about; raises `CwdError` if there is none of its name."""
+        if not self.app.output:
+            return next(iter(outputs.values()))
+        if self.app.output not in outputs:
+            raise CwdError(f"{self.app.name}: a member has no output {self.app.output!r}; it has {', '.join(outputs)}",
+                           code=Code.BAD_ARGUMENT)
+        return outputs[self.app.output]
+
+    def combine(self, outputs: Mapping[int, Outputs], choice: Choice) -> tuple[Outputs, float]:
+        """(outputs, confidence) of the members that have answered."""
+        if not self.app.combine:
+            (only,) = outputs.values()
+            return only, 1.0
+        found = combine(self.app.combine, {member: self.judged(each) for member, each in outputs.items()}, choice.weights,
+                        scale=self.app.scale)
+        name = self.app.output or next(iter(next(iter(outputs.values()))))
+        return {name: found.output}, found.confidence
+
+    def default(self) -> Outputs:
+        """The app's default as outputs."""
+        return self.app.default_outputs()
+
+
+class Desk:
+    """Apps, their states, and what is remembered of predictions."""
+
+    def __init__(self, store: AppStore, settings: Settings = Settings()) -> None:
+        self.store = store
+        self.settings = settings
+        self.cache = PredictionCache(settings.cache_bytes, compare=settings.compare)
+        self.recent = Recent(settings.recent_bytes, settings.recent_ns)
+        self._folder = Path(store.path).parent
+        self._random = random.Random(settings.seed)
+        self._next_id = secrets.randbits(40) << 22
+        self._serving: dict[str, Serving] = {}
+        self._stamp: Any = None
+        self._looked_ns = 0
+        self._opening = threading.Lock()
+        self._states: States | None = None
+        self._journal: Journal | None = None
+
+    # apps
+
+    def serving(self, name: str, now_ns: int) -> Serving:
+        """The app of that name; raises `UnknownModel`. A change in the store is seen within a tenth of a second."""
+        found = self.find(name, now_ns)
+        if found is None:
+            raise UnknownModel(f"no application {name!r:.60} is there")
+        return found
+
+    def find(self, name: str, now_ns: int) -> Serving | None:
+        """The app of that name, if there is one."""
+        if now_ns - self._looked_ns >= _LOOK_NS:
+            self._look(now_ns)
+        return self._serving.get(name)
+
+    def all(self, now_ns: int) -> dict[str, Serving]:
+        """Every app, by name."""
+        if now_ns - self._looked_ns >= _LOOK_NS:
+            self._look(now_ns)
+        return self._serving
+
+    def refresh(self) -> None:
+        """Look at the store with the next question: whoever changed it wants to see that at once."""
+        self._looked_ns = 0
+
+    def _look(self, now_ns: int) -> None:
+        self._looked_ns = now_ns
+        stamp = self.store.stamp()
+        if stamp == self._stamp:
+            return
+        before, self._serving = self._serving, {}
+        for app in self.store.all():
+            known = before.get(app.name)
+            self._serving[app.name] = made = known if known is not None and known.app == app else Serving(app)
+            if known is not None and known.app.life == app.life:
+                made.counts = known.counts
+        self._stamp = stamp
+
+    # predictions
+
+    def begin(self, serving: Serving, now_ns: int, slo_ns: int, context: str | None) -> Run:
+        """A run with its choice made; the shell starts it. Raises `BadRequest` for an app that cannot be asked."""
+        app = serving.app
+        where = self.context_of(app, context)
+        if not app.members and app.default is None:
+            raise BadRequest(f"{app.name} has no models yet: link one", code=Code.MODEL_NOT_READY)
+        choice = serving.fixed or (self._choice(serving, where) if app.members else Choice((), (), ()))
+        self._next_id += 1
+        return Run(serving, choice, self._next_id, now_ns, now_ns + slo_ns - self._margin(app, choice, slo_ns), where)
+
+    def context_of(self, app: App, context: str | None) -> str:
+        """The context whose state is used; raises `BadRequest` where one is needed and not given."""
+        if app.context == "app":
+            return ""
+        if not isinstance(context, str) or not 0 < len(context) <= _CONTEXT_MAX:
+            raise BadRequest(f"{app.name} learns for each {app.context}: say which ('context', a text of at most "
+                             f"{_CONTEXT_MAX} characters)", code=Code.BAD_ARGUMENT)
+        return context
+
+    def _choice(self, serving: Serving, context: str) -> Choice:
+        entry = self.states().get(serving.app.key, context)
+        return serving.policy.choose(fitted(entry, serving.policy, serving.names), self._random.random())
+
+    def _margin(self, app: App, choice: Choice, slo_ns: int) -> int:
+        if len(choice.members) == 1 and app.default is None:
+            return 0  # the model's answer comes in time, or there is none
+        return min(max(_MARGIN_MIN_NS, slo_ns // _MARGIN_PART), slo_ns // _MARGIN_PART_MAX)
+
+    def ended(self, serving: Serving, run: Run, now_ns: int) -> None:
+        """Remember a run that is done, for feedback, and count it."""
+        counts, result = serving.counts, run.result
+        counts["predictions"] += 1
+        if result is None:
+            counts["errors"] += 1
+            return
+        counts["members_asked"] += result.members_asked
+        counts["members_answered"] += result.members_answered
+        counts["cached"] += result.cached
+        if result.default:
+            counts["defaults"] += 1
+            counts[f"default:{result.reason}"] += 1
+        try:
+            answers = {member: np.array(serving.judged(outputs)) for member, outputs in run.outputs.items()}
+            answer = None if result.default else np.array(serving.judged(result.outputs))
+        except CwdError:
+            return  # there is no such output: nothing to judge
+        self.recent.add(run.request_id, Prediction(serving.app.name, serving.app.key, run.context, serving.names,
+                                                   run.choice, answers, answer, now_ns))
+
+    # feedback
+
+    def observation(self, request_id: int, label: Any, feedback_id: str | None, now_ns: int) -> Observation:
+        """What a feedback says of a prediction that is remembered; raises `BadRequest` for one that is not."""
+        found = self.recent.get(request_id, now_ns)
+        serving = self.find(found.app, now_ns) if found is not None else None
+        if found is None or serving is None or serving.app.key != found.key:
+            raise BadRequest(f"no prediction {request_id:016x} is remembered here: feedback comes within "
+                             f"{self.settings.recent_ns // NS_PER_S} s of it, and to the process that made it",
+                             code=Code.BAD_ARGUMENT)
+        truth = np.asarray(label)
+        if truth.dtype == object:
+            raise BadRequest("a label is a number, a text or an array of them", code=Code.BAD_DTYPE)
+        app, loss = serving.app, serving.loss
+        choice, answers = translated(found.choice, found.answers, found.members, serving.names)
+        return Observation(
+            feedback_id or f"{request_id:016x}", app.key, found.context, app.policy, serving.policy.parameters(),
+            serving.names, choice, {member: loss(answer, truth) for member, answer in sorted(answers.items())},
+            None if found.answer is None else loss(found.answer, truth),
+            {member: answer.tolist() for member, answer in sorted(answers.items()) if answer.size <= _LOGGED_MAX},
+            truth.tolist() if truth.size <= _LOGGED_MAX else None, time.time_ns())
+
+    def learn(self, observation: Observation) -> bool:
+        """Keep a feedback durably; False if its id was known. Waits for the disk; any thread may call it."""
+        return self.journal().add(observation)
+
+    def states(self) -> States:
+        """The store of policies' states, opened when it is first needed."""
+        with self._opening:
+            if self._states is None:
+                self._states = open_states(self.settings.states, self._folder)
+            return self._states
+
+    def journal(self) -> Journal:
+        """The feedback log, opened when it is first needed."""
+        states = self.states()
+        with self._opening:
+            if self._journal is None:
+                self._journal = Journal(states, feedback_folder(self._folder))
+            return self._journal
+
+    def close(self) -> None:
+        """Let go of the files; the store of apps is its owner's."""
+        with self._opening:
+            if self._journal is not None:
+                self._journal.close()
+            if self._states is not None:
+                self._states.close()
+
+
+def open_states(where: str, folder: Path) -> States:
+    """The store of states: in `folder` if `where` is empty, else at a Redis."""
+    if not where:
+        folder.mkdir(parents=True, exist_ok=True)
+        return SqliteStates(folder / "states.db")
+    from cwd.selection.redis_states import RedisStates
+
+    return RedisStates(where)
+
+
+def feedback_folder(folder: Path) -> Path:
+    """Where the feedback logs are, beside the apps."""
+    return folder / "feedback"
+
+
+def request_id_of(text: str | int) -> int:
+    """A request id as people write it: 16 hexadecimal digits. Raises `BadRequest`."""
+    if isinstance(text, int):
+        return text
+    try:
+        return int(text, 16)
+    except (TypeError, ValueError):
+        raise BadRequest(f"{text!r:.40} is no request id: 16 hexadecimal digits", code=Code.BAD_ARGUMENT) from None
+
+
+def label_of(text: str) -> Any:
+    """A label as people write it: JSON, or a plain text."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text

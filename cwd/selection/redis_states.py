@@ -1,0 +1,163 @@
+"""The store of states in Redis, for gateways on many machines (extra `redis`).
+
+One script on the server does what must happen together: compare the entry with what was read, replace it, store the
+feedback's id, queue the record for the log. Who lost the race reads again and learns again. What Redis keeps through a crash
+of its own is its configuration's matter (`appendonly yes`, `appendfsync always`); feedback that it lost and a log has is
+put back when the log is next opened.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from cwd.errors import Code, CwdError
+from cwd.selection.entry import Entry, after
+from cwd.selection.observation import Observation
+from cwd.selection.states import CACHED_MAX, id_hash
+
+#: how old a state may be that a choice goes by; learning always reads the newest
+FRESH_S = 0.05
+#: how often a feedback loses the race before it gives up: each loss means that another one has won
+_RACES_MAX = 1000
+#: keys: states (hash, context -> entry), ids (set), records of a log (list), apps (set), forgotten apps (set);
+#: 1 done, 0 known id, -1 lost the race
+_LEARN = """
+if redis.call('SISMEMBER', KEYS[2], ARGV[2]) == 1 or redis.call('SISMEMBER', KEYS[5], ARGV[6]) == 1 then return 0 end
+local present = redis.call('HGET', KEYS[1], ARGV[1]) or ''
+if present ~= ARGV[3] then return -1 end
+redis.call('HSET', KEYS[1], ARGV[1], ARGV[4])
+redis.call('SADD', KEYS[2], ARGV[2])
+redis.call('RPUSH', KEYS[3], ARGV[5])
+redis.call('SADD', KEYS[4], ARGV[6])
+return 1
+"""
+#: keys: states (hash), apps (set), forgotten apps (set); 1 done, 0 forgotten, -1 lost the race
+_RESTORE = """
+if redis.call('SISMEMBER', KEYS[3], ARGV[4]) == 1 then return 0 end
+local present = redis.call('HGET', KEYS[1], ARGV[1]) or ''
+if present ~= ARGV[2] then return -1 end
+redis.call('HSET', KEYS[1], ARGV[1], ARGV[3])
+redis.call('SADD', KEYS[2], ARGV[4])
+return 1
+"""
+_IDS_AT_ONCE = 1000
+
+
+class RedisStates:
+    """The store in Redis; `url` is redis-py's (`redis://host:6379/0`, `unix:///run/redis.sock`)."""
+
+    def __init__(self, url: str, prefix: str = "cwd", fresh_s: float = FRESH_S) -> None:
+        try:
+            import redis
+        except ImportError as error:
+            raise CwdError("states in Redis need redis: pip install 'cwd[redis]'", code=Code.BAD_ARGUMENT) from error
+        self._errors: Any = redis.RedisError
+        self._url, self._prefix, self._fresh_s = url, prefix, fresh_s
+        self._cached: OrderedDict[tuple[str, str], tuple[float, Entry | None]] = OrderedDict()
+        with self._told():
+            try:
+                self._redis: Any = redis.Redis.from_url(url)
+            except ValueError as error:
+                raise CwdError(f"{url}: {error}", code=Code.BAD_ARGUMENT) from error
+            self._redis.ping()
+            self._learn, self._restore = (self._redis.register_script(text) for text in (_LEARN, _RESTORE))
+
+    def get(self, app: str, context: str) -> Entry | None:
+        key, now_s = (app, context), time.monotonic()
+        found = self._cached.get(key)
+        if found is not None and now_s - found[0] <= self._fresh_s:
+            return found[1]
+        with self._told():
+            entry = _decoded(self._redis.hget(self._key("states", app), context))
+        self._keep(key, now_s, entry)
+        return entry
+
+    def apply(self, observations: Sequence[Observation], log_id: str) -> list[bytes]:
+        """As `States.apply`, but each observation is a transaction of its own: with an error some may be applied."""
+        for observation in observations:
+            observation.check()
+        with self._told():
+            return [self._apply_one(observation, log_id) for observation in observations]
+
+    def _apply_one(self, observation: Observation, log_id: str) -> bytes:
+        app, context = observation.app, observation.context
+        keys = [self._key("states", app), self._key("ids", app), self._key("unlogged", log_id), self._key("apps"),
+                self._key("forgotten")]
+        for _ in range(_RACES_MAX):
+            present = self._redis.hget(keys[0], context) or b""
+            entry = after(_decoded(present), observation)
+            record = observation.to_bytes(entry.version)
+            done = self._learn(keys, [context, id_hash(observation.feedback_id), present, entry.to_bytes(), record, app])
+            if done == 0:
+                return b""
+            if done == 1:
+                self._keep((app, context), time.monotonic(), entry)
+                return record
+        raise CwdError(f"{self._url}: {app}/{context} never held still", code=Code.BAD_ARGUMENT)
+
+    def unlogged(self, log_id: str) -> list[bytes]:
+        with self._told():
+            return list(self._redis.lrange(self._key("unlogged", log_id), 0, -1))
+
+    def logged(self, log_id: str, count: int) -> None:
+        with self._told():
+            self._redis.ltrim(self._key("unlogged", log_id), count, -1)
+
+    def entries(self) -> Iterator[tuple[str, str, Entry]]:
+        with self._told():
+            for app in sorted(self._redis.smembers(self._key("apps"))):
+                states = self._redis.hgetall(self._key("states", app.decode()))
+                for context in sorted(states):
+                    yield app.decode(), context.decode(), Entry.from_bytes(states[context])
+
+    def restore(self, app: str, context: str, entry: Entry, feedback_ids: Iterable[str]) -> bool:
+        keys = [self._key("states", app), self._key("apps"), self._key("forgotten")]
+        ids = [id_hash(feedback_id) for feedback_id in feedback_ids]
+        with self._told():
+            for _ in range(_RACES_MAX):
+                present = self._redis.hget(keys[0], context) or b""
+                known = _decoded(present)
+                if known is not None and known.version >= entry.version:
+                    return False
+                # ids first: if this ends half way, the entry is still behind and all is done again
+                for begin in range(0, len(ids), _IDS_AT_ONCE):
+                    self._redis.sadd(self._key("ids", app), *ids[begin:begin + _IDS_AT_ONCE])
+                done = self._restore(keys, [context, present, entry.to_bytes(), app])
+                if done >= 0:
+                    return bool(done)
+        raise CwdError(f"{self._url}: {app}/{context} never held still", code=Code.BAD_ARGUMENT)
+
+    def forget(self, app: str) -> None:
+        with self._told():
+            self._redis.sadd(self._key("forgotten"), app)
+            self._redis.delete(self._key("states", app), self._key("ids", app))
+            self._redis.srem(self._key("apps"), app)
+        self._cached.clear()
+
+    def close(self) -> None:
+        with self._told():
+            self._redis.close()
+
+    def _key(self, *parts: str) -> str:
+        return ":".join((self._prefix, *parts))
+
+    def _keep(self, key: tuple[str, str], now_s: float, entry: Entry | None) -> None:
+        self._cached[key] = (now_s, entry)
+        while len(self._cached) > CACHED_MAX:
+            self._cached.popitem(last=False)
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        """Redis's errors as ours."""
+        try:
+            yield
+        except self._errors as error:
+            raise CwdError(f"{self._url}: {error}", code=Code.CORRUPT) from error
+
+
+def _decoded(data: bytes | None) -> Entry | None:
+    return Entry.from_bytes(data) if data else None
