@@ -69,7 +69,7 @@ class AsyncClient:
         tag = self._app if app is None else app_tag(app)
         asked_ns, deadline_ns, error, before = _now(), 0, None, None
         session = self._session or self._start()
-        met, generation, away = session.epoch, session.generation, session.state is not State.READY
+        visit = session.visit
         while True:
             found = session.models.get(key)
             if isinstance(error, UnknownModel) and found is before:
@@ -84,8 +84,7 @@ class AsyncClient:
             payload, dims = found.prepare(inputs)
             now = _now()
             if not deadline_ns:
-                lost = met and (away or session.generation != generation)
-                deadline_ns = (asked_ns if lost else now) + slo_ns
+                deadline_ns = (asked_ns if session.interrupted(visit) else now) + slo_ns
             if now >= deadline_ns:
                 raise error or DeadlineMissed(f"{found.name}: no controller was there before the deadline")
             try:
@@ -119,6 +118,15 @@ class AsyncClient:
     def retry_ns(self) -> int:
         """After how long without a controller it helps to ask again; 0 before this client was first used."""
         return self._session.retry_ns if self._session is not None else 0
+
+    @property
+    def visit(self) -> tuple[int, int, bool]:
+        """What to ask `interrupted` with later."""
+        return self._session.visit if self._session is not None else (0, 0, False)
+
+    def interrupted(self, visit: tuple[int, int, bool]) -> bool:
+        """Whether a controller that we had before was away at that `visit` or has been since."""
+        return self._session is not None and self._session.interrupted(visit)
 
     @property
     def epoch(self) -> int:

@@ -211,10 +211,9 @@ class Client:
         That is all of it, unless a controller that we had before was away: it may have come back in time.
         """
         session = self._session
-        deadline_ns, met, generation = _now() + slo_ns, session.epoch, session.generation
-        away = session.state is not State.READY
+        deadline_ns, visit = _now() + slo_ns, session.visit
         found = self._lookup(key, 0, deadline_ns)
-        if met and (away or session.generation != generation):
+        if session.interrupted(visit):
             slo_ns = deadline_ns - _now()
             if slo_ns <= 0:
                 raise DeadlineMissed(f"{found.name}: no controller was there before the deadline")

@@ -168,6 +168,16 @@ class Session:
         """After how long without a controller it helps to ask again: one will have been looked for everywhere."""
         return self._route.round_ns() if self._route.several else self._attempt_first_ns
 
+    @property
+    def visit(self) -> tuple[int, int, bool]:
+        """What to ask `interrupted` with later."""
+        return self.epoch, self.generation, self.state is State.READY
+
+    def interrupted(self, visit: tuple[int, int, bool]) -> bool:
+        """Whether a controller that we had before was away at that `visit` or has been since."""
+        epoch, generation, there = visit
+        return bool(epoch) and not (there and generation == self.generation)
+
     def wait_until(self, until_ns: int, deadline_ns: int) -> int:
         """How long something with a deadline (0: none) waits for a controller, which else has time until `until_ns`.
 

@@ -26,6 +26,7 @@ from cwd.gateway import oip
 from cwd.gateway.catalog import Catalog
 from cwd.gateway.options import GatewayOptions
 from cwd.gateway.refusals import Header
+from cwd.gateway.shards import Shards
 from cwd.gateway.statistics import ModelStatistics
 from cwd.gateway.tensors import NAMES
 from cwd.selection.aio import AsyncApps
@@ -51,7 +52,7 @@ class Applications:
     as soon as it is there.
     """
 
-    def __init__(self, options: GatewayOptions, client: AsyncClient, catalog: Catalog) -> None:
+    def __init__(self, options: GatewayOptions, client: AsyncClient | Shards, catalog: Catalog) -> None:
         """Raises `CwdError` for a store that cannot be opened."""
         self._options, self._client, self._catalog = options, client, catalog
         self._opened: AsyncApps | None = None

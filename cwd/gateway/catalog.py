@@ -101,7 +101,7 @@ class Catalog:
         finally:
             self._kept.clear()
 
-    async def admin(self, verb: str, name: str) -> dict[str, Any]:
+    async def admin(self, verb: str, name: str, **more: Any) -> dict[str, Any]:
         """The result of an admin command about a model; raises `CwdError`, BAD_ARGUMENT where there is no admin endpoint."""
         endpoint = self._client.of(name).admin_endpoint if isinstance(self._client, Shards) else self._admin_endpoint
         if not endpoint:
@@ -109,7 +109,7 @@ class Catalog:
                              "are not loaded or unloaded through it", code=Code.UNKNOWN_VERB)
         # one command after the other: the admin connection is a blocking one, in a thread
         async with self._turn:
-            return await asyncio.to_thread(lambda: self._connection(endpoint).call(verb, name=name))
+            return await asyncio.to_thread(lambda: self._connection(endpoint).call(verb, name=name, **more))
 
     async def workers(self) -> dict[str, Any] | None:
         """What the controller says of itself and its workers, for the status page; None without an admin endpoint.

@@ -92,7 +92,8 @@ async def _serve(options: GatewayOptions, load: Callable[[], GatewayOptions], to
         server = Server(_config(options, _parting(gateway, app), certificate))
         host = f"[{options.host}]" if ":" in options.host else options.host
         where = f"{'https' if certificate else 'http'}://{host}:{listening.getsockname()[1]}"
-        where += f", Clipper's calls on port {clipper_port}" if clipper is not None else ""
+        if clipper is not None:
+            LOG.info("Clipper's calls on port %d", clipper_port)
         supervision = Supervision(gateway, where)
 
         def reload() -> None:

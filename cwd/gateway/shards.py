@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cwd.client import AsyncClient, Model, Result
+from cwd.client.model import Inputs
 from cwd.config import endpoints
 from cwd.errors import Code, ControllerLost, CwdError, UnknownModel
 
@@ -73,6 +74,15 @@ class Shards:
         return sum(client.epoch for client in self._clients.values())
 
     @property
+    def visit(self) -> dict[str, tuple[int, int, bool]]:
+        """What to ask `interrupted` with later."""
+        return {endpoint: client.visit for endpoint, client in self._clients.items()}
+
+    def interrupted(self, visit: dict[str, tuple[int, int, bool]]) -> bool:
+        """Whether any controller that we had before was away at that `visit` or has been since."""
+        return any(client.interrupted(visit[endpoint]) for endpoint, client in self._clients.items())
+
+    @property
     def retry_ns(self) -> int:
         """After how long without any controller it helps to ask again."""
         return min(client.retry_ns for client in self._clients.values())
@@ -108,8 +118,9 @@ class Shards:
         if len(faults) == len(outcomes):
             raise faults[0]
 
-    async def infer(self, model: str, *args: Any, **options: Any) -> Result:
-        return await self._client(model).infer(model, *args, **options)
+    async def infer(self, model: str, inputs: Inputs, slo: str | float | None = None, *, app: str | None = None,
+                    version: int = 0) -> Result:
+        return await self._client(model).infer(model, inputs, slo, app=app, version=version)
 
     async def known(self, model: str, version: int = 0, timeout: float | None = None) -> Model:
         return await self._client(model).known(model, version, timeout)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
-from cwd.client import AsyncClient, Model
+from cwd.client import Model, Result
 from cwd.client.call import slo_to_ns
 from cwd.client.model import Inputs
 from cwd.errors import BadRequest, Cancelled, Code, ControllerLost, CwdError, DeadlineMissed, UnknownModel
@@ -23,13 +23,34 @@ from cwd.units import NS_PER_S
 _now = time.monotonic_ns
 
 
+class Connected(Protocol):
+    """What is asked of a `cwd.AsyncClient`, or of what stands for several."""
+
+    @property
+    def epoch(self) -> int: ...
+
+    @property
+    def visit(self) -> Any: ...
+
+    def interrupted(self, visit: Any) -> bool: ...
+
+    async def connect(self, timeout: float | None = None) -> None: ...
+
+    async def known(self, model: str, version: int = 0, timeout: float | None = None) -> Model: ...
+
+    async def lookup(self, model: str, version: int = 0) -> Model: ...
+
+    async def infer(self, model: str, inputs: Inputs, slo: str | float | None = None, *, app: str | None = None,
+                    version: int = 0) -> Result: ...
+
+
 class AsyncApps:
     """The applications of a store, over one client, for the coroutines of its event loop.
 
     Arguments and exceptions are those of `cwd.Apps`. A cancelled `predict` ends executions that nobody else waits for.
     """
 
-    def __init__(self, client: AsyncClient, store: AppStore | str | os.PathLike[str] | None = None,
+    def __init__(self, client: Connected, store: AppStore | str | os.PathLike[str] | None = None,
                  settings: Settings = Settings(), *, patient: bool = True) -> None:
         """With `patient` the first connection gets as long as it takes; else it is part of the first request's SLO."""
         self.client = client
@@ -95,9 +116,9 @@ class AsyncApps:
         run.wake = changed.set
         timer: asyncio.TimerHandle | None = None
         try:
-            began_ns = _now()
+            began_ns, visit = _now(), self.client.visit
             asked, models, failed = await self._asked(run, inputs)
-            if self._patient:
+            if self._patient and not self.client.interrupted(visit):
                 run.deadline_ns += _now() - began_ns  # as in `AsyncClient.infer`, looking models up takes nothing off an SLO
             timer = loop.call_later(max(run.deadline_ns - _now(), 0) / NS_PER_S, self._overdue, run)
             run.start(_now(), self.desk.cache if serving.app.cache else None, asked, failed)

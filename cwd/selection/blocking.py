@@ -162,6 +162,8 @@ class _Waiting:
         asked: dict[int, Asked] = {}
         failed: dict[int, CwdError] = {}
         apps, run, began_ns = self._apps, self._run, _now()
+        session = apps._client._session
+        visit = session.visit
         for member in run.choice.members:
             try:
                 model = self._models[member] = self._model(run.app.members[member])
@@ -171,7 +173,8 @@ class _Waiting:
                     asked[member] = Asked(key, dims, payload)
             except CwdError as error:
                 failed[member] = error
-        run.deadline_ns += _now() - began_ns  # as in `Client.infer`, looking models up takes nothing off an SLO
+        if not session.interrupted(visit):
+            run.deadline_ns += _now() - began_ns  # as in `Client.infer`, looking models up takes nothing off an SLO
         return asked, failed
 
     def _model(self, member: Member) -> Model:
@@ -179,7 +182,7 @@ class _Waiting:
         apps, client = self._apps, self._apps._client
         if self._run.app.cache:
             return apps._model(member, self._run.deadline_ns)
-        return client._session.models.get(member) or client._first_lookup(member, self._run.deadline_ns - _now())
+        return client._session.models.get(member) or client._first_lookup(member, self._run.deadline_ns - _now())[0]
 
     def _to_call(self) -> list[int]:
         with self._apps._lock:
