@@ -61,6 +61,8 @@ def test_a_former_leader_gets_no_gpu_back(places):
         with FakeController(places[1], epoch=SECOND, heartbeat_ms=100) as second:
             greet_all(second, 2, lambda: worker.open_count)
         with FakeController(places[0], epoch=FIRST) as former:
+            while worker.open_count:  # until both have noticed the loss
+                former.pump(10)
             for _ in range(6):
                 former.greet()
                 assert worker.open_count == 0
