@@ -60,16 +60,21 @@ class Watch:
               f"{names} are known within {error_ns} ns")
 
 
-@pytest.fixture
-def watch(rack: Rack) -> Iterator[Watch]:
+@pytest.fixture(scope="module")
+def guest(rack: Rack) -> Iterator[Visitor]:
     visitor = rack.visitor()
-    visitor.ask("connect")
-    watch = Watch(rack, visitor)
+    yield visitor
+    visitor.close()
+
+
+@pytest.fixture
+def watch(rack: Rack, guest: Visitor) -> Iterator[Watch]:
+    guest.ask("connect")
+    watch = Watch(rack, guest)
     yield watch
     for link in (*rack.to_workers.values(), rack.to_clients):
         link.clear()
     watch.until_within(20 * NS_PER_MS, *REMOTE, "visitor")
-    watch.visitor.close()
 
 
 def links(rack: Rack) -> list[Any]:
@@ -143,9 +148,9 @@ def test_no_answer_that_comes_late_counts(watch: Watch, way: Any, fresh: bool) -
     """
     watch.rack.to_clients.delay(130, way=way)
     if fresh:
-        watch.visitor.close()
-        watch.visitor = watch.rack.visitor()
-        watch.visitor.ask("connect")
+        before = watch.visitor.ask("connections")
+        watch.rack.to_clients.cut(.1)
+        until(lambda: watch.visitor.ask("state") == "READY" and watch.visitor.ask("connections") > before, "it is back")
     watch.visitor.ask("start", rate=100, seconds=.2, slo_s=.1)
     report = watch.visitor.ask("finish")
     assert len(report["ledger"]) == report["settled"] == 20
