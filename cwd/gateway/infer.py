@@ -12,7 +12,9 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any, TypeVar
 
 from cwd.client import AsyncClient, Model, Result
-from cwd.errors import BadRequest, Code, ControllerLost, CwdError, DeadlineExpired, DeadlineMissed
+from cwd.errors import (
+    BadRequest, Code, ControllerLost, CwdError, DeadlineExpired, DeadlineMissed, SloBelowExecution,
+)
 from cwd.gateway.apps import VERSION as APP_VERSION
 from cwd.gateway.apps import Applications
 from cwd.gateway.body import ClientGone, Receive, read_body
@@ -130,7 +132,14 @@ class Infer:
         call.statistics = self._statistics.of(model.name, model.version)
         inputs, batched = fit(request, model)
         left_ns = call.left_ns(name)
-        result = await self._client.infer(name, inputs, left_ns / NS_PER_S, app=request.app, version=version)
+        try:
+            result = await self._client.infer(name, inputs, left_ns / NS_PER_S, app=request.app, version=version)
+        except SloBelowExecution as error:
+            # what was left may have been too short, and not what the client had given
+            if error.earliest_ns <= call.slo_ns if error.earliest_ns else 2 * left_ns < call.slo_ns:
+                raise DeadlineExpired(f"{name}: {format_duration(left_ns)} were left of the timeout of "
+                                      f"{format_duration(call.slo_ns)}", earliest_ns=error.earliest_ns) from None
+            raise
         return model, result, batched
 
 

@@ -91,6 +91,14 @@ def test_a_timeout_that_passes_before_the_request_is_read():
     assert (answer.status, answer.json["code"]) == (503, "DEADLINE_EXPIRED") and not client.asked
 
 
+@pytest.mark.parametrize("earliest_ns, code", [
+    (4_000_000, "DEADLINE_EXPIRED"), (60_000_000, "SLO_BELOW_EXECUTION"), (0, "SLO_BELOW_EXECUTION")])
+def test_what_is_left_of_a_timeout_says_nothing_of_the_timeout(earliest_ns, code):
+    """The controller refuses what was left as shorter than an execution; the timeout of 50 ms may have been long enough."""
+    answer = failing(request_error(Code.SLO_BELOW_EXECUTION, earliest_ns=earliest_ns), timeout=50_000)
+    assert (answer.status, answer.json["code"]) == (503, code)
+
+
 def test_an_answer_that_is_ready_after_the_timeout_is_not_sent_as_if_in_time():
     """The controller's answer came in time, and then the gateway was busy with others' until the deadline had passed."""
     client = FakeClient()

@@ -22,7 +22,7 @@ class Daemon:
                  environment: Mapping[str, str | None] | None = None) -> None:
         self.name, self.host, self.argv = name, host, list(argv)
         self.log = folder / f"{name}.log"
-        self.killed = False
+        self.killed, self.started_s = False, 0.0
         self._folder, self._environment = folder, dict(environment or {})
         self._process: subprocess.Popen[bytes] | None = None
         self._listener: NotifyListener | None = None
@@ -47,7 +47,7 @@ class Daemon:
         assert not self.alive
         if self._listener is not None:
             self._listener.close()
-        self._listener, self.killed = NotifyListener(self._folder), False
+        self._listener, self.killed, self.started_s = NotifyListener(self._folder), False, time.monotonic()
         self._process = self.host.run(self.argv, cwd=ROOT, stdout=self.log, env={
             "PYTHONPATH": str(ROOT), "NOTIFY_SOCKET": self._listener.path, "WATCHDOG_USEC": None, **self._environment})
 

@@ -30,7 +30,7 @@ WORKERS = (*EMULATED, *TORCH)
 LINKED = (*EMULATED, "torch0", "gateway", "native")
 PEERS = (*WORKERS, "gateway", "native", "slow", "flood")
 #: what one client may ask for: the sound ones stay below, also when a whole SLO's requests wait; the one that floods does not
-CREDITS, RATE, BURST = 64, 300, 128
+CREDITS, RATE, BURST = 96, 300, 128
 PAGES = 64
 #: for a daemon's start; the first one on a machine compiles
 READY_S = 300.0
@@ -121,10 +121,10 @@ class Testbed:
     # asking
 
     def leader(self) -> str | None:
-        """The name of the controller that serves now."""
-        for name in CONTROLLERS:
-            if self.daemons[name].alive and self.status(name):
-                return name
+        """The name of the controller that serves now. Whoever runs longest is asked first: a standby does not answer at all."""
+        for daemon in sorted(self.controllers, key=lambda daemon: daemon.started_s):
+            if daemon.alive and self.status(daemon.name):
+                return daemon.name
         return None
 
     def status(self, name: str) -> dict[str, Any]:
