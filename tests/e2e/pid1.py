@@ -255,7 +255,8 @@ def unavailable() -> str | None:
     finally:
         _remove_cgroup(probe)
     mounts = ("mount --make-rprivate / && mount -t tmpfs none /tmp && mkdir /tmp/a /tmp/b && "
-              "mount -t overlay -o lowerdir=/etc,upperdir=/tmp/a,workdir=/tmp/b overlay /etc && mount -t cgroup2 none /sys/fs/cgroup")
+              "mount -t overlay -o lowerdir=/etc,upperdir=/tmp/a,workdir=/tmp/b overlay /etc && "
+              "mount -t cgroup2 none /sys/fs/cgroup")
     made = subprocess.run(["unshare", "--pid", "--fork", "--mount", "--uts", "--ipc", "--net", "--cgroup", "sh", "-c", mounts],
                           capture_output=True, text=True, check=False)
     return None if made.returncode == 0 else f"namespaces cannot be had: {made.stderr.strip()[-200:]}"

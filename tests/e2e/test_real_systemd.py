@@ -1,4 +1,4 @@
-"""The units under a real systemd, with all that they forbid: installed, started, watched, killed, reloaded and stopped as README says.
+"""The units under a real systemd, with all that they forbid: installed, started, reloaded, killed and stopped as README says.
 
 Each test goes on where the one before it ended, since a start takes seconds. Nothing here looks at milliseconds.
 """
@@ -105,7 +105,8 @@ def main_pids(machine: Pid1) -> dict[str, str]:
 
 
 def all_active(machine: Pid1) -> bool:
-    return all(machine.show(unit, "ActiveState", "SubState") == {"ActiveState": "active", "SubState": "running"} for unit in UNITS)
+    wanted = {"ActiveState": "active", "SubState": "running"}
+    return all(machine.show(unit, *wanted) == wanted for unit in UNITS)
 
 
 def answers(machine: Pid1) -> None:
@@ -181,7 +182,8 @@ def test_what_the_units_forbid_is_in_force(machine: Pid1) -> None:
 
 
 def test_the_journal_has_fields(machine: Pid1) -> None:
-    for unit, logger in (("cwd-controller", "cwd.controller"), ("cwd-gateway", "cwd.gateway"), *((name, "cwd.worker") for name in WORKERS)):
+    for unit in UNITS:
+        logger = "cwd.worker" if unit in WORKERS else unit.replace("-", ".")
         entries = machine.journal("-u", unit, f"LOGGER={logger}", "PRIORITY=6")
         assert entries and all(entry["CODE_FILE"].startswith("/opt/source/cwd/") for entry in entries), unit
         assert not any(logger in entry["MESSAGE"] for entry in entries), "it is a field of its own"
@@ -263,7 +265,7 @@ def test_nothing_is_left_behind(tmp_path: Path) -> None:
         sleeper: Any = other.start("sleep", "1000")
         assert cgroup.is_dir() and other.run("id", "-u", "cwd").returncode == 0
         raise ZeroDivisionError
-    assert not cgroup.exists() and not Path(f"/proc/{pid}").exists() and sleeper.wait(10) != 0
+    assert sleeper.wait(10) != 0 and not cgroup.exists() and not Path(f"/proc/{pid}").exists()
     assert str(tmp_path) not in Path("/proc/self/mountinfo").read_text()
     assert {path.name for path in tmp_path.iterdir()} == {"boot.log", "shared"}
     if shutil.which("getent") and subprocess.run(["getent", "passwd", "cwd"], capture_output=True, check=False).returncode:
