@@ -34,8 +34,8 @@ _TOOLS = ("systemctl", "journalctl", "systemd-sysusers", "systemd-tmpfiles", "un
 _ENVIRONMENT = {"PATH": "/opt/cwd/.venv/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8",
                 "SYSTEMD_PAGER": "", "SYSTEMD_COLORS": "0"}
 _CGROUPS, _numbers = "cwd-pid1-", itertools.count()
-#: seconds before what has hung is killed
-_COMMAND_S = 120.0
+#: seconds before what has hung is killed; a start compiles kernels where none could be shared
+_COMMAND_S = 300.0
 
 #: $1 folder, $2 prefix of the base Python, $3 its program there, $4 site-packages, $5 cwd's source, $6 systemd
 _BOOT = r"""

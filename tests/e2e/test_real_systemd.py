@@ -128,8 +128,8 @@ def test_what_is_installed(machine: Pid1) -> None:
     machine.run(CWD, "install-units")
     machine.run("systemd-sysusers")
     machine.run("systemd-tmpfiles", "--create", "cwd.conf")
-    for path, wanted in (("/var/lib/cwd", "750 cwd cwd"), ("/var/lib/cwd/models", "2770 cwd cwd"), ("/var/cache/cwd", "750 cwd cwd"),
-                         ("/etc/cwd", "755 root root")):
+    for path, wanted in (("/var/lib/cwd", "750 cwd cwd"), ("/var/lib/cwd/models", "2770 cwd cwd"),
+                         ("/var/cache/cwd", "750 cwd cwd"), ("/etc/cwd", "755 root root")):
         assert machine.run("stat", "-c", "%a %U %G", path).stdout.strip() == wanted, path
     machine.run("sed", "-i", 's,^#page = .*,page = "64KiB",; s,^pages = .*,pages = 16,; s,^#keys = .*,keys = "/etc/cwd/keys",',
                 "/etc/cwd/cwd.toml")
