@@ -118,13 +118,13 @@ class Catalog:
         """
         if not isinstance(self._client, Shards):
             return await self._fresh("status", partial(self._status, self._admin_endpoint)) if self._admin_endpoint else None
-        parts = [await self._fresh(("status", endpoint), partial(self._status, endpoint))
-                 for endpoint in self._client.admin_endpoints()]
+        parts = {at: await self._fresh(("status", endpoint), partial(self._status, endpoint))
+                 for at, endpoint in self._client.admin_endpoints().items()}
         if not parts:
             return None
-        return {"workers": {f"{at}/{number}": worker for at, part in enumerate(parts)
+        return {"workers": {f"{at}/{number}": worker for at, part in parts.items()
                             for number, worker in part["workers"].items()},
-                "in_flight": sum(part["in_flight"] for part in parts)}
+                "in_flight": sum(part["in_flight"] for part in parts.values())}
 
     def close(self) -> None:
         for admin in self._admins.values():

@@ -65,10 +65,11 @@ class Shards:
         """The endpoints where no controller answers."""
         return [endpoint for endpoint, client in self._clients.items() if not client.connected]
 
-    def admin_endpoints(self) -> list[str]:
-        """Those of the controllers that answer."""
-        found = [shard.admin_endpoint for shard in self._shards if self._clients[shard.endpoint].connected]
-        return [endpoint for endpoint in dict.fromkeys(found) if endpoint]
+    def admin_endpoints(self) -> dict[int, str]:
+        """Those of the controllers that answer, by a controller's number."""
+        admins = {shard.endpoint: shard.admin_endpoint for shard in self._shards if shard.admin_endpoint}
+        return {number: admins[endpoint] for number, (endpoint, client) in enumerate(self._clients.items())
+                if endpoint in admins and client.connected}
 
     def of(self, name: str) -> Shard:
         """The shard of a model's name; raises `UnknownModel` if no pattern fits it."""

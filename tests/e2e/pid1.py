@@ -53,7 +53,7 @@ mount -o remount,bind,ro /sys
 mkdir -p "$top/memory"
 mount -t tmpfs -o mode=755 tmpfs "$top/memory"
 cd "$top/memory"
-mkdir opt opt/cwd opt/python opt/packages opt/source run dev none
+mkdir opt opt/cwd opt/python opt/packages opt/source dev
 for folder in etc var; do
     mkdir $folder.new $folder.work
     mount -t overlay -o "lowerdir=/$folder,upperdir=$PWD/$folder.new,workdir=$PWD/$folder.work" overlay /$folder

@@ -80,12 +80,28 @@ def test_a_life_from_ready_to_stopping(units: Units) -> None:
     assert controller.count("STOPPING") == 1 and int(stopping["EXTEND_TIMEOUT_USEC"]) > DRAIN_S / 2 * 1e6
     ended = {key: count for key, count in load.ended.items() if not isinstance(key, tuple)}
     assert sum(ended.values()) == load.sent and ended[Code.OK] > 200
-    _nothing_was_lost(units, ended)
+    _nothing_was_lost(units, ended, before=2)
     # the worker goes on without the controller, and ends as it should
     beats = worker.count("WATCHDOG")
     worker.wait(lambda: worker.count("WATCHDOG") >= beats + 4)
     assert worker.end() == 0 and worker.count("STOPPING") == 1, worker.words()
     assert worker.count("READY") == 1 + worker.count("RELOADING")
+
+
+def test_a_worker_that_ends_under_load_leaves_no_request_without_an_answer(units: Units) -> None:
+    units.controller.wait_ready()
+    units.worker.wait_ready()
+    units.wait_servable("same-000")
+    with Load(units) as load:
+        began = time.monotonic()
+        assert units.worker.end() == 0, units.worker.words()
+        assert time.monotonic() - began < DRAIN_S
+        units.controller.wait(lambda: load.ended[Code.NO_WORKER] > 100, STOP_S)
+    assert units.worker.count("STOPPING") == 1
+    assert sum(load.ended.values()) == load.sent and load.ended[Code.OK] > 200, load.ended
+    assert set(load.ended) <= {Code.OK, Code.NO_WORKER, Code.WORKER_LOST, Code.DEADLINE_EXPIRED}
+    assert units.controller.end() == 0
+    _nothing_was_lost(units, load.ended, before=0)
 
 
 def _reload(units: Units) -> None:
@@ -107,13 +123,14 @@ def _reload(units: Units) -> None:
         assert client.infer("same-001", BYTE, "10s").output.shape == BYTE.shape
 
 
-def _nothing_was_lost(units: Units, ended: dict[int, int]) -> None:
-    """Whatever the controller took it answered, by its log; and the clients have each answer that it gave, of either kind."""
+def _nothing_was_lost(units: Units, ended: dict[int, int], before: int) -> None:
+    """Whatever the controller took it answered, by its log; and the clients have each answer that it gave, of either kind.
+    `before`: single requests that came before, and were answered in time."""
     rows = telemetry.requests_frame(telemetry.read_log(units.folder / "state"))
     answered = Counter(Code(status) for status in rows["status"].tolist() if status != telemetry.OPEN)
     assert answered.total() == len(rows) > 200
-    # two single requests came before; what was lost on the way to a controller that had stopped reading it never took
-    got = Counter(ended) + Counter({Code.OK: 2})
+    # what was lost on the way to a controller that had stopped reading it never took
+    got = Counter(ended) + Counter({Code.OK: before})
     del got[Code.CONTROLLER_LOST]
     assert got == answered
 

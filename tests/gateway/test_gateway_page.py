@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import subprocess
@@ -9,7 +10,7 @@ import subprocess
 import pytest
 from asgi import request
 from fake_controller import FakeController, X
-from test_gateway_server import PATH, Door
+from test_gateway_server import PATH, Door, within
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
@@ -45,6 +46,16 @@ def test_the_page_shows_what_went_through(tmp_path, controller):
     # three of a batch of five: one execution; all were cold, says the controller
     assert re.search(r"double 1 ready 3 0 3 3 [0-9.]+ [0-9.]+", text), text
     assert "&lt;b&gt;bold&lt;/b&gt;" in dom  # a name is text, whatever is in it
+    door.child.stop(5)
+
+
+def test_the_page_says_which_controller_is_away(tmp_path, controller):
+    other = FakeController(tmp_path / "d.sock")
+    door = Door(tmp_path, "ipc:///nowhere", "--drain", "0s", "--shards", f"double={controller.endpoint} *={other.endpoint}")
+    other.stop()
+    within(10, lambda: json.loads(door.ask("GET", "/status.json")[2])["away"])
+    dom = shown(door, tmp_path)
+    assert f"No controller answers at {other.endpoint}." in dom and '<span id="state" class="badge good">ready</span>' in dom
     door.child.stop(5)
 
 

@@ -21,6 +21,7 @@ from fake_controller import FakeController, X
 from cwd.cli.main import run
 from cwd.cluster import Child
 from cwd.errors import Code
+from cwd.gateway.certificate import Certificate
 from cwd.wire.messages import Type
 
 PATH = "/v2/models/double/infer"
@@ -236,6 +237,27 @@ def test_a_renewed_certificate_is_served_to_new_connections(tmp_path, controller
         assert door.ask("GET", "/v2/health/ready", connection=connection)[0] == 200
         connection.close()
     assert door.child.stop() == 0
+
+
+@needs_openssl
+def test_a_certificate_is_looked_at_and_read_when_its_files_have_changed(tmp_path, caplog):
+    first, second = certificate(tmp_path, "a"), certificate(tmp_path, "b")
+    files = shutil.copy(first[0], tmp_path / "cert.pem"), shutil.copy(first[1], tmp_path / "key.pem")
+    found = Certificate(*map(str, files))
+    old = found._current
+    found.refresh()
+    assert found._current is old and not caplog.records
+    for source, file in zip(second, files, strict=True):
+        shutil.copy(source, file)
+    found.refresh()
+    new = found._current
+    assert new is not old
+    files[1].unlink()
+    for _ in range(3):
+        found.refresh()
+    assert found._current is new
+    said = [record.message for record in caplog.records if record.levelname == "WARNING"]
+    assert len(said) == 1 and "No such file" in said[0], "once, not at every look"
 
 
 @pytest.mark.parametrize("flags, text", [

@@ -119,7 +119,7 @@ def test_one_that_is_away_costs_its_own_models_alone(two):
 
 
 def test_admin_commands_go_to_the_models_own_controller(two):
-    shards, _, _ = two
+    shards, a, _ = two
     app, gateway = app_of(shards)
     asked = []
 
@@ -137,6 +137,9 @@ def test_admin_commands_go_to_the_models_own_controller(two):
     assert asked == [(f"{A}-admin", "model.rm", "cat"), (f"{B}-admin", "model.rm", "dog")]
     told = run(ask(app, "GET", "/status.json")).json["controller"]
     assert told == {"workers": {"0/0": {"name": f"{A}-admin"}, "1/0": {"name": f"{B}-admin"}}, "in_flight": 4}
+    a.connected = False  # the other one keeps its number
+    told = run(ask(app, "GET", "/status.json")).json["controller"]
+    assert told == {"workers": {"1/0": {"name": f"{B}-admin"}}, "in_flight": 2}
     gateway.catalog.close()
     assert len(asked) == 4
 
