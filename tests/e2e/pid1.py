@@ -2,8 +2,8 @@
 
 It has its own processes, mounts, network, names and cgroup. /etc and /var are overlays whose changes go to memory; /run, /tmp,
 /home, /dev and /opt are empty at first; /sys and /proc/sys can only be read. So nothing that is done in there changes the
-machine, and the end of PID 1 is the end of everything but its cgroup, which is removed. journald runs; udev, D-Bus and
-whatever else a machine boots do not.
+machine, and the end of PID 1 is the end of everything but its cgroup, which is removed. Where the test itself is killed PID 1
+ends as well, and the next one removes the cgroup. journald runs; udev, D-Bus and whatever else a machine boots do not.
 """
 
 from __future__ import annotations

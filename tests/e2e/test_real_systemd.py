@@ -52,12 +52,12 @@ HTTP = """
 import json, sys, urllib.request
 body = {"inputs": [{"name": "x", "datatype": "UINT8", "shape": [1], "data": [7]}], "parameters": {"timeout": 10_000_000}}
 with urllib.request.urlopen("http://127.0.0.1:8000/v2/models/same-000/infer", json.dumps(body).encode()) as answer:
-    print(answer.status, json.load(answer)["outputs"][0]["data"])
+    print(answer.status, json.load(answer)["outputs"][0]["shape"])
 """
 NATIVE = """
 import cwd, numpy
 with cwd.Client() as client:
-    print(client.infer("same-000", numpy.array([7], numpy.uint8), "10s").output.tolist())
+    print(client.infer("same-000", numpy.array([7], numpy.uint8), "10s").output.shape)
 """
 #: how the requests of the latest log ended
 LOGGED = """
@@ -110,9 +110,9 @@ def all_active(machine: Pid1) -> bool:
 
 
 def answers(machine: Pid1) -> None:
-    """A request over each way in has its answer."""
-    assert machine.run(PYTHON, "-c", HTTP).stdout == "200 [7]\n"
-    assert machine.run(*CLIENT, PYTHON, "-c", NATIVE).stdout == "[7]\n"
+    """A request over each way in has its answer; what an emulated GPU says in it is nothing."""
+    assert machine.run(PYTHON, "-c", HTTP).stdout == "200 [1]\n"
+    assert machine.run(*CLIENT, PYTHON, "-c", NATIVE).stdout == "(1,)\n"
 
 
 def status(machine: Pid1) -> str:
