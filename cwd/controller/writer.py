@@ -77,7 +77,8 @@ class LogWriter:
         self._process = subprocess.Popen(
             [sys.executable, "-m", "cwd.controller.writer", str(fd), str(config.log_ring), str(state_dir),
              str(config.log_rotate_bytes), str(config.log_keep_bytes), str(listener.fileno() if listener else -1)],
-            env={**os.environ, _HEADER: json.dumps(header)}, stdin=subprocess.PIPE, pass_fds=(fd, *([listener.fileno()] if listener else [])), start_new_session=True)
+            env={**os.environ, _HEADER: json.dumps(header)}, stdin=subprocess.PIPE, start_new_session=True,
+            pass_fds=(fd, *([listener.fileno()] if listener else [])))
         os.close(fd)
         if listener is not None:
             listener.close()

@@ -2,8 +2,8 @@
 
 It has its own processes, mounts, network, names and cgroup. /etc and /var are overlays whose changes go to memory; /run, /tmp,
 /home, /dev and /opt are empty at first; /sys and /proc/sys can only be read. So nothing that is done in there changes the
-machine, and the end of PID 1 is the end of everything but its cgroup, which is removed. journald runs; udev, D-Bus and
-whatever else a machine boots do not.
+machine, and the end of PID 1 is the end of everything but its cgroup, which is removed. Where the test itself is killed PID 1
+ends as well, and the next one removes the cgroup. journald runs; udev, D-Bus and whatever else a machine boots do not.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ _TOOLS = ("systemctl", "journalctl", "systemd-sysusers", "systemd-tmpfiles", "un
 _ENVIRONMENT = {"PATH": "/opt/cwd/.venv/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8",
                 "SYSTEMD_PAGER": "", "SYSTEMD_COLORS": "0"}
 _CGROUPS, _numbers = "cwd-pid1-", itertools.count()
-#: seconds before what has hung is killed
-_COMMAND_S = 120.0
+#: seconds before what has hung is killed; a start compiles kernels where none could be shared
+_COMMAND_S = 300.0
 
 #: $1 folder, $2 prefix of the base Python, $3 its program there, $4 site-packages, $5 cwd's source, $6 systemd
 _BOOT = r"""
@@ -53,7 +53,7 @@ mount -o remount,bind,ro /sys
 mkdir -p "$top/memory"
 mount -t tmpfs -o mode=755 tmpfs "$top/memory"
 cd "$top/memory"
-mkdir opt opt/cwd opt/python opt/packages opt/source run dev none
+mkdir opt opt/cwd opt/python opt/packages opt/source dev
 for folder in etc var; do
     mkdir $folder.new $folder.work
     mount -t overlay -o "lowerdir=/$folder,upperdir=$PWD/$folder.new,workdir=$PWD/$folder.work" overlay /$folder
@@ -255,7 +255,8 @@ def unavailable() -> str | None:
     finally:
         _remove_cgroup(probe)
     mounts = ("mount --make-rprivate / && mount -t tmpfs none /tmp && mkdir /tmp/a /tmp/b && "
-              "mount -t overlay -o lowerdir=/etc,upperdir=/tmp/a,workdir=/tmp/b overlay /etc && mount -t cgroup2 none /sys/fs/cgroup")
+              "mount -t overlay -o lowerdir=/etc,upperdir=/tmp/a,workdir=/tmp/b overlay /etc && "
+              "mount -t cgroup2 none /sys/fs/cgroup")
     made = subprocess.run(["unshare", "--pid", "--fork", "--mount", "--uts", "--ipc", "--net", "--cgroup", "sh", "-c", mounts],
                           capture_output=True, text=True, check=False)
     return None if made.returncode == 0 else f"namespaces cannot be had: {made.stderr.strip()[-200:]}"

@@ -60,11 +60,12 @@ def test_a_message_does_not_repeat_its_fields(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(journal, "leads_to_journal", lambda: True)
     monkeypatch.setattr(journal, "JournalHandler", lambda: JournalHandler(str(tmp_path / "socket")))
     monkeypatch.setattr(logging.root, "handlers", [])
+    monkeypatch.setattr(logging.root, "level", logging.INFO)  # it is put back
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as receiver:
         receiver.bind(str(tmp_path / "socket"))
         receiver.settimeout(5)
         journal.log_to_stderr("%(name)s: %(message)s")
-        logging.getLogger("cwd.test-journal").warning("three GPUs")
+        logging.getLogger("cwd.test-fields").warning("three GPUs")
         logging.root.handlers[0].close()
         assert fields_of(receiver.recv(65536))["MESSAGE"] == "three GPUs"
 
