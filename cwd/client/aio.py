@@ -19,13 +19,12 @@ from cwd.client.model import Inputs, Model, split_name
 from cwd.client.result import Result
 from cwd.client.session import Session, State
 from cwd.config import client_endpoint, endpoints
-from cwd.errors import BadRequest, Code, ControllerLost, DeadlineMissed, RequestError, SloBelowExecution, UnknownModel
+from cwd.errors import BadRequest, Code, ControllerLost, DeadlineMissed, SloBelowExecution, UnknownModel
 from cwd.net.host_id import host_id
 from cwd.net.keys import peer_keys
 from cwd.net.probe import handshake_faults
 from cwd.net.sockets import connect_dealer
 from cwd.units import NS_PER_MS, NS_PER_S
-from cwd.wire.messages import Role
 
 _BOOT = secrets.token_bytes(16)
 _now = time.monotonic_ns

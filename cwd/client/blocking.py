@@ -13,12 +13,12 @@ from cwd.client.call import Call, app_tag, slo_to_ns, too_late
 from cwd.client.connection import Connection
 from cwd.client.model import Inputs, Model, split_name
 from cwd.client.result import Result
-from cwd.client.session import FOREVER_NS, State
+from cwd.client.session import FOREVER_NS
 from cwd.config import client_endpoint
 from cwd.errors import BadRequest, Code, ControllerLost, DeadlineMissed, RequestError, SloBelowExecution, UnknownModel
 from cwd.net.keys import peer_keys
 from cwd.units import NS_PER_S
-from cwd.wire.messages import Role, Type
+from cwd.wire.messages import Role
 
 _now = time.monotonic_ns
 

@@ -33,7 +33,6 @@ import numpy as np
 
 from cwd.errors import Code
 from cwd.jit import inner_kernel, lean_kernel
-from cwd.net.clock import monotonic_ns
 from cwd.net.mutex import make_mutex, mutex_lock, mutex_unlock
 from cwd.net.native import store_release
 from cwd.net.sync import Ring, make_ring, ring_bell, ring_claim, ring_publish

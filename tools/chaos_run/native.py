@@ -16,7 +16,6 @@ from cwd.client import AsyncClient, hot
 from cwd.client.call import Call
 from cwd.client.session import Session
 from cwd.errors import CwdError
-from cwd.wire.messages import Type
 from tools.chaos_run.clock import due, own_ns
 from tools.chaos_run.ledger import OK, Writer
 from tools.chaos_run.models import Asker
