@@ -32,6 +32,6 @@ venv_ready() {
     # torch first and alone, by its exact version: nothing later may then choose another build of it.
     .venv/bin/python -m pip install --quiet --constraint tools/constraints.txt torch==2.13.0 >&2
     .venv/bin/python -m pip install --quiet --constraint tools/constraints.txt \
-        --editable '.[server,gateway,metrics,zoo,plot,test]' >&2
+        --editable '.[server,gateway,metrics,zoo,plot,redis,test]' >&2
     venv_stamp > .venv/cwd-stamp
 }

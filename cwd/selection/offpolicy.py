@@ -9,8 +9,8 @@ for what was not. Three estimates of the mean loss, all from the same records:
   unbiased too, since the means are of earlier records alone, and mostly the best of the three.
 
 A policy that learns is run on the log while it is evaluated: a record becomes part of its own history with such a
-probability that the history is distributed as if the policy had run (rejection sampling; Dudík, Erhan, Langford and Li 2012,
-algorithm 1), and a record's weight is that probability. So what comes out is the mean over the `learned` first steps of it.
+probability that the history is distributed as if the policy had run (rejection sampling; Dudík, Erhan, Langford and Li
+2012, algorithm 1), and a record's weight is that probability. So what comes out is the mean over the first steps of it.
 Where all members were asked, nothing has to be guessed or rejected. An ensemble can only be evaluated there.
 """
 
@@ -66,12 +66,14 @@ class Evaluation:
         return asdict(self)
 
 
-def evaluate(told: Iterable[History], policy: Policy, *, learn: bool = True, seed: int = 0, confidence: float = 0.95,
-             kind: str = "vote", loss: Loss | None = None) -> Evaluation:
+def evaluate(told: Iterable[History], policy: Policy, *, learn: bool = True, steps: int | None = None, seed: int = 0,
+             confidence: float = 0.95, kind: str = "vote", loss: Loss | None = None) -> Evaluation:
     """What `policy` would have lost on the predictions of a log (`feedback.histories`), context by context.
 
-    `learn` False keeps it in the state in which it starts. `kind` and `loss` are how an ensemble's answers are combined and
-    judged. Raises `CwdError` where the log cannot say: no usable records, or an ensemble and a log of single choices.
+    `learn` False keeps it in the state in which it starts. In each context it is judged on the first `steps` steps of its own;
+    None is as many as the log makes, which are more where it has learned less. `kind` and `loss` are how an ensemble's answers
+    are combined and judged. Raises `CwdError` where the log cannot say: no usable records, or an ensemble and a log of single
+    choices.
     """
     if not 0.0 < confidence < 1.0:
         raise CwdError(f"a confidence of {confidence!r} is not between 0 and 1", code=Code.BAD_ARGUMENT)
@@ -80,10 +82,13 @@ def evaluate(told: Iterable[History], policy: Policy, *, learn: bool = True, see
     for history in told:
         run = _Run(policy, learn, randoms, kind, loss or ZeroOne())
         for observation in history.observations:
+            if steps is not None and run.learned >= steps:
+                break
             if set(observation.losses) == set(observation.choice.members) and observation.losses:
                 run.step(observation, tally)
             else:
                 tally.incomplete += 1
+        tally.learned += run.learned
     return tally.evaluation(NormalDist().inv_cdf(0.5 + confidence / 2.0))
 
 
@@ -119,7 +124,8 @@ class _Tally:
         of_ips = [(weight, value) for weight, _, value, _ in self.rows]
         of_dr = [(weight, value) for weight, _, _, value in self.rows]
         # a ratio of two means: each record's loss counts as often as its importance weight says
-        of_snips = [(weight * importance, value / importance) for weight, importance, value, _ in self.rows if importance > 0.0]
+        of_snips = [(weight * importance, value / importance) for weight, importance, value, _ in self.rows
+                    if importance > 0.0]
         shares = [weight for weight, _ in of_snips]
         if math.fsum(shares) <= 0.0:
             raise CwdError("the log shows nothing of the members that the policy would ask", code=Code.BAD_ARGUMENT)
@@ -137,6 +143,8 @@ class _Run:
         self._policy, self._learn, self._randoms = policy, learn and policy.learns, randoms
         self._kind, self._loss = kind, loss
         self._entry: Entry | None = None
+        #: steps of its own
+        self.learned = 0
 
     def step(self, observation: Observation, tally: _Tally) -> None:
         """Judge the policy by one record, and perhaps let it learn from it."""
@@ -144,7 +152,7 @@ class _Run:
         choice = self._policy.choose(state, self._randoms.random())
         judge = self._judge_ensemble if len(choice.members) > 1 else self._judge_single
         kept = judge(observation, choice, tally)
-        tally.learned += kept is not None
+        self.learned += kept is not None
         tally.unsupported += math.fsum(
             p for p, q in zip(choice.probabilities, observation.choice.probabilities, strict=True) if q <= 0.0) / (
             math.fsum(choice.probabilities))

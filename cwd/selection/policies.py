@@ -8,8 +8,8 @@ happened as losses in [0, 1], so that a run with the same numbers gives the same
     choice = policy.choose(state, draw)                  # whom to ask, with which probability, what their votes weigh
     state = policy.observe(state, choice, {2: 1.0})      # the losses of those that were asked and have answered
 
-Three families. *static* never learns. *Counting* policies (epsilon_greedy, ucb1, thompson) keep each member's mean loss; with
-`discount` below 1 old losses fade, without it these are the published rules, which assume that members do not change.
+Three families. *static* never learns. *Counting* policies (epsilon_greedy, ucb1, thompson) keep each member's mean loss;
+with `discount` below 1 old losses fade, without it these are the published rules, which assume that members do not change.
 *Weighing* policies (exp3, exp4) keep a weight for each member, in logarithms, so that millions of steps neither over- nor
 underflow; they assume nothing, and a fixed share of all weight that goes round lets them follow a change.
 
@@ -310,7 +310,8 @@ class Exp3(Weighing):
         weights = _stepped(state.log_weights, steps)
         top = max(weights)
         if portion > 0.0:
-            weights = tuple(math.log(max(math.exp(weight - top) + portion * math.exp(-top), _PROBABILITY_MIN)) for weight in weights)
+            given = portion * math.exp(-top)
+            weights = tuple(math.log(max(math.exp(weight - top) + given, _PROBABILITY_MIN)) for weight in weights)
         return State(state.policy, state.steps + 1, _topped(weights), state.plays, state.losses)
 
 

@@ -6,17 +6,15 @@ import importlib.util
 import shutil
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from observed import Opener
 
 from cwd.errors import CwdError
 from cwd.selection.redis_states import RedisStates
 from cwd.selection.states import SqliteStates, States
-
-#: makes another handle of one and the same store
-Opener = Callable[[], States]
 
 
 @pytest.fixture(scope="session")

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from hypothesis import strategies as st
 
 from cwd.selection.entry import Entry, after, fitted
 from cwd.selection.observation import Observation
 from cwd.selection.policies import make_policy
+from cwd.selection.states import States
+
+#: makes another handle of one and the same store
+Opener = Callable[[], States]
 
 #: members come and go, policies change, contexts share an app
 FEEDBACKS = st.lists(st.tuples(

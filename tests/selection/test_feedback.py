@@ -8,10 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from conftest import Opener
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from observed import FEEDBACKS, NaiveStore, observation
+from observed import FEEDBACKS, NaiveStore, Opener, observation
 
 from cwd.errors import CwdError
 from cwd.selection import feedback
@@ -51,6 +50,7 @@ def test_the_log_makes_the_store(tmp_path: Path, feedbacks: list[tuple], turns: 
             stores[number].close()
             stores[number] = SqliteStates(path)
             journals[number] = Journal(stores[number], folder)
+            assert same(stores[number], folder)
     assert {(app, context): entry for app, context, entry in stores[0].entries()} == naive.entries
     assert same(stores[0], folder)
     assert len(log_files(folder)) == 2
@@ -100,9 +100,10 @@ def test_a_torn_end_is_cut_off_wherever_it_tore(tmp_path: Path) -> None:
 
 def test_damage_is_never_cut(tmp_path: Path) -> None:
     log = FeedbackLog(tmp_path)
-    for number in range(3):
+    log.append([observation(0).to_bytes(1)])
+    first = log.path.stat().st_size
+    for number in (1, 2):
         log.append([observation(number).to_bytes(number + 1)])
-        first = log.path.stat().st_size if number == 0 else first
     log.close()
     whole = log.path.read_bytes()
     # all bytes of the magic and of the first frame; the log's id is any

@@ -10,17 +10,16 @@ import threading
 from pathlib import Path
 
 import pytest
-from conftest import Opener
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from observed import FEEDBACKS, NaiveStore, observation
+from observed import FEEDBACKS, NaiveStore, Opener, observation
 
 from cwd.errors import Code, CwdError
 from cwd.selection.entry import Entry, after, fitted
 from cwd.selection.observation import Observation, translated
 from cwd.selection.policies import make_policy
-from cwd.selection.states import SqliteStates
 from cwd.selection.state import Choice
+from cwd.selection.states import SqliteStates
 
 _apps = itertools.count()
 
@@ -167,6 +166,10 @@ def test_members_keep_what_they_have_learned_by_their_names() -> None:
     grown = fitted(entry, policy, ("c:1", "b:1", "a:1"))
     assert grown.log_weights[1:] == (-3.0, 0.0) and -3.0 < grown.log_weights[0] < 0.0
     assert fitted(entry, policy, ("b:1", "x:1")).log_weights[0] == 0.0
+    three = dataclasses.replace(entry, members=("a:1", "b:1", "c:1"), state=dataclasses.replace(
+        policy.start(3), log_weights=(0.0, -3.0, -1.0)))
+    assert fitted(three, policy, ("a:1", "c:1")).log_weights == (0.0, -1.0)
+    assert fitted(three, policy, ("c:1", "b:1")).log_weights == (0.0, -2.0)
     assert fitted(entry, policy, ("x:1", "y:1")) == policy.start(2)
     assert fitted(entry, make_policy("exp3"), ("a:1", "b:1")) == make_policy("exp3").start(2)
     # what does not learn goes by its parameters alone

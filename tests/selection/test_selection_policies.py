@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from naive_policies import NaiveExp3, NaiveExp4
+from naive_weights import NaiveExp3, NaiveExp4
 
 from cwd.errors import CwdError
 from cwd.selection.policies import POLICIES, make_policy

@@ -14,7 +14,8 @@ from cwd.selection.feedback import History
 from cwd.selection.losses import make_loss
 from cwd.selection.observation import Observation
 from cwd.selection.offpolicy import evaluate
-from cwd.selection.policies import Policy, make_policy
+from cwd.selection.policies import Counting, Policy, make_policy
+from cwd.selection.state import State
 
 MEMBERS = ("a:1", "b:1", "c:1")
 CLASSES = 4
@@ -71,13 +72,35 @@ def test_fixed_policies_are_estimated_without_bias(logging: str) -> None:
             assert np.std([one.dr.loss for one in found]) < np.std([one.ips.loss for one in found])
 
 
+@dataclasses.dataclass(frozen=True)
+class Late(Counting):
+    """Asks anyone for ten steps, and then member 1 mostly: what it loses in each step is known."""
+
+    name = "late"
+
+    def probabilities(self, state: State) -> tuple[float, ...]:
+        return (1 / 3,) * 3 if state.steps < 10 else (0.01, 0.98, 0.01)
+
+
+def test_each_step_of_a_policy_that_learns_counts_the_same() -> None:
+    """However many records it takes until one fits its choice; told from uniform logs."""
+    found = [evaluate([played(UNIFORM, world(150, seed), seed)[0]], Late(), steps=20, seed=seed) for seed in range(150)]
+    assert {one.learned for one in found} == {20}
+    # ten steps took ten records, the other ten three times as many
+    assert 35 < np.mean([one.records for one in found]) < 45
+    exact = (np.mean(WRONG) + np.dot((0.01, 0.98, 0.01), WRONG)) / 2
+    for name in ("ips", "snips", "dr"):
+        values = np.array([getattr(one, name).loss for one in found])
+        assert abs(values.mean() - exact) < 3.5 * values.std() / np.sqrt(len(values)), name
+        assert values.std() / np.sqrt(len(values)) < 0.01
+
+
 def test_a_policy_that_learns_is_run_as_if_it_had_been_there() -> None:
     """Its mean loss over its own first steps, told from uniform logs, is what it loses when it is played."""
     target = make_policy("exp3", {"eta": 0.3, "gamma": 0.05})
-    found = [evaluate([played(UNIFORM, world(300, seed), seed)[0]], target, seed=seed) for seed in range(40)]
-    steps = int(np.mean([one.learned for one in found]))
-    assert 100 < steps < 200
-    real = np.array([np.mean(played(target, world(steps, 1000 + seed), seed)[1]) for seed in range(120)])
+    found = [evaluate([played(UNIFORM, world(200, seed), seed)[0]], target, steps=40, seed=seed) for seed in range(150)]
+    assert {one.learned for one in found} == {40}
+    real = np.array([np.mean(played(target, world(40, 1000 + seed), seed)[1]) for seed in range(600)])
     for name in ("ips", "snips", "dr"):
         values = np.array([getattr(one, name).loss for one in found])
         error = np.hypot(values.std() / np.sqrt(len(values)), real.std() / np.sqrt(len(real)))

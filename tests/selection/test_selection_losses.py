@@ -50,7 +50,8 @@ def test_what_does_not_fit_is_one_clear_error() -> None:
         with pytest.raises(CwdError):
             make_loss(name, parameters)
     for name, answer, label in (("zero_one", [0.1, 0.9], "cat"), ("zero_one", [[0.1, 0.9]] * 2, [1]), ("log", [1, 2], 0),
-                                ("log", [0.5, 0.5], 2), ("log", [0.5, 0.5], 0.5), ("absolute", "cat", 1), ("squared", [1.0], [1, 2]),
+                                ("log", [0.5, 0.5], 2), ("log", [0.5, 0.5], 0.5),
+                                ("absolute", "cat", 1), ("squared", [1.0], [1, 2]),
                                 ("absolute", np.zeros(0), np.zeros(0))):
         with pytest.raises(CwdError):
             make_loss(name)(np.asarray(answer), label)
