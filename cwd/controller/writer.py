@@ -39,14 +39,14 @@ if TYPE_CHECKING:
     from cwd.observe.scrape import Scraped
 
 LOG = logging.getLogger("cwd.controller")
+#: variable for the log's first line: as an argument it would fill the page of whoever lists processes
+_HEADER = "CWD_LOG_HEADER"
 _BATCH = 4096
 _WAIT_S = 0.02
 #: without a log the loop still has a ring to work with
 _NO_RING = 2
 #: what the pipe of names holds where the system lets it
 _NAMES_BYTES = 1 << 20
-#: variable for the log's first line: as an argument it would fill the page of whoever lists processes
-_HEADER = "CWD_LOG_HEADER"
 
 
 def new_epoch(state_dir: Path, wall_ns: int) -> int:
