@@ -100,7 +100,7 @@ SENTENCES: dict[Code, str] = {
     Code.NO_WORKER: "no worker that could serve the model is connected",
     Code.DRAINING: "the controller is draining and takes no new requests",
     Code.CANCELLED: "cancelled",
-    Code.WORKER_LOST: "the worker that held the request was lost, and no other can answer in time",
+    Code.WORKER_LOST: "the worker that held the request was lost or not heard of in time, and no other can answer in time",
     Code.EXECUTION_FAILED: "the model's execution failed",
     Code.CONTROLLER_LOST: "the connection to the controller was lost before the answer came",
     Code.RATE_EXCEEDED: "this client sends requests faster than it may",
