@@ -94,7 +94,7 @@ def test_a_dynamic_model_runs_in_the_size_class_that_holds_the_request(worker, c
     ({"slo_ns": 0}, Code.BAD_SLO),
     ({"slo_ns": 21 * SECOND}, Code.BAD_SLO),
     ({"slo_ns": 1 * MS}, Code.SLO_BELOW_EXECUTION),
-    ({"deadline_ns": 1}, Code.SLO_BELOW_EXECUTION),
+    ({"deadline_ns": 1}, Code.DEADLINE_EXPIRED),
 ])
 def test_a_request_at_fault_is_refused_with_its_code(worker, client, change, code):
     model = client.lookup("fixed-0")
