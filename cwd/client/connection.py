@@ -237,12 +237,11 @@ class Connection:
         if session.outbox:
             items = [(self._socket, _POLL_BOTH), items[1]]
         self._leading = True
-        self._lock.release()
         try:
+            self._lock.release()
             woken = zmq.zmq_poll(items, 0 if patience_ns <= 0 else min(patience_ns // NS_PER_MS + 1, 10_000))
         finally:
-            self._lock.acquire()
-            self._leading = False
+            self._regain()
             if self._closed:
                 self._shut()
         if self._closed:
@@ -258,6 +257,20 @@ class Connection:
         self._push()
         if session.state is not state:
             self._wake_all()
+
+    def _regain(self) -> None:
+        """Lead no more, with the lock held again. An interrupt (SIGINT) that comes meanwhile is raised once that is so: else
+        the socket would have no owner, and the process would wait for it at its end."""
+        interrupt: KeyboardInterrupt | None = None
+        while True:
+            try:
+                self._lock.acquire()
+                break
+            except KeyboardInterrupt as error:
+                interrupt = error
+        self._leading = False
+        if interrupt is not None:
+            raise interrupt
 
     def _take(self, since_ns: int) -> None:
         """Receive until the socket is empty or nothing is in flight; what is there came at `since_ns` at the earliest."""

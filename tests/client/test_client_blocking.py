@@ -55,6 +55,47 @@ def test_threads_share_a_client(client):
         assert list(pool.map(one, range(8))) == [[2.0 * i] * 40 for i in range(8)]
 
 
+class Interrupted:
+    """A connection's lock, near which its leader is interrupted once."""
+
+    def __init__(self, connection, where):
+        self.connection, self.lock, self.where = connection, connection._lock, where
+
+    def _interrupt(self, where):
+        leads = self.connection._leading and threading.current_thread() is threading.main_thread()
+        if leads and where == self.where:
+            self.where = ""
+            raise KeyboardInterrupt
+
+    def acquire(self):
+        self._interrupt("when it waits for the lock")
+        return self.lock.acquire()
+
+    def release(self):
+        self.lock.release()
+        self._interrupt("when it has let the lock go")
+
+    def __enter__(self):
+        return self.lock.acquire()
+
+    def __exit__(self, *exception):
+        self.lock.release()
+
+
+@pytest.mark.parametrize("where", ["when it waits for the lock", "when it has let the lock go"])
+def test_an_interrupt_leaves_no_socket_behind(controller, where):
+    """For the process would wait for it at its end."""
+    client = cwd.Client(controller.endpoint)
+    client.infer("double", X, "20s")
+    connection = client._connection
+    connection._lock = Interrupted(connection, where)
+    with pytest.raises(KeyboardInterrupt):
+        client.infer("double", X, "20s")
+    assert not connection._leading and not connection._lock.lock.locked()
+    client.close()
+    assert connection._socket is None
+
+
 def test_result_in_another_thread_leaves_as_completed_its_call(tmp_path):
     go = threading.Event()
     controller = FakeController(tmp_path / "held.sock", lost_ms=60_000)

@@ -158,9 +158,10 @@ def test_everybody_follows_through_two_deaths(places, capfd):
             wait_for(lambda: gateway.request("GET", "/v2/health/ready")[0] == 200)
             for each in asking:
                 each.answered()
-            status = told(capfd, "status", "--admin-endpoint", places.endpoint("admin"))
-            epochs.append(status["epoch"])
-            assert sorted(worker["name"] for worker in status["workers"].values()) == sorted(f"emu/{g}" for g in range(GPUS))
+            epochs.append(told(capfd, "status", "--admin-endpoint", places.endpoint("admin"))["epoch"])
+            wait_for(lambda: sorted(
+                worker["name"] for worker in told(capfd, "status", "--admin-endpoint", places.endpoint("admin"))["workers"].values()
+            ) == sorted(f"emu/{g}" for g in range(GPUS)))
         for each in asking:
             each.end()
         outcomes = Counter(code_of(lambda pending=pending: pending.result(30)) for pending in pendings)
