@@ -105,6 +105,15 @@ def test_a_wrong_server_key_shows_the_client_that_it_talks_to_a_stranger(guarded
     admin.close()
 
 
+def asked_until_told(client):
+    """LIST again and again, until there is an ERROR: its fields."""
+    for _ in range(40):
+        client.send(Type.LIST, request=1, after=0)
+        with contextlib.suppress(AssertionError):
+            return client.until(Type.ERROR, 500)[0]
+    raise AssertionError("no message came")
+
+
 def test_a_key_added_and_revoked_while_it_serves(guarded):
     admin = guarded.guest("admin")
     readings = admin.ask("status")[1]["keys"]["readings"]
@@ -117,12 +126,12 @@ def test_a_key_added_and_revoked_while_it_serves(guarded):
     guarded.folder.revoke("late")
     told, _ = client.until(Type.GOODBYE)
     assert told["code"] == Code.NOT_ALLOWED
-    # its connection is still there; what it says is not heard, and it cannot introduce itself again
-    client.send(Type.LIST, request=1, after=0)
-    assert client.until(Type.ERROR)[0]["code"] == Code.NOT_INTRODUCED
+    # its connection is still there; what it says is not heard, and it cannot introduce itself again. (What comes before the
+    # loop has let it go is dropped without a word.)
+    assert asked_until_told(client)["code"] == Code.NOT_INTRODUCED
     client.send(Type.HELLO, minor=0, role=int(Role.CLIENT), name="late", boot=bytes(16), host=bytes(16), now_ns=1,
                 caps={})
-    assert client.until(Type.ERROR)[0]["code"] == Code.NOT_ALLOWED
+    client.until(Type.ERROR, code=Code.NOT_ALLOWED)
     assert not guarded.comes_in("client", guarded.keys("late"))
     after = counters(admin)
     assert after["key_turned_out"] == before["key_turned_out"] + 1 and after["key_revoked"] >= before["key_revoked"] + 2
