@@ -306,8 +306,8 @@ def retry(world, now_ns, r, status):
     elif queues.last_moment_ns(world, now_ns, r) < now_ns:
         queues.finish(world, now_ns, r, WORKER_LOST if status == WORKER_LOST else DEADLINE_EXPIRED, 0)
     elif request["attempts"] >= world.settings[0]["attempts_max"]:
-        # not heard of again, or heard of too late: the worker, or the way to it, is at fault, and not the model
-        lost = status == RESULT_LOST or status == TOO_LATE
+        # not heard of again, heard of too late, or gone: the worker, or the way to it, is at fault, and not the model
+        lost = status == RESULT_LOST or status == TOO_LATE or status == WORKER_LOST
         queues.finish(world, now_ns, r, WORKER_LOST if lost else EXECUTION_FAILED, 0)
     else:
         world.counters[0]["requeued"] += 1

@@ -191,6 +191,18 @@ def test_executions_of_which_nothing_is_heard_are_the_workers_fault():
     only(s.tick(later=run["expire_ns"] - s.now), kind=OUT_REPLY, status=Code.WORKER_LOST)
 
 
+def test_a_last_attempt_whose_worker_is_lost_is_the_workers_fault():
+    """Nothing is heard of two attempts; then their GPU, which was cut off, is given up in the middle of the third."""
+    s = Script()
+    s.hold()
+    s.ask(1, slo=5_000 * MS)
+    run = only(s.tick(), verb=ACTION_EXEC, rows=1)
+    for _ in range(2):
+        run = only(s.tick(later=run["expire_ns"] - s.now), verb=ACTION_EXEC, rows=1)
+    engine.gpu_lost(s.world, s.now, 0)
+    only(s.tick(), kind=OUT_REPLY, status=Code.WORKER_LOST)
+
+
 def test_a_lost_load_is_settled_by_an_unload():
     """No result of a LOAD: the copy is unknown, an UNLOAD asks, and whatever it says the pages are free again."""
     s = Script(pages=7)
