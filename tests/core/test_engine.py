@@ -192,13 +192,13 @@ def test_executions_of_which_nothing_is_heard_are_the_workers_fault():
 
 
 def test_a_last_attempt_whose_worker_is_lost_is_the_workers_fault():
-    """Nothing is heard of two attempts; then their GPU, which was cut off, is given up in the middle of the third."""
-    s = Script()
+    """Nothing is heard of two attempts; in the middle of the third their GPU is given up. Another one is there, and idle."""
+    s = Script(gpus=2)
     s.hold()
     s.ask(1, slo=5_000 * MS)
-    run = only(s.tick(), verb=ACTION_EXEC, rows=1)
+    run = only(s.tick(), verb=ACTION_EXEC, gpu=0)
     for _ in range(2):
-        run = only(s.tick(later=run["expire_ns"] - s.now), verb=ACTION_EXEC, rows=1)
+        run = only(s.tick(later=run["expire_ns"] - s.now), verb=ACTION_EXEC, gpu=0)
     engine.gpu_lost(s.world, s.now, 0)
     only(s.tick(), kind=OUT_REPLY, status=Code.WORKER_LOST)
 

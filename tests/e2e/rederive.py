@@ -44,6 +44,7 @@ class Naive:
     def __init__(self, header: dict[str, Any]) -> None:
         core = header["core"]
         self.requests_max = core["requests_max"]
+        self.attempts_max = core["attempts_max"]
         #: the way to the worker and what comes after a promised end are measured, and capped; then the way to the client
         self.margins_ns = 2 * core["margin_max_ns"] + core["client_ns"]
         self.load_margins_ns = 2 * core["margin_max_ns"]
@@ -61,6 +62,8 @@ class Naive:
         self.loaded: set[tuple[int, int]] = set()
         self.live: dict[tuple[int, int], dict[str, int]] = {}
         self.lost_at_ns: list[int] = []
+        #: executions that a worker refused or could not do: when it was heard, of which model, and what was said
+        self.refused: list[tuple[int, int, int]] = []
         #: when a request was last turned away or given up for want of time
         self.pressed_at_ns = -FOREVER_NS
 
@@ -85,6 +88,14 @@ class Naive:
     def lane_ns(self, gpu: int, load: bool) -> int:
         return sum(row["expected_ns"] for row in self.under_way.values()
                    if row["gpu"] == gpu and (row["verb"] in (LOAD, UNLOAD)) == load)
+
+    def attempts(self, row: dict[str, int], now_ns: int) -> tuple[int, bool]:
+        """How many of its model's executions came to nothing since it is there, and whether one was late or not heard of."""
+        said = [status for at_ns, model, status in self.refused
+                if model == row["model"] and row["arrival_ns"] <= at_ns <= now_ns]
+        silent = sum(1 for action in self.under_way.values() if action["verb"] == EXEC and action["model"] == row["model"]
+                     and action["latest_ns"] + action["expected_ns"] < now_ns)
+        return len(said) + silent, silent > 0 or Code.TOO_LATE in said
 
     def done_within_ns(self, key: tuple[int, int], row: dict[str, int], now_ns: int) -> int:
         """Within how long any sensible plan has answered the request, at the latest."""
@@ -153,8 +164,10 @@ def _fault_of_reply(world: Naive, code: Code, row: dict[str, int]) -> str:
     if code is Code.NO_WORKER:
         return "a worker was ready for it" if then["prepared"] else ""
     if code is Code.WORKER_LOST:
-        lost = [at_ns for at_ns in world.lost_at_ns if request["arrival_ns"] <= at_ns <= row["now_ns"]]
-        return "" if lost else "no worker was lost"
+        if any(request["arrival_ns"] <= at_ns <= row["now_ns"] for at_ns in world.lost_at_ns):
+            return ""
+        attempts, unheard = world.attempts(request, row["now_ns"])
+        return "" if unheard and attempts >= world.attempts_max else f"no worker was lost, and it was tried {attempts} times"
     if 200 <= code < 300 or code is Code.DRAINING:
         return ""
     slack_ns = request["deadline_ns"] - request["arrival_ns"]
@@ -260,6 +273,8 @@ def _settle(world: Naive, row: dict[str, int]) -> None:
         return
     if row["status"] != Code.OK:
         _wait_again(world, row["action"])
+        if action["verb"] == EXEC:
+            world.refused.append((row["now_ns"], action["model"], row["status"]))
     world.took.pop(row["action"], None)
     kind = world.gpus.get(action["gpu"], -1)
     took_ns = row["end_ns"] - row["begin_ns"]

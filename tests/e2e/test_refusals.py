@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from rederive import judge, rederive
+from rederive import EXEC, judge, rederive
 
 from cwd.controller.record import RECORD, Kind
 from cwd.controller.replay import replay
@@ -18,7 +18,7 @@ from cwd.controller.telemetry import events, log_parts, read_header, read_log
 from cwd.errors import Code
 from cwd.units import NS_PER_MS
 
-HEADER = {"core": {"requests_max": 2, "margin_max_ns": NS_PER_MS, "client_ns": 0}}
+HEADER = {"core": {"requests_max": 2, "attempts_max": 3, "margin_max_ns": NS_PER_MS, "client_ns": 0}}
 MODEL, GPU, CLIENT = 7, 0, 3
 #: as the fixture gives it: the log, the client's counts, its rows
 Strained = tuple[Path, dict[str, int], np.ndarray]
@@ -91,6 +91,26 @@ def test_full_and_without_a_worker_and_lost() -> None:
     assert judge(HEADER, [*world(), *gone])[0] == {"NO_WORKER": 1}
     lost = [asked(1, 1, 500), record(Kind.LOST, 5, gpu=GPU), refused(6, 1, Code.WORKER_LOST, 5)]
     assert judge(HEADER, [*world(), *lost])[0] == {"WORKER_LOST": 1}
+
+
+def tried(began_ms: float, action: int, status: Code | None) -> list[np.void]:
+    """An execution of one request, which the worker has 10 ms later for this; never heard of again with None."""
+    begun = record(Kind.ACTION, began_ms, gpu=GPU, model=MODEL, id=action, flag=EXEC, c=1, h=1,
+                   f=(began_ms + 5) * NS_PER_MS, g=10 * NS_PER_MS)
+    return [begun] if status is None else [begun, record(Kind.DONE, began_ms + 10, id=action, status=status)]
+
+
+@pytest.mark.parametrize(("statuses", "upheld"), [
+    ((Code.TOO_LATE, Code.TOO_LATE, Code.TOO_LATE), True),
+    ((Code.LANE_FULL, Code.TOO_LATE, None), True),
+    ((Code.TOO_LATE, Code.TOO_LATE), False),
+    ((Code.LANE_FULL, Code.LANE_FULL, Code.LANE_FULL), False),
+    ((Code.TOO_LATE, Code.TOO_LATE, Code.OK), False),
+])
+def test_a_worker_not_heard_of_in_time_is_as_good_as_lost(statuses: tuple[Code | None, ...], upheld: bool) -> None:
+    log = [asked(1, 1, 500), *(each for n, status in enumerate(statuses) for each in tried(20 * n + 2, n, status)),
+           refused(100, 1, Code.WORKER_LOST, waited_ms=99)]
+    assert (not judge(HEADER, [*world(), *log])[1]) == upheld
 
 
 def test_given_up_not_before_it_was_hopeless() -> None:
