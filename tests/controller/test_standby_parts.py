@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
+import logging
 import os
 import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -108,6 +111,20 @@ def test_a_broken_entry_is_left_out_and_taken_in_when_it_is_mended(tmp_path: Pat
     assert caught_up(catalogue, reader.changes()) == [("removed", ("fixed-0", 1))]
     file.write_text(sound)
     assert [kind for kind, _ in caught_up(catalogue, reader.changes())] == ["model"]
+
+
+def test_what_was_removed_while_the_repository_could_not_be_read_is_told_when_it_can(tmp_path: Path) -> None:
+    root = tmp_path / "models"
+    repository = play.make_repository(root, models=2, dynamic=0)
+    reader, catalogue = Reader(root), Catalogue()
+    caught_up(catalogue, reader.changes())
+    root.rename(tmp_path / "away")
+    reader._answerer._answer({"id": 1, "op": "changes"})
+    assert "error" in reader._said[-1]
+    (tmp_path / "away").rename(root)
+    repository.remove("fixed-1")
+    assert caught_up(catalogue, reader.changes()) == [("removed", ("fixed-1", 1))]
+    assert [set(told) for told in reader.changes()] == [{"id", "end"}]
 
 
 OPERATIONS = st.lists(st.tuples(st.sampled_from(["add", "remove", "use", "look", "new reader", "profile"]), st.integers(0, 3),
@@ -217,6 +234,22 @@ def test_an_elector_that_dies_is_replaced_and_told_what_was_held(tmp_path: Path)
         mine.close()
 
 
+@needs_etcd3gw
+def test_an_elector_that_hangs_does_not_keep_the_controller_from_ending() -> None:
+    """A leader whose elector is stopped is fenced, and has to end to be started again as a standby."""
+    mine = Candidacy(ControllerConfig(etcd=NOWHERE), 0)
+    pid = mine._process._process.pid
+    os.kill(pid, signal.SIGSTOP)
+    ending = threading.Thread(target=mine.close, daemon=True)
+    ending.start()
+    ending.join(20)
+    try:
+        assert not ending.is_alive()
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
 def test_news_go_through_the_pipe_as_they_are() -> None:
     for news in (Led(1, 2, 3, 4), Lost("why")):
         name, *fields = said(news)
@@ -249,6 +282,27 @@ def test_a_standby_without_etcd_waits_says_so_and_ends_when_told(tmp_path: Path)
         assert process.stderr is not None
         said = process.stderr.read().decode()
     assert said.count("etcd is not reachable") == 2, said  # the elector's line, and the status
+
+
+@needs_etcd3gw
+def test_etcd_that_hangs_server_after_server_is_one_line_in_the_log(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """The status says which; the log says when it begins and when it is over."""
+    caplog.set_level(logging.INFO)
+    standby = Standby(ControllerConfig(etcd=NOWHERE, run_dir=str(tmp_path), state_dir=str(tmp_path)))
+    standby.step()
+    mine = standby._candidacy
+    assert mine is not None
+    try:
+        mine.attend = lambda now_ns: None  # type: ignore[method-assign]
+        caplog.clear()
+        for trouble in ("a: no answer in time", "b: no answer in time", "a: no answer in time", "", "c: no answer in time"):
+            mine.trouble = trouble
+            standby.step()
+            assert standby._status == (f"standby: {trouble}" if trouble else "standby: asking etcd who leads")
+    finally:
+        standby._close()
+    assert [record.getMessage() for record in caplog.records] == [
+        "standby: a: no answer in time", "standby: asking etcd who leads", "standby: c: no answer in time"]
 
 
 @needs_etcd3gw
