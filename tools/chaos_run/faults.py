@@ -28,6 +28,8 @@ class Done:
     end_s: float
     target: str
     trouble: str = ""
+    #: connections that were reset by it
+    cut: int = 0
 
 
 @dataclass
@@ -76,6 +78,7 @@ class Faults:
             if not daemon.alive:
                 done.trouble = f"{daemon.name} had ended before: {daemon.last_words()}"
             daemon.kill()
+        done.cut = -self._resets(done)
         for link in self.testbed.links.get(done.target, []) if daemon is None else []:
             if fault.kind is Kind.DELAY:
                 link.delay(DELAY_MS, jitter_ms=DELAY_MS)
@@ -92,7 +95,12 @@ class Faults:
         for link in self.testbed.links.get(done.target, []) if daemon is None else []:
             link.clear()
         done.end_s = self.now_s()
+        done.cut += self._resets(done)
         self.done.append(done)
+
+    def _resets(self, done: Done) -> int:
+        """How many connections the target's links have reset so far."""
+        return sum(link.stats()["reset"] for link in self.testbed.links.get(done.target, []))
 
     def _daemon(self, done: Done) -> Daemon | None:
         """Whose process the fault is about."""
