@@ -77,7 +77,7 @@ class Testbed:
         self._daemon("etcd", [
             shutil.which("etcd") or "etcd", "--data-dir", str(self.folder / "etcd"), "--listen-client-urls", etcd,
             "--advertise-client-urls", etcd, "--listen-peer-urls", f"http://{self._address('etcd')}:2380",
-            "--logger", "zap", "--log-level", "warn"])
+            "--logger", "zap", "--log-level", "warn", "--heartbeat-interval", "100", "--election-timeout", "500"])
         for name in CONTROLLERS:
             run = self.folder / f"run-{name}"
             run.mkdir()
