@@ -158,9 +158,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--seconds", type=float, default=600.0, help="length of the run, 60 at least")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--overlap", action="store_true", help="faults need not wait until the one before is over")
-    parser.add_argument("--etcd", action="store_true", help="etcd is killed, too, and started again before a lease is over; 70 s")
+    parser.add_argument("--etcd", action="store_true", help="etcd is killed, too, and started again before a lease is over")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of the table")
-    parser.add_argument("--out", type=Path, default=ROOT / "run" / "chaos", help="folder of logs, ledgers and the picture; what an earlier run left there goes")
+    parser.add_argument("--out", type=Path, default=ROOT / "run" / "chaos",
+                        help="folder of logs, ledgers and the picture; what an earlier run left there goes")
     given = parser.parse_args(arguments)
     if (why := missing()) is not None:
         sys.exit(f"chaos: {why}")

@@ -82,7 +82,8 @@ def _fault(one: Done, groups: Sequence[Group], ledgers: Mapping[str, Ledger], be
         "kind": str(one.fault.kind), "target": one.target, "at_s": round(one.at_s, 3),
         "length_s": round(one.end_s - one.at_s, 3), "recovered_s": _slowest(recoveries),
         "lowest": round(min(found.lowest for found in recoveries), 3), "level": round(min(found.level for found in recoveries), 4),
-        "cut": one.cut, "failover_s": None, "lost": sum(ends[name] for name in _LOST), "refused_connections": ends[CONNECTION_REFUSED],
+        "cut": one.cut, "failover_s": None, "lost": sum(ends[name] for name in _LOST),
+        "refused_connections": ends[CONNECTION_REFUSED],
         "late": ends["DEADLINE_MISSED"], "refused": sum(ends.values()) - ends[OK] - ends["DEADLINE_MISSED"]
         - ends[CONNECTION_REFUSED] - sum(ends[name] for name in _LOST)}
     lines = [one.trouble] if one.trouble else []
