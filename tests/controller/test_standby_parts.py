@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import msgpack
 import play
 import pytest
 from hypothesis import given, settings
@@ -25,7 +26,7 @@ from cwd.controller import candidacy
 from cwd.controller.candidacy import Candidacy, check_election, etcd_urls
 from cwd.controller.catalogue import Catalogue
 from cwd.controller.config import ControllerConfig
-from cwd.controller.election import Led, Lost
+from cwd.controller.election import Follows, Granted, Led, Lost, Trouble
 from cwd.controller.elector import Etcd, Unanswered, said
 from cwd.controller.host import ALWAYS_NS, CLIENTS
 from cwd.controller.reader import _Answerer
@@ -251,8 +252,8 @@ def test_an_elector_that_hangs_does_not_keep_the_controller_from_ending() -> Non
 
 
 def test_news_go_through_the_pipe_as_they_are() -> None:
-    for news in (Led(1, 2, 3, 4), Lost("why")):
-        name, *fields = said(news)
+    for news in (Led((1 << 62) - 1, 2, 3, 4), Follows("a"), Lost("why"), Trouble(""), Granted(5, 2)):
+        name, *fields = msgpack.unpackb(msgpack.packb(said(news)))
         assert getattr(candidacy.election, name)(*fields) == news
 
 

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.e2e
 RATE, SLO_S = 60, .4
 #: what a request may be told when the way to a worker, or to its client, fails
 WORKERS_FAULT = {Code.OK, Code.WORKER_LOST, Code.DEADLINE_EXPIRED, Code.DEADLINE_UNREACHABLE, Code.DEADLINE_MISSED,
-                 Code.QUEUE_FULL, Code.EXECUTION_FAILED}
+                 Code.QUEUE_FULL}
 CLIENTS_FAULT = WORKERS_FAULT | {Code.SLO_BELOW_EXECUTION, Code.CONTROLLER_LOST}
 
 
