@@ -26,11 +26,13 @@ from cwd.controller import candidacy
 from cwd.controller.candidacy import Candidacy, check_election, etcd_urls
 from cwd.controller.catalogue import Catalogue
 from cwd.controller.config import ControllerConfig
+from cwd.controller.daemon import Controller
 from cwd.controller.election import Follows, Granted, Led, Lost, Trouble
 from cwd.controller.elector import Etcd, Unanswered, said
 from cwd.controller.host import ALWAYS_NS, CLIENTS
-from cwd.controller.reader import _Answerer
-from cwd.controller.standby import Standby
+from cwd.controller.reader import RepositoryReader, _Answerer
+from cwd.controller.standby import Elected, Standby
+from cwd.controller.warm import warm
 from cwd.errors import Code, CwdError
 from cwd.models import profile
 from cwd.net.clock import monotonic_ns
@@ -361,3 +363,31 @@ def test_a_leader_whose_renewal_waits_in_the_pipe_goes_on(tmp_path: Path) -> Non
         stepped.wait_for(CLIENTS)
         assert client.until(Type.REPLY, request=request)[0]["status"] == Code.UNKNOWN_MODEL
     assert term.resigned == 1
+
+
+def test_a_reader_that_dies_at_the_election_does_not_cost_the_lead(tmp_path: Path) -> None:
+    """With a question under way, and its end not heard of yet: what the standby knew is served."""
+    play.make_repository(tmp_path / "models", models=2, dynamic=0)
+    catalogue = Catalogue()
+    caught_up(catalogue, Reader(tmp_path / "models").changes())
+    reader = RepositoryReader(str(tmp_path / "models"))
+    asked = reader.ask("changes")
+    os.kill(reader._process._process.pid, signal.SIGKILL)
+    reader._process._process.wait()
+    term: Any = Term(ALWAYS_NS, ALWAYS_NS)
+    term.led, term.facts = Led(7, ALWAYS_NS, 1, 2_000_000_000), dict
+    config = ControllerConfig(run_dir=str(tmp_path / "run"), state_dir=str(tmp_path / "state"), page_bytes=play.PAGE_BYTES,
+                              log=False, nice=os.nice(0))
+    warm()
+    wakeup = signal.set_wakeup_fd(-1)
+    try:
+        controller = Controller(config, elected=Elected(config, term, catalogue, reader, asked, lambda: 0))
+        try:
+            until = time.monotonic() + 30
+            while reader.pending and time.monotonic() < until:
+                controller.step()
+            assert reader.pending == 0 and len(controller.registry.models) == 2 and controller.epoch == 7
+        finally:
+            controller._close()
+    finally:
+        signal.set_wakeup_fd(wakeup)
