@@ -31,6 +31,41 @@ def test_nobody_listens(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None
     assert not notify(ready=True)
 
 
+def test_a_state_that_did_not_fit_is_sent_with_the_next_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without it a daemon that serves would be taken for one that never came up."""
+    with NotifyListener(tmp_path) as listener:
+        monkeypatch.setenv("NOTIFY_SOCKET", listener.path)
+
+        def crowded() -> None:
+            while notify(status="waiting"):
+                pass
+
+        def told() -> list[dict[str, str]]:
+            return list(iter(listener.receive, None))
+
+        crowded()
+        assert not notify(ready=True, status="serving")
+        assert set(map(str, told())) == {str({"STATUS": "waiting"})} and not listener.ready
+        assert notify(status="1 request/s") and told() == [{"READY": "1", "STATUS": "1 request/s"}]
+        assert notify(watchdog=True) and told() == [{"WATCHDOG": "1"}], "once"
+
+        crowded()
+        assert not notify(reloading=True) and not notify(ready=True)
+        told()
+        assert notify(watchdog=True) and told() == [{"READY": "1", "WATCHDOG": "1"}], "the last of them holds"
+
+        crowded()
+        assert not notify(ready=True)
+        told()
+        assert notify(stopping=True) and told() == [{"STOPPING": "1"}], "it is over"
+
+        crowded()
+        assert not notify(ready=True)
+    with NotifyListener(tmp_path) as other:
+        monkeypatch.setenv("NOTIFY_SOCKET", other.path)
+        assert notify(watchdog=True) and other.receive(1.0) == {"WATCHDOG": "1"}, "it was said to another"
+
+
 def test_abstract_address(monkeypatch: pytest.MonkeyPatch) -> None:
     name = f"cwd-test-{time.monotonic_ns()}"
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as receiver:

@@ -81,37 +81,20 @@ def measure(repository: Path, device: str, rounds: int, kill: Callable[[cwd.Loca
 
 
 class Side:
-    """A controller that takes part in an election, and what connects to it: an emulated worker and a client."""
+    """A controller that takes part in an election."""
 
-    def __init__(self, folder: Path, name: str, url: str, repository: Path, leads: bool) -> None:
+    def __init__(self, folder: Path, name: str, url: str, repository: Path) -> None:
         self.folder = folder / name
         self.folder.mkdir()
         self.controller = Child(name, [
             "controller", "--name", name, "--etcd", url, "--run-dir", str(self.folder), "--state-dir",
             str(self.folder / "state"), "--repository", str(repository), "--page", PAGE], log=folder / f"{name}.log",
             folder=self.folder)
-        self.worker = Child(f"{name}-worker", [
-            "worker", "--device", "emulated:1", "--endpoint", endpoint("workers", self.folder), "--repo", str(repository),
-            "--pages", "64", "--page", PAGE], log=folder / f"{name}-worker.log", folder=self.folder)
-        self.controller.start()
-        self.worker.start()
-        self.controller.wait_ready(600)
-        while not leads and not any("waiting for the controller" in line for line in self.worker.last_lines()):
-            time.sleep(0.05)  # it is ready only when it has one
-        if leads:
-            self.worker.wait_ready(600)
-        self.client = cwd.Client(endpoint("clients", self.folder))
 
-    def wait_answer(self) -> None:
-        until = time.monotonic() + PATIENCE_S
-        while True:
-            try:
-                self.client.infer("mlp", np.zeros(16, np.float32), "300ms")
-                return
-            except cwd.RequestError:
-                if time.monotonic() > until:
-                    raise
-                time.sleep(0.005)
+    def start(self) -> None:
+        """Returns when it leads or stands by."""
+        self.controller.start()
+        self.controller.wait_ready(600)
 
     def wait_open(self) -> None:
         """Until the controller lets anybody in."""
@@ -131,10 +114,17 @@ class Side:
                     os.kill(int(child), signal.SIGKILL)
         self.controller.kill()
 
-    def close(self) -> None:
-        self.client.close()
-        self.worker.kill()
-        self.controller.kill()
+
+def wait_answer(client: cwd.Client) -> None:
+    until = time.monotonic() + PATIENCE_S
+    while True:
+        try:
+            client.infer("mlp", np.zeros(16, np.float32), "300ms")
+            return
+        except cwd.RequestError:
+            if time.monotonic() > until:
+                raise
+            time.sleep(0.005)
 
 
 @contextlib.contextmanager
@@ -157,24 +147,33 @@ def etcd_at(folder: Path) -> Iterator[str]:
 
 
 def failover(repository: Path, rounds: int, and_elector: bool) -> dict[str, Any]:
-    """Facts of the seconds from the leader's death to the next answer; who died stands by in the round after. `opened_s`: how
-    much of that, at the median, had gone by when the standby let anybody in; the rest is its peers' to find it."""
+    """Facts of the seconds from the leader's death to the next answer; who died stands by in the round after. The client and
+    the worker know both controllers. `opened_s`: how much of that, at the median, had gone by when the standby let anybody in;
+    the rest is theirs to find it."""
     with tempfile.TemporaryDirectory(prefix="cwd-standby-") as name, contextlib.ExitStack() as stack:
         folder = Path(name)
         url = stack.enter_context(etcd_at(folder))
-        leader, other = [stack.enter_context(contextlib.closing(Side(folder, side, url, repository, leads)))
-                         for side, leads in (("a", True), ("b", False))]
+        leader, other = sides = [Side(folder, side, url, repository) for side in ("a", "b")]
+        for side in sides:
+            stack.callback(side.controller.kill)
+            side.start()
+        worker = Child("worker", [
+            "worker", "--device", "emulated:1", "--endpoint", ",".join(endpoint("workers", side.folder) for side in sides),
+            "--repo", str(repository), "--pages", "64", "--page", PAGE], log=folder / "worker.log", folder=folder)
+        stack.callback(worker.kill)
+        worker.start()
+        worker.wait_ready(600)
+        client = stack.enter_context(cwd.Client(",".join(endpoint("clients", side.folder) for side in sides)))
         found, opened = [], []
         for _ in range(rounds):
-            leader.wait_answer()
+            wait_answer(client)
             began = time.monotonic()
             leader.kill(and_elector)
             other.wait_open()
             opened.append(time.monotonic() - began)
-            other.wait_answer()
+            wait_answer(client)
             found.append(time.monotonic() - began)
-            leader.controller.start()
-            leader.controller.wait_ready(600)
+            leader.start()
             leader, other = other, leader
         return {**facts_of(found, BOUND_S), "opened_s": round(statistics.median(opened), 3),
                 "opened_max_s": round(max(opened), 3)}

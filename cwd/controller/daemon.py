@@ -165,8 +165,12 @@ class Controller:
             bind(socket, self.config.endpoint(name))
         if self._reader is not None:
             # what has changed since the standby's last look, while the first requests come
-            for question in filter(None, (elected.asked, self._reader.ask("changes"))):
-                self.admin.waiting[question] = self._change_answer
+            if elected.asked:
+                self.admin.waiting[elected.asked] = self._change_answer
+            try:
+                self.admin.waiting[self._reader.ask("changes")] = self._change_answer
+            except CwdError as error:  # it has just ended; what is known is served, and the next question starts another
+                LOG.error("the repository was not looked at again: %s", error.text)
 
     def _take_over(self, kind: str, value: Any) -> None:
         """One difference of the repository; what cannot be served is left out, with a line in the log."""
@@ -412,7 +416,6 @@ class Controller:
         if self._reader is not None:
             self._reader.close()
         os.close(self._timer_fd)
-
 
     def _part(self) -> None:
         """Say goodbye to everyone until they have hung up, so that nobody loses an answer.

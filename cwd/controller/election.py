@@ -228,7 +228,8 @@ class Election:
         """The call's answer."""
         call, self._call = self._call, None
         if not isinstance(call, Renew):  # which is half of what a leader needs, and may be answered without the other half
-            self._say_trouble("")
+            beyond = isinstance(answer, View) and answer.epoch >= EPOCH_MAX
+            self._say_trouble("the epoch in the store is none that another could follow" if beyond else "")
         if isinstance(call, Revoke):
             self._given_back(now_ns)
         elif isinstance(call, Grant):
@@ -261,9 +262,7 @@ class Election:
         if view.leader != self._follows:
             self._follows = view.leader
             self.news.append(Follows(view.leader))
-        if view.epoch >= EPOCH_MAX:
-            self._say_trouble(f"the epoch {view.epoch} is none that another could follow")
-        elif not view.leader and self._beats(now_ns):
+        if not view.leader and view.epoch < EPOCH_MAX and self._beats(now_ns):
             self._view, self._state, self._due_ns = view, "granting", now_ns
             return
         self._due_ns = now_ns + self._pause_ns

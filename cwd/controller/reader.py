@@ -157,21 +157,22 @@ class _Answerer:
             self._say(identifier, end=True)
 
     def _changes(self, identifier: int) -> None:
-        """What differs from the last time; what has not changed costs two calls of stat."""
+        """What differs from the last time that came to its end; what has not changed costs two calls of stat."""
         if self._marks is None:
             self._say(identifier, fresh=True)
-        before, self._marks = self._marks or {}, {}
+        before, marks = dict(self._marks or {}), {}
         for program, (mark, entry) in list(self._program_marks.items()):
             if mark != (now := self._repository.program_mark(program)):
                 self._program_marks[program] = now, entry
                 self._say_program(identifier, entry)
         for name, version, mark in self._repository.marks():
-            self._marks[name, version] = mark
+            marks[name, version] = mark
             if before.pop((name, version), None) != mark:
                 self._changed(identifier, name, version)
         for name, version in before:
             if version:
                 self._say(identifier, removed=[name, version])
+        self._marks = marks
 
     def _changed(self, identifier: int, name: str, version: int) -> None:
         try:

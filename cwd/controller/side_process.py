@@ -6,11 +6,15 @@ the daemon wait. It holds no state: whoever finds it ended starts it again.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
 
 import msgpack
+
+#: how long one that is told to end may take before it is killed: one that is stopped does not hear of it
+_END_S = 1.0
 
 
 class SideProcess:
@@ -40,5 +44,8 @@ class SideProcess:
         assert self._process.stdin is not None and self._process.stdout is not None
         self._process.stdin.close()
         self._process.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(_END_S)
+        self._process.kill()
         self._process.wait()
         self._process.stdout.close()

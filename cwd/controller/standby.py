@@ -85,7 +85,7 @@ class Standby:
         self._wake_fd = wake.signal_pipe()
         self._asked = self._stops = 0
         self._scanned = self._reader is None
-        self._hangup = self._ready = False
+        self._hangup = self._ready = self._troubled = False
         self._status = ""
         self._look_ns = self._status_ns = self._watchdog_ns = 0
         self._watchdog_period_ns = watchdog_period_ns()
@@ -171,7 +171,8 @@ class Standby:
             if changed:
                 notify(status=said, extend_ns=SCAN_NS)
             return
-        if changed:
+        before, self._troubled = self._troubled, bool(self._candidacy.trouble)
+        if changed and not (before and self._troubled):  # each of several servers may have a trouble of its own, in turns
             LOG.info("%s", said)
         if not self._ready:
             LOG.info("standing by in cluster %s with %d models", self.config.cluster, len(self._catalogue.models))

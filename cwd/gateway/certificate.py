@@ -47,7 +47,7 @@ class Certificate:
 
     def _read(self) -> ssl.SSLContext:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.load_cert_chain(self._chain, self._key)
+        context.load_cert_chain(self._chain, self._key, password=_passphrase)
         return context
 
     def _look(self) -> list[tuple[int, int, int]]:
@@ -59,6 +59,11 @@ class Certificate:
             except OSError:
                 found.append((0, 0, 0))
         return found
+
+
+def _passphrase() -> str:
+    """In the place of OpenSSL's own question, which waits for a terminal's answer while nobody is served."""
+    raise OSError("the key has a passphrase, and nobody to ask for it")
 
 
 def _reason(error: OSError) -> str:

@@ -35,27 +35,41 @@ def watchdog_period_ns() -> int:
     return max(asked_us, 0) * NS_PER_US // 2 if pid == os.getpid() and supervised() else 0
 
 
+#: (socket, its line): the last state that a full queue kept from being sent there; the next words take it along
+_unsent: tuple[str, str] | None = None
+
+
 def notify(*, ready: bool = False, reloading: bool = False, stopping: bool = False, watchdog: bool = False,
            status: str = "", extend_ns: int = 0) -> bool:
-    """Send what holds to `$NOTIFY_SOCKET`; True if it was sent. Without a supervisor, or if it is gone: False.
+    """Send what holds to `$NOTIFY_SOCKET`; True if it was sent. Without a supervisor, or if it is gone or busy: False.
 
     `reloading` lasts until the next `ready`. `extend_ns`: a start or a stop takes longer than its timeout may allow,
-    but something will be heard within that time from now.
+    but something will be heard within that time from now. A supervisor that does not read has a full queue after ten
+    messages (net.unix.max_dgram_qlen); a state that was lost so is sent by the next call, whatever that is about.
     """
-    lines = [line for line, wanted in (
+    global _unsent
+    path = os.environ.get("NOTIFY_SOCKET", "")
+    state = "\n".join(line for line, wanted in (
         ("READY=1", ready), (f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // NS_PER_US}", reloading),
-        ("STOPPING=1", stopping), ("WATCHDOG=1", watchdog), (f"STATUS={' '.join(status.split())}", bool(status)),
+        ("STOPPING=1", stopping)) if wanted)
+    if not state and _unsent is not None and _unsent[0] == path:
+        state = _unsent[1]
+    lines = [state] * bool(state) + [line for line, wanted in (
+        ("WATCHDOG=1", watchdog), (f"STATUS={' '.join(status.split())}", bool(status)),
         (f"EXTEND_TIMEOUT_USEC={extend_ns // NS_PER_US}", extend_ns > 0),
     ) if wanted]
-    path = os.environ.get("NOTIFY_SOCKET", "")
     if not path or not lines:
         return False
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sender:
         sender.setblocking(False)  # a daemon never waits for whoever watches it
         try:
             sender.sendto("\n".join(lines).replace("\0", "").encode(), _address(path))
+        except BlockingIOError:
+            _unsent = (path, state) if state else None
+            return False
         except OSError:
             return False
+    _unsent = None
     return True
 
 

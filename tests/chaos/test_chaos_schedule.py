@@ -9,14 +9,16 @@ from tools.chaos_run.schedule import LEAD_S, LEADERS_APART_S, LENGTHS_S, RECOVER
 WORKERS, LINKS = ("w0", "w1", "w2"), ("w0", "w1", "w2", "native", "gateway")
 
 
-def made(seed, seconds, overlap=False):
-    return schedule(seed, seconds, WORKERS, LINKS, overlap)
+def made(seed, seconds, overlap=False, etcd=False):
+    return schedule(seed, seconds, WORKERS, LINKS, overlap, etcd)
 
 
-@given(st.integers(0, 10**6), st.sampled_from([60.0, 61.5, 90.0, 160.0, 600.0]))
-def test_every_kind_with_time_to_recover(seed, seconds):
-    found = made(seed, seconds)
-    assert {fault.kind for fault in found} == set(Kind)
+@given(st.integers(0, 10**6), st.sampled_from([(60.0, False), (61.5, False), (90.0, False), (160.0, False), (600.0, False),
+                                               (70.0, True), (160.0, True), (600.0, True)]))
+def test_every_kind_with_time_to_recover(seed, length):
+    seconds, etcd = length
+    found = made(seed, seconds, etcd=etcd)
+    assert {fault.kind for fault in found} == set(Kind) - (set() if etcd else {Kind.KILL_ETCD})
     assert found[0].at_s >= LEAD_S and found[-1].end_s <= seconds - RECOVERY_S + 0.001
     for one, after in zip(found, found[1:], strict=False):
         assert after.at_s - one.end_s >= RECOVERY_S - 0.002, (one, after)
@@ -48,3 +50,5 @@ def test_overlapping_faults_are_asked_for():
 def test_too_short_for_every_kind():
     with pytest.raises(ValueError):
         made(1, 59.0)
+    with pytest.raises(ValueError):
+        made(1, 69.0, etcd=True)

@@ -86,6 +86,15 @@ def test_unruly_clients_that_were_not_have_tested_nothing():
         "the flooding client never met both of its limits", "the slow client was never late"]
 
 
+def test_a_client_that_did_not_look_at_the_wire_has_tested_nothing():
+    ledgers = {name: ledger(name, 80) for name in CLOCKS_NS}
+    ledgers["native"].wired.clear()
+    ledgers["slow"].replied.clear()
+    ledgers["http"].wired.clear()
+    lines = [line for line in judge([], ledgers, BEGIN_WALL_NS, SECONDS)["broken"] if "written down" in line]
+    assert [line.partition(":")[0] for line in lines] == ["native", "slow"]
+
+
 def test_what_the_ledgers_say_is_in_the_verdict():
     twice = ledger("native", 80)
     twice.told.append(twice.told[7])

@@ -199,6 +199,20 @@ def test_an_epoch_beyond_all_measure_is_not_followed():
     assert play.leader is None and "epoch" in play.hosts[0].elector._trouble
 
 
+def test_an_epoch_beyond_all_measure_is_told_once():
+    """At every look it would be two lines in the log, twenty times a second."""
+    election = Election(Candidate("a", LEASE_NS), lambda: 7)
+    for now_ns in (SECOND, 2 * SECOND, 3 * SECOND):
+        election.beat(now_ns)
+        assert election.next(now_ns, 3) == Look()
+        election.answered(now_ns, View("", 0, EPOCH_MAX, 1))
+    troubles = [news for news in election.news if isinstance(news, Trouble)]
+    assert len(troubles) == 1 and "epoch" in troubles[0].why
+    election.next(4 * SECOND, 3)
+    election.answered(4 * SECOND, View("", 0, 1, 2))
+    assert election.news[-1] == Trouble("")
+
+
 FAULTS = st.lists(st.tuples(
     st.sampled_from(["kill", "kill both", "kill elector", "stop", "go on", "start", "down", "up", "lossy", "slow", "clean",
                      "set clock", "drain"]),

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
+import logging
 import os
 import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 from typing import Any
 
+import msgpack
 import play
 import pytest
 from hypothesis import given, settings
@@ -22,11 +26,13 @@ from cwd.controller import candidacy
 from cwd.controller.candidacy import Candidacy, check_election, etcd_urls
 from cwd.controller.catalogue import Catalogue
 from cwd.controller.config import ControllerConfig
-from cwd.controller.election import Led, Lost
+from cwd.controller.daemon import Controller
+from cwd.controller.election import Follows, Granted, Led, Lost, Trouble
 from cwd.controller.elector import Etcd, Unanswered, said
 from cwd.controller.host import ALWAYS_NS, CLIENTS
-from cwd.controller.reader import _Answerer
-from cwd.controller.standby import Standby
+from cwd.controller.reader import RepositoryReader, _Answerer
+from cwd.controller.standby import Elected, Standby
+from cwd.controller.warm import warm
 from cwd.errors import Code, CwdError
 from cwd.models import profile
 from cwd.net.clock import monotonic_ns
@@ -108,6 +114,20 @@ def test_a_broken_entry_is_left_out_and_taken_in_when_it_is_mended(tmp_path: Pat
     assert caught_up(catalogue, reader.changes()) == [("removed", ("fixed-0", 1))]
     file.write_text(sound)
     assert [kind for kind, _ in caught_up(catalogue, reader.changes())] == ["model"]
+
+
+def test_what_was_removed_while_the_repository_could_not_be_read_is_told_when_it_can(tmp_path: Path) -> None:
+    root = tmp_path / "models"
+    repository = play.make_repository(root, models=2, dynamic=0)
+    reader, catalogue = Reader(root), Catalogue()
+    caught_up(catalogue, reader.changes())
+    root.rename(tmp_path / "away")
+    reader._answerer._answer({"id": 1, "op": "changes"})
+    assert "error" in reader._said[-1]
+    (tmp_path / "away").rename(root)
+    repository.remove("fixed-1")
+    assert caught_up(catalogue, reader.changes()) == [("removed", ("fixed-1", 1))]
+    assert [set(told) for told in reader.changes()] == [{"id", "end"}]
 
 
 OPERATIONS = st.lists(st.tuples(st.sampled_from(["add", "remove", "use", "look", "new reader", "profile"]), st.integers(0, 3),
@@ -217,9 +237,25 @@ def test_an_elector_that_dies_is_replaced_and_told_what_was_held(tmp_path: Path)
         mine.close()
 
 
+@needs_etcd3gw
+def test_an_elector_that_hangs_does_not_keep_the_controller_from_ending() -> None:
+    """A leader whose elector is stopped is fenced, and has to end to be started again as a standby."""
+    mine = Candidacy(ControllerConfig(etcd=NOWHERE), 0)
+    pid = mine._process._process.pid
+    os.kill(pid, signal.SIGSTOP)
+    ending = threading.Thread(target=mine.close, daemon=True)
+    ending.start()
+    ending.join(20)
+    try:
+        assert not ending.is_alive()
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
 def test_news_go_through_the_pipe_as_they_are() -> None:
-    for news in (Led(1, 2, 3, 4), Lost("why")):
-        name, *fields = said(news)
+    for news in (Led((1 << 62) - 1, 2, 3, 4), Follows("a"), Lost("why"), Trouble(""), Granted(5, 2)):
+        name, *fields = msgpack.unpackb(msgpack.packb(said(news)))
         assert getattr(candidacy.election, name)(*fields) == news
 
 
@@ -249,6 +285,27 @@ def test_a_standby_without_etcd_waits_says_so_and_ends_when_told(tmp_path: Path)
         assert process.stderr is not None
         said = process.stderr.read().decode()
     assert said.count("etcd is not reachable") == 2, said  # the elector's line, and the status
+
+
+@needs_etcd3gw
+def test_etcd_that_hangs_server_after_server_is_one_line_in_the_log(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """The status says which; the log says when it begins and when it is over."""
+    caplog.set_level(logging.INFO)
+    standby = Standby(ControllerConfig(etcd=NOWHERE, run_dir=str(tmp_path), state_dir=str(tmp_path)))
+    standby.step()
+    mine = standby._candidacy
+    assert mine is not None
+    try:
+        mine.attend = lambda now_ns: None  # type: ignore[method-assign]
+        caplog.clear()
+        for trouble in ("a: no answer in time", "b: no answer in time", "a: no answer in time", "", "c: no answer in time"):
+            mine.trouble = trouble
+            standby.step()
+            assert standby._status == (f"standby: {trouble}" if trouble else "standby: asking etcd who leads")
+    finally:
+        standby._close()
+    assert [record.getMessage() for record in caplog.records] == [
+        "standby: a: no answer in time", "standby: asking etcd who leads", "standby: c: no answer in time"]
 
 
 @needs_etcd3gw
@@ -306,3 +363,31 @@ def test_a_leader_whose_renewal_waits_in_the_pipe_goes_on(tmp_path: Path) -> Non
         stepped.wait_for(CLIENTS)
         assert client.until(Type.REPLY, request=request)[0]["status"] == Code.UNKNOWN_MODEL
     assert term.resigned == 1
+
+
+def test_a_reader_that_dies_at_the_election_does_not_cost_the_lead(tmp_path: Path) -> None:
+    """With a question under way, and its end not heard of yet: what the standby knew is served."""
+    play.make_repository(tmp_path / "models", models=2, dynamic=0)
+    catalogue = Catalogue()
+    caught_up(catalogue, Reader(tmp_path / "models").changes())
+    reader = RepositoryReader(str(tmp_path / "models"))
+    asked = reader.ask("changes")
+    os.kill(reader._process._process.pid, signal.SIGKILL)
+    reader._process._process.wait()
+    term: Any = Term(ALWAYS_NS, ALWAYS_NS)
+    term.led, term.facts = Led(7, ALWAYS_NS, 1, 2_000_000_000), dict
+    config = ControllerConfig(run_dir=str(tmp_path / "run"), state_dir=str(tmp_path / "state"), page_bytes=play.PAGE_BYTES,
+                              log=False, nice=os.nice(0))
+    warm()
+    wakeup = signal.set_wakeup_fd(-1)
+    try:
+        controller = Controller(config, elected=Elected(config, term, catalogue, reader, asked, lambda: 0))
+        try:
+            until = time.monotonic() + 30
+            while reader.pending and time.monotonic() < until:
+                controller.step()
+            assert reader.pending == 0 and len(controller.registry.models) == 2 and controller.epoch == 7
+        finally:
+            controller._close()
+    finally:
+        signal.set_wakeup_fd(wakeup)

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Self
 
+import numpy as np
 import pytest
 from peers import PAGE_BYTES, make_repository
 from pid1 import CWD, PYTHON, SHARED, Pid1, share_kernels, unavailable
@@ -48,17 +49,22 @@ with Load(Machine) as load:
 ended = {int(code): count for code, count in load.ended.items() if not isinstance(code, tuple)}
 print(json.dumps({"sent": load.sent, "ended": ended}))
 """
+#: a request each for the row that it is given; the answer is printed
 HTTP = """
 import json, sys, urllib.request
-body = {"inputs": [{"name": "x", "datatype": "UINT8", "shape": [1], "data": [7]}], "parameters": {"timeout": 10_000_000}}
-with urllib.request.urlopen("http://127.0.0.1:8000/v2/models/same-000/infer", json.dumps(body).encode()) as answer:
-    print(answer.status, json.load(answer)["outputs"][0]["shape"])
+x = {"name": "x", "datatype": "FP32", "shape": [1, 16], "data": json.loads(sys.argv[1])}
+body = json.dumps({"inputs": [x], "parameters": {"timeout": 10_000_000}})
+with urllib.request.urlopen("http://127.0.0.1:8000/v2/models/real/infer", body.encode()) as answer:
+    print(json.load(answer)["outputs"][0]["data"])
 """
 NATIVE = """
+import json, sys
 import cwd, numpy
 with cwd.Client() as client:
-    print(client.infer("same-000", numpy.array([7], numpy.uint8), "10s").output.shape)
+    print(client.infer("real", numpy.array(json.loads(sys.argv[1]), numpy.float32), "10s").output.tolist())
 """
+#: of the model that the CPU worker alone can run, so that its answers are computed
+WIDTHS = (16, 8, 4)
 #: how the requests of the latest log ended
 LOGGED = """
 import collections, json
@@ -90,11 +96,16 @@ class Loaded:
 @pytest.fixture(scope="module")
 def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pid1]:
     from cwd.models import profile
+    from cwd.models.importers import add_factory
+    from cwd.models.zoo import mlp_options
 
     folder = tmp_path_factory.mktemp("pid1")
     repository = make_repository(folder / "shared" / "models", exec_ns=500_000)
     same = next(entry for entry in repository.entries() if entry.manifest.name == "same-000")
     profile.measure_cpu(repository, same, repeats=5, page_bytes=PAGE_BYTES)
+    options = mlp_options(WIDTHS)
+    real = add_factory(repository, "real", options.pop("factory"), options.pop("args"), options, seed=5)[0]
+    profile.measure_cpu(repository, real, repeats=5, page_bytes=PAGE_BYTES)
     share_kernels(folder / "shared" / "numba")
     with Pid1(folder) as machine:
         yield machine
@@ -110,9 +121,25 @@ def all_active(machine: Pid1) -> bool:
 
 
 def answers(machine: Pid1) -> None:
-    """A request over each way in has its answer; what an emulated GPU says in it is nothing."""
-    assert machine.run(PYTHON, "-c", HTTP).stdout == "200 [1]\n"
-    assert machine.run(*CLIENT, PYTHON, "-c", NATIVE).stdout == "(1,)\n"
+    """A request over each way in has its answer, which is what the model says of its own input."""
+    for number, way in enumerate(((PYTHON, "-c", HTTP), (*CLIENT, PYTHON, "-c", NATIVE))):
+        row = [(number + place) / 16 for place in range(16)]
+        found = json.loads(machine.run(*way, json.dumps(row)).stdout)
+        assert np.abs(np.array(found) - expected(machine, row)).max() < 1e-5, way
+
+
+def expected(machine: Pid1, row: list[float]) -> np.ndarray:
+    """What the model `real` says of a row, computed here."""
+    import torch
+    from safetensors.torch import load_file
+
+    from cwd.models.repository import Repository
+    from cwd.models.zoo import mlp
+
+    module = mlp(list(WIDTHS))
+    module.load_state_dict(load_file(Repository(machine.shared / "models").get("real").weights_path))
+    with torch.inference_mode():
+        return module(torch.tensor([row]))[0].numpy()
 
 
 def status(machine: Pid1) -> str:
@@ -120,8 +147,14 @@ def status(machine: Pid1) -> str:
     return machine.show("cwd-controller", "StatusText")["StatusText"]
 
 
+def cluster_facts(machine: Pid1) -> dict[str, Any]:
+    """What `cwd status` says."""
+    found: dict[str, Any] = json.loads(machine.run(*CLIENT, CWD, "status", "--json").stdout)
+    return found
+
+
 def gpus(machine: Pid1) -> int:
-    return len(json.loads(machine.run(*CLIENT, CWD, "status", "--json").stdout)["workers"])
+    return len(cluster_facts(machine)["workers"])
 
 
 def test_what_is_installed(machine: Pid1) -> None:
@@ -162,7 +195,7 @@ def test_started_is_warm(machine: Pid1) -> None:
         assert facts["NRestarts"] == "0" and facts["ControlGroup"].startswith("/cwd.slice/"), facts
         assert facts["StatusText"] in machine.systemctl("status", unit)
     assert machine.show("cwd-gateway", "StatusText")["StatusText"].startswith("serving on http://127.0.0.1:8000")
-    machine.until(lambda: status(machine).startswith("6 models, 3 GPUs, "), "its status")
+    machine.until(lambda: status(machine).startswith("7 models, 3 GPUs, "), "its status")
     assert machine.show("cwd.slice", "ActiveState") == {"ActiveState": "active"}
 
 
@@ -188,7 +221,7 @@ def test_the_journal_has_fields(machine: Pid1) -> None:
         assert entries and all(entry["CODE_FILE"].startswith("/opt/source/cwd/") for entry in entries), unit
         assert not any(logger in entry["MESSAGE"] for entry in entries), "it is a field of its own"
         assert {entry["_SYSTEMD_UNIT"] for entry in entries} == {f"{unit}.service"}
-    assert any(entry["MESSAGE"].startswith("serving 6 models") for entry in machine.journal("-u", "cwd-controller"))
+    assert any(entry["MESSAGE"].startswith("serving 7 models") for entry in machine.journal("-u", "cwd-controller"))
 
 
 def test_reload(machine: Pid1) -> None:
@@ -228,7 +261,8 @@ def test_what_dies_or_hangs_is_started_again(machine: Pid1, number: str, result:
     machine.until(lambda: all(int(machine.show(unit, "NRestarts")["NRestarts"]) == restarts[unit] + 1 for unit in victims),
                   "three restarts")
     machine.until(lambda: all_active(machine), "serving again")
-    machine.until(lambda: status(machine).startswith("6 models, 3 GPUs, "), "all workers")
+    machine.until(lambda: status(machine).startswith("7 models, 3 GPUs, "), "all workers")
+    machine.until(lambda: cluster_facts(machine)["servable"] == 7, "all models")
     after = main_pids(machine)
     assert {unit for unit in UNITS if before[unit] == after[unit]} == {"cwd-worker"}
     for unit in victims:

@@ -20,7 +20,7 @@ from fake_controller import FakeController, X
 
 from cwd.cli.main import run
 from cwd.cluster import Child
-from cwd.errors import Code
+from cwd.errors import Code, CwdError
 from cwd.gateway.certificate import Certificate
 from cwd.wire.messages import Type
 
@@ -290,3 +290,19 @@ def test_settings_come_from_flags_then_variables_then_a_file(tmp_path, monkeypat
     options, = found
     assert (options.port, options.slo_ns, options.cors) == (3, 30_000_000, "http://a")
     assert (options.drain_ns, options.body_max_bytes) == (2_000_000_000, 1 << 20)
+
+
+@needs_openssl
+def test_a_key_with_a_passphrase_is_refused_and_nobody_is_asked(tmp_path, caplog):
+    """OpenSSL would ask at the terminal, at a reload too, and all requests would wait for an answer."""
+    files = certificate(tmp_path, "a")
+    found = Certificate(*map(str, files))
+    old = found._current
+    locked = tmp_path / "locked.key"
+    subprocess.run(["openssl", "pkey", "-in", files[1], "-aes256", "-passout", "pass:secret", "-out", locked], check=True,
+                   capture_output=True)
+    locked.replace(files[1])
+    found.refresh()
+    assert found._current is old and "has a passphrase" in caplog.records[-1].message
+    with pytest.raises(CwdError, match="no certificate with its key: the key has a passphrase"):
+        Certificate(*map(str, files))

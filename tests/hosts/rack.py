@@ -190,7 +190,12 @@ class Rack:
         self._stack.callback(daemon.close)
         return daemon
 
-    # what tests look at
+    # what tests do and look at
+
+    def clear(self) -> None:
+        """All ways are as they were."""
+        for link in (*self.to_workers.values(), self.to_clients):
+            link.clear()
 
     def visitor(self, endpoint: str = "", host: str = "visitor") -> Visitor:
         """A new client on a host, by the way that can be made slow or broken unless another is named."""

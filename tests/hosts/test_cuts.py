@@ -18,7 +18,7 @@ pytestmark = pytest.mark.e2e
 RATE, SLO_S = 60, .4
 #: what a request may be told when the way to a worker, or to its client, fails
 WORKERS_FAULT = {Code.OK, Code.WORKER_LOST, Code.DEADLINE_EXPIRED, Code.DEADLINE_UNREACHABLE, Code.DEADLINE_MISSED,
-                 Code.QUEUE_FULL, Code.EXECUTION_FAILED}
+                 Code.QUEUE_FULL}
 CLIENTS_FAULT = WORKERS_FAULT | {Code.SLO_BELOW_EXECUTION, Code.CONTROLLER_LOST}
 
 
@@ -44,19 +44,11 @@ def within(ledger: list[list[int]], begin_s: float, end_s: float) -> set[int]:
             if begin_s * NS_PER_S < sent_ns and deadline_ns < end_s * NS_PER_S}
 
 
-@pytest.fixture(scope="module")
-def guest(rack: Rack) -> Iterator[Visitor]:
-    visitor = rack.visitor()
-    yield visitor
-    visitor.close()
-
-
 @pytest.fixture
 def visitor(rack: Rack, guest: Visitor) -> Iterator[Visitor]:
     guest.ask("connect")
     yield guest
-    for link in (*rack.to_workers.values(), rack.to_clients):
-        link.clear()
+    rack.clear()
     guest.ask("connect")
     until(lambda: names(rack) == ["first", "second", "torch"] and rack.admin.status()["peers"] == 6,
           "the workers, the gateway, the admin and the visitor are there, and nobody else")

@@ -7,10 +7,12 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 from tools.hosts import Host, Hosts, HostsError, Link
@@ -162,6 +164,13 @@ def test_two_runs_do_not_meet() -> None:
         with pytest.raises(HostsError, match="'same'"):
             one.add("same")
     assert process.poll() == -signal.SIGKILL
+
+
+def test_a_host_that_does_not_come_up_leaves_nothing() -> None:
+    before = set(threading.enumerate()), set(psutil.Process().children())
+    with Hosts() as hosts, pytest.raises(HostsError, match="host far did not come up"):
+        hosts.add("far", clock_s=10**12)
+    assert (set(threading.enumerate()), set(psutil.Process().children())) == before
 
 
 def test_an_exception_leaves_nothing() -> None:

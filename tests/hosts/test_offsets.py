@@ -60,20 +60,12 @@ class Watch:
               f"{names} are known within {error_ns} ns")
 
 
-@pytest.fixture(scope="module")
-def guest(rack: Rack) -> Iterator[Visitor]:
-    visitor = rack.visitor()
-    yield visitor
-    visitor.close()
-
-
 @pytest.fixture
 def watch(rack: Rack, guest: Visitor) -> Iterator[Watch]:
     guest.ask("connect")
     watch = Watch(rack, guest)
     yield watch
-    for link in (*rack.to_workers.values(), rack.to_clients):
-        link.clear()
+    rack.clear()
     watch.until_within(20 * NS_PER_MS, *REMOTE, "visitor")
 
 

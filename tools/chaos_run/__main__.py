@@ -29,6 +29,8 @@ from tools.hosts import unavailable
 #: requests per second of the sound clients: at 60 a window of goodput is a second
 RATES = {"native": 80.0, "http": 60.0, "slow": 40.0, "flood": 1500.0}
 SLO_S = 0.5
+#: in the folder of every run: what was to happen when
+PLAN = "plan.txt"
 #: clients start, connect and look models up before the run begins
 START_S = 4.0
 #: until the last requests have ended
@@ -45,9 +47,9 @@ def missing() -> str | None:
 class Run:
     """One run, from hosts to facts."""
 
-    def __init__(self, folder: Path, seed: int, seconds: float, overlap: bool = False) -> None:
+    def __init__(self, folder: Path, seed: int, seconds: float, overlap: bool = False, etcd: bool = False) -> None:
         self.folder, self.seed, self.seconds, self.overlap = folder, seed, seconds, overlap
-        self.schedule = schedule(seed, seconds, WORKERS, LINKED, overlap)
+        self.schedule = schedule(seed, seconds, WORKERS, LINKED, overlap, etcd)
         self.broken: list[str] = []
         self._began = time.monotonic()
 
@@ -56,9 +58,10 @@ class Run:
         sys.stderr.flush()
 
     def run(self) -> dict[str, Any]:
-        """The facts, with the promises that were broken. Raises `CwdError` if the cluster does not come up."""
-        shutil.rmtree(self.folder, ignore_errors=True)
-        self.folder.mkdir(parents=True)
+        """The facts, with the promises that were broken. Raises `CwdError` if the cluster does not come up, or the folder
+        holds what no earlier run has left there."""
+        make_empty(self.folder)
+        (self.folder / PLAN).write_text("".join(f"{line}\n" for line in planned(self.schedule)))
         with Testbed(self.folder, self.seed, self.say) as testbed:
             begin_wall_ns = time.time_ns() + round(START_S * 1e9)
             clients = self._clients(testbed, begin_wall_ns)
@@ -136,6 +139,15 @@ class Run:
                 "picture": str(self.folder / "chaos.png")}
 
 
+def make_empty(folder: Path) -> None:
+    """Make the folder, or remove what an earlier run left in it. Raises `CwdError` if it holds anything else."""
+    if folder.exists() and any(folder.iterdir()):
+        if not (folder / PLAN).exists():
+            raise CwdError(f"{folder}: there is something that no run has left")
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+
+
 def planned(faults: list[Fault]) -> list[str]:
     return [f"{fault.at_s:7.2f} s  {fault.kind:12s} {fault.target:10s} {fault.length_s:.2f} s" for fault in faults]
 
@@ -146,13 +158,15 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--seconds", type=float, default=600.0, help="length of the run, 60 at least")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--overlap", action="store_true", help="faults need not wait until the one before is over")
+    parser.add_argument("--etcd", action="store_true", help="etcd is killed, too, and started again before a lease is over")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of the table")
-    parser.add_argument("--out", type=Path, default=ROOT / "run" / "chaos", help="folder of logs, ledgers and the picture")
+    parser.add_argument("--out", type=Path, default=ROOT / "run" / "chaos",
+                        help="folder of logs, ledgers and the picture; what an earlier run left there goes")
     given = parser.parse_args(arguments)
     if (why := missing()) is not None:
         sys.exit(f"chaos: {why}")
     try:
-        run = Run(given.out, given.seed, given.seconds, given.overlap)
+        run = Run(given.out, given.seed, given.seconds, given.overlap, given.etcd)
         for line in planned(run.schedule):
             run.say(line)
         facts = run.run()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import Callable, Coroutine
 
 
 def own_ns(wall_ns: int) -> int:
@@ -12,11 +12,16 @@ def own_ns(wall_ns: int) -> int:
     return wall_ns - time.time_ns() + time.monotonic_ns()
 
 
-async def due(begin_ns: int, rate: float, seconds: float, first: int = 0) -> AsyncIterator[tuple[int, int]]:
-    """(number, when it is due) of each request at its time, or as soon after it as this process can. Own clock."""
-    for index in range(int(rate * seconds)):
-        at_ns = begin_ns + int(index * 1e9 / rate)
+async def open_loop(ask: Callable[[int, int], Coroutine[None, None, None]], begin_ns: int, rate: float, seconds: float) -> None:
+    """`ask(number, when it is due)` for each request at its time, or as soon after it as this process can, whatever becomes
+    of those before; returns when all have ended. `rate` per second; times are of the own clock."""
+    flying: set[asyncio.Task[None]] = set()
+    for number in range(int(rate * seconds)):
+        at_ns = begin_ns + int(number * 1e9 / rate)
         left_ns = at_ns - time.monotonic_ns()
         if left_ns > 0:
             await asyncio.sleep(left_ns / 1e9)
-        yield first + index, at_ns
+        task = asyncio.create_task(ask(number, at_ns))
+        flying.add(task)
+        task.add_done_callback(flying.discard)
+    await asyncio.gather(*flying)

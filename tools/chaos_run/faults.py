@@ -17,6 +17,8 @@ from tools.chaos_run.testbed import Testbed
 DELAY_MS = 20.0
 #: how long a leader's death is put off until there is a standby; the faults after it would come too soon
 STANDBY_S = 2.0
+#: the target of kinds that have only one; the two clients keep time themselves
+WHOSE = {Kind.KILL_GATEWAY: "gateway", Kind.KILL_ETCD: "etcd", Kind.SLOW_CLIENT: "slow", Kind.FLOOD: "flood"}
 
 
 @dataclass
@@ -28,6 +30,8 @@ class Done:
     end_s: float
     target: str
     trouble: str = ""
+    #: connections that were reset by it
+    cut: int = 0
 
 
 @dataclass
@@ -66,16 +70,15 @@ class Faults:
         if fault.kind is Kind.KILL_LEADER:
             done.target = self._leader(done)
             done.at_s = self.now_s()
-        elif fault.kind is Kind.KILL_GATEWAY:
-            done.target = "gateway"
-        elif fault.kind in (Kind.SLOW_CLIENT, Kind.FLOOD):
-            done.target = {Kind.SLOW_CLIENT: "slow", Kind.FLOOD: "flood"}[fault.kind]  # they keep time themselves
+        elif fault.kind in WHOSE:
+            done.target = WHOSE[fault.kind]
         self.say(f"{done.at_s:6.1f} s: {fault.kind} {done.target} for {fault.length_s:.2f} s")
         daemon = self._daemon(done)
         if daemon is not None:
             if not daemon.alive:
                 done.trouble = f"{daemon.name} had ended before: {daemon.last_words()}"
             daemon.kill()
+        done.cut = -self._resets(done)
         for link in self.testbed.links.get(done.target, []) if daemon is None else []:
             if fault.kind is Kind.DELAY:
                 link.delay(DELAY_MS, jitter_ms=DELAY_MS)
@@ -92,11 +95,16 @@ class Faults:
         for link in self.testbed.links.get(done.target, []) if daemon is None else []:
             link.clear()
         done.end_s = self.now_s()
+        done.cut += self._resets(done)
         self.done.append(done)
+
+    def _resets(self, done: Done) -> int:
+        """How many connections the target's links have reset so far."""
+        return sum(link.stats()["reset"] for link in self.testbed.links.get(done.target, []))
 
     def _daemon(self, done: Done) -> Daemon | None:
         """Whose process the fault is about."""
-        kills = (Kind.KILL_WORKER, Kind.KILL_LEADER, Kind.KILL_GATEWAY)
+        kills = (Kind.KILL_WORKER, Kind.KILL_LEADER, Kind.KILL_GATEWAY, Kind.KILL_ETCD)
         return self.testbed.daemons[done.target] if done.fault.kind in kills else None
 
     def _leader(self, done: Done) -> str:

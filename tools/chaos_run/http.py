@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from tools.chaos_run.check import PATIENCE_NS
-from tools.chaos_run.clock import due, own_ns
+from tools.chaos_run.clock import open_loop, own_ns
 from tools.chaos_run.ledger import CONNECTION_BROKEN, CONNECTION_REFUSED, GAVE_UP, OK, Writer
 from tools.chaos_run.models import Asker
 from tools.chaos_run.native import parser
@@ -86,14 +86,9 @@ class HttpLoad:
         self._where, self._token = (host, port), token
         self._ledger, self._asker, self._slo_ns = ledger, asker, slo_ns
         self._idle: list[Connection] = []
-        self._flying: set[asyncio.Task[None]] = set()
 
     async def run(self, begin_ns: int, rate: float, seconds: float) -> None:
-        async for number, at_ns in due(begin_ns, rate, seconds):
-            task = asyncio.create_task(self._one(number, at_ns))
-            self._flying.add(task)
-            task.add_done_callback(self._flying.discard)
-        await asyncio.gather(*self._flying)
+        await open_loop(self._one, begin_ns, rate, seconds)
         for connection in self._idle:
             connection.close()
 

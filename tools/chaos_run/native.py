@@ -16,7 +16,7 @@ from cwd.client import AsyncClient, hot
 from cwd.client.call import Call
 from cwd.client.session import Session
 from cwd.errors import CwdError
-from tools.chaos_run.clock import due, own_ns
+from tools.chaos_run.clock import open_loop, own_ns
 from tools.chaos_run.ledger import OK, Writer
 from tools.chaos_run.models import Asker
 
@@ -52,20 +52,12 @@ class WrittenClient(AsyncClient):
 
 
 class NativeLoad:
-    """Requests at a fixed rate, whatever becomes of those before."""
+    """Requests through one client, and what became of each."""
 
     def __init__(self, client: AsyncClient, ledger: Writer, asker: Asker, slo_ns: int) -> None:
         self._client, self._ledger, self._asker, self._slo_ns = client, ledger, asker, slo_ns
-        self._flying: set[asyncio.Task[None]] = set()
 
-    async def run(self, begin_ns: int, rate: float, seconds: float) -> None:
-        async for number, at_ns in due(begin_ns, rate, seconds):
-            task = asyncio.create_task(self._one(number, at_ns))
-            self._flying.add(task)
-            task.add_done_callback(self._flying.discard)
-        await asyncio.gather(*self._flying)
-
-    async def _one(self, number: int, at_ns: int) -> None:
+    async def ask(self, number: int, at_ns: int) -> None:
         model, now_ns = self._asker.model(number), time.monotonic_ns()
         self._ledger.asked(number, at_ns, now_ns, self._slo_ns, model)
         left_ns = at_ns + self._slo_ns - now_ns
@@ -83,8 +75,8 @@ async def load(options: argparse.Namespace) -> None:
     async with WrittenClient(ledger, options.endpoint, name="chaos", key=options.key,
                              server_key=options.server_key) as client:
         await client.connect(30)
-        await NativeLoad(client, ledger, Asker(options.examples), round(options.slo_s * 1e9)).run(
-            own_ns(options.begin_wall_ns), options.rate, options.seconds)
+        asking = NativeLoad(client, ledger, Asker(options.examples), round(options.slo_s * 1e9))
+        await open_loop(asking.ask, own_ns(options.begin_wall_ns), options.rate, options.seconds)
     ledger.close()
 
 

@@ -15,7 +15,8 @@ from tools.chaos_run.schedule import Kind
 COLUMNS = ("kind", "target", "at_s", "length_s", "lowest", "recovered_s", "failover_s", "lost", "refused_connections", "late",
            "refused")
 HEADS = ("fault", "of", "at", "for", "lowest", "recovered", "failover", "lost", "no connection", "late", "refused")
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8c564b", "#7f7f7f", "#999933")
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8c564b", "#7f7f7f", "#999933",
+           "#332288")
 #: the curve is the mean over so long before each moment
 SMOOTH_S = 0.5
 
@@ -56,14 +57,15 @@ def picture(path: Path, groups: Sequence[Group], faults: Sequence[dict[str, Any]
         for fault in faults:
             axes.axvspan(fault["at_s"], fault["at_s"] + fault["length_s"], color=colour[Kind(fault["kind"])], alpha=0.25,
                          linewidth=0)
-    for lane, kind in enumerate(Kind):
+    kinds = [kind for kind in Kind if any(fault["kind"] == kind for fault in faults)]
+    for lane, kind in enumerate(kinds):
         for fault in faults:
             if fault["kind"] == kind:
                 lanes.barh(lane, max(fault["length_s"], seconds / 300), left=fault["at_s"], height=0.7, color=colour[kind])
                 recovered = "never" if fault["recovered_s"] is None else f"{fault['recovered_s']:.1f} s"
                 lanes.text(fault["at_s"] + fault["length_s"] + seconds / 200, lane, f"{fault['target']} {recovered}",
                            fontsize=7, va="center")
-    lanes.set_yticks(range(len(Kind)), [str(kind) for kind in Kind], fontsize=9)
+    lanes.set_yticks(range(len(kinds)), [str(kind) for kind in kinds], fontsize=9)
     lanes.invert_yaxis()
     lanes.set_xlim(0, seconds * 1.05)  # the last labels need some room
     lanes.set_xlabel("seconds; beside each fault: whose it was, and how long after it goodput was back")

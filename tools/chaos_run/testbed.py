@@ -9,7 +9,7 @@ import contextlib
 import secrets
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Self
 
@@ -20,7 +20,7 @@ from cwd.errors import CwdError
 from cwd.net.keys import KeyFolder
 from tools.chaos_run import models
 from tools.chaos_run.daemon import Daemon, cwd, wait_for
-from tools.hosts import Host, Hosts, Link
+from tools.hosts import Host, Hosts, Link, closed_on_error
 
 CLIENTS_PORT, WORKERS_PORT, ETCD_PORT, HTTP_PORT = 5571, 5572, 2379, 8000
 CONTROLLERS = ("north", "south")
@@ -49,7 +49,7 @@ class Testbed:
         self.links: dict[str, list[Link]] = {}
         self._cpu_s: dict[int, float] = {}
         self._stack = contextlib.ExitStack()
-        with self._closed_on_error():
+        with closed_on_error(self.close):
             self.hosts = self._stack.enter_context(Hosts(seed=seed))
             self._build()
 
@@ -77,7 +77,7 @@ class Testbed:
         self._daemon("etcd", [
             shutil.which("etcd") or "etcd", "--data-dir", str(self.folder / "etcd"), "--listen-client-urls", etcd,
             "--advertise-client-urls", etcd, "--listen-peer-urls", f"http://{self._address('etcd')}:2380",
-            "--logger", "zap", "--log-level", "warn"])
+            "--logger", "zap", "--log-level", "warn", "--heartbeat-interval", "100", "--election-timeout", "500"])
         for name in CONTROLLERS:
             run = self.folder / f"run-{name}"
             run.mkdir()
@@ -171,7 +171,7 @@ class Testbed:
         self._stack.close()
 
     def __enter__(self) -> Self:
-        with self._closed_on_error():
+        with closed_on_error(self.close):
             self.start()
         return self
 
@@ -191,11 +191,3 @@ class Testbed:
 
     def _secret(self, name: str) -> Path:
         return self.folder / f"{name}.key_secret"
-
-    @contextlib.contextmanager
-    def _closed_on_error(self) -> Iterator[None]:
-        try:
-            yield
-        except BaseException:
-            self.close()
-            raise

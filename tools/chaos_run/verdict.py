@@ -27,6 +27,8 @@ JUDGED = ("native", "http")
 LATE_S = 0.5
 #: phases of clients that may hurt nobody but themselves
 CLIENTS = (Kind.SLOW_CLIENT, Kind.FLOOD)
+#: whose ledgers hold what went over the wire
+WIRED = ("native", "slow", "flood")
 _LOST = (CONNECTION_BROKEN, "CONTROLLER_LOST", "WORKER_LOST")
 
 
@@ -80,7 +82,8 @@ def _fault(one: Done, groups: Sequence[Group], ledgers: Mapping[str, Ledger], be
         "kind": str(one.fault.kind), "target": one.target, "at_s": round(one.at_s, 3),
         "length_s": round(one.end_s - one.at_s, 3), "recovered_s": _slowest(recoveries),
         "lowest": round(min(found.lowest for found in recoveries), 3), "level": round(min(found.level for found in recoveries), 4),
-        "failover_s": None, "lost": sum(ends[name] for name in _LOST), "refused_connections": ends[CONNECTION_REFUSED],
+        "cut": one.cut, "failover_s": None, "lost": sum(ends[name] for name in _LOST),
+        "refused_connections": ends[CONNECTION_REFUSED],
         "late": ends["DEADLINE_MISSED"], "refused": sum(ends.values()) - ends[OK] - ends["DEADLINE_MISSED"]
         - ends[CONNECTION_REFUSED] - sum(ends[name] for name in _LOST)}
     lines = [one.trouble] if one.trouble else []
@@ -131,8 +134,10 @@ def _quiet(groups: Sequence[Group], done: Sequence[Done], seconds: float) -> lis
 
 
 def _effects(done: Sequence[Done], ledgers: Mapping[str, Ledger]) -> list[str]:
-    """A client that was to be slow, or to flood, and was not, has tested nothing."""
-    kinds, broken = {one.fault.kind for one in done}, []
+    """A client that was to be slow, or to flood, and was not, has tested nothing; nor has one that missed its own messages."""
+    kinds = {one.fault.kind for one in done}
+    broken = [f"{name}: nothing of what went over the wire was written down" for name in WIRED
+              if ledgers[name].asked and not (ledgers[name].wired and ledgers[name].replied)]
     if Kind.FLOOD in kinds and not {"RATE_EXCEEDED", "CREDIT_EXCEEDED"} <= set(totals(ledgers["flood"])):
         broken.append("the flooding client never met both of its limits")
     if Kind.SLOW_CLIENT in kinds and not totals(ledgers["slow"]).get("DEADLINE_MISSED"):

@@ -35,7 +35,7 @@ has not tried. After a silent cut every connection that lived through it is rese
 
 from __future__ import annotations
 
-from tools.hosts.hosts import Host, Hosts, HostsError, unavailable
+from tools.hosts.hosts import Host, Hosts, HostsError, closed_on_error, unavailable
 from tools.hosts.link import Link
 
-__all__ = ["Host", "Hosts", "HostsError", "Link", "unavailable"]
+__all__ = ["Host", "Hosts", "HostsError", "Link", "closed_on_error", "unavailable"]

@@ -14,7 +14,7 @@ import os
 import shutil
 import signal
 import subprocess
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import IO, Any, Self
@@ -72,12 +72,14 @@ class Host:
         # children whose parent has died are nobody's: the kernel reaps them if the first process ignores their ends
         first = f"trap '' CHLD; echo {name} > /proc/sys/kernel/hostname; echo up; exec sleep infinity"
         self._holder = self._start([*_unshare(clock_s), "sh", "-c", first], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        self._first_pid = 0
         assert self._holder.stdout is not None and self._holder.stderr is not None
-        if self._holder.stdout.readline() != b"up\n":
-            self._holder.kill()
-            raise HostsError(f"host {name} did not come up: {self._holder.stderr.read().decode()}")
-        self._first_pid = int(Path(f"/proc/{self._holder.pid}/task/{self._holder.pid}/children").read_text())
-        self._thread.submit(self._enter).result()
+        with closed_on_error(self.close):
+            if self._holder.stdout.readline() != b"up\n":
+                self._holder.kill()
+                raise HostsError(f"host {name} did not come up: {self._holder.stderr.read().decode()}")
+            self._first_pid = int(Path(f"/proc/{self._holder.pid}/task/{self._holder.pid}/children").read_text())
+            self._thread.submit(self._enter).result()
 
     def run(self, argv: Sequence[str | os.PathLike[str]], *, env: Mapping[str, str | None] | None = None,
             cwd: str | os.PathLike[str] | None = None, stdin: IO[Any] | int | None = subprocess.DEVNULL,
@@ -108,8 +110,11 @@ class Host:
 
     def close(self) -> None:
         """End the host and all that runs on it."""
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(self._first_pid, signal.SIGKILL)
+        if self._first_pid == 0:
+            self._holder.kill()  # it takes the first process with it
+        else:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self._first_pid, signal.SIGKILL)
         for process in self.processes:
             process.wait()
         self._holder.wait()
@@ -162,7 +167,7 @@ class Hosts:
         self._made = 0
         self._stack = contextlib.ExitStack()
         self._hub = self._host("hub", 0)
-        with self._closed_on_error():
+        with closed_on_error(self.close):
             self._hub.ip("link set lo up", "link add bridge type bridge", f"address add {self._hub.address}/24 dev bridge",
                          "link set bridge up")
 
@@ -171,14 +176,14 @@ class Hosts:
         if name in self.hosts or not name.isidentifier() or clock_s != int(clock_s) or self._made >= _HOSTS_MAX:
             raise HostsError(f"no host {name!r} with a clock of {clock_s} s: names are identifiers and differ, clocks are whole "
                              f"seconds, and there are at most {_HOSTS_MAX}")
-        with self._closed_on_error():
+        with closed_on_error(self.close):
             host = self.hosts[name] = self._host(name, int(clock_s))
             host.connect(self._hub, f"cable{self._made}")
         return host
 
     def link(self, *, to: Host, port: int) -> Link:
         """A way to a port of a host that can be made slow or broken; see `Link`."""
-        with self._closed_on_error():
+        with closed_on_error(self.close):
             link = Link(self._hub.run, self._hub.address, f"{to.address}:{port}", f"{self.seed}/{len(self.links)}")
         self.links.append(link)
         return link
@@ -199,13 +204,15 @@ class Hosts:
         self._stack.callback(host.close)
         return host
 
-    @contextlib.contextmanager
-    def _closed_on_error(self) -> Iterator[None]:
-        try:
-            yield
-        except BaseException:
-            self.close()
-            raise
+
+@contextlib.contextmanager
+def closed_on_error(close: Callable[[], None]) -> Iterator[None]:
+    """For what is made step by step: an exception in the block calls `close`."""
+    try:
+        yield
+    except BaseException:
+        close()
+        raise
 
 
 def _environment(changes: Mapping[str, str | None]) -> dict[str, str]:
