@@ -32,10 +32,12 @@ class Tensor(NamedTuple):
 
 
 class Model:
-    """One model of the cluster; made from MODEL. `handle` is valid on the connection that it came from."""
+    """One model of the cluster; made from MODEL. `handle` means nothing to a controller of another `epoch`."""
 
-    def __init__(self, handle: int, manifest: Mapping[str, Any]) -> None:
+    def __init__(self, handle: int, manifest: Mapping[str, Any], epoch: int = 0) -> None:
         """Raises `RemoteProtocolError` if `manifest` is not what section 7 of the specification says."""
+        #: of the controller that described it; 0: it is not known
+        self.epoch = epoch
         try:
             self.handle = int(handle)
             self.name = str(manifest["name"])

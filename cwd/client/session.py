@@ -95,9 +95,14 @@ class Session:
     # what people ask for
 
     def infer(self, now_ns: int, model: Model, payload: Any, dims: Dims, slo_ns: int, app: int = 0) -> Call:
-        """Send one request. Raises `Refused`/`BadRequest` for what need not be sent, `ControllerLost` unless READY."""
+        """Send one request. Raises `Refused`/`BadRequest` for what need not be sent, `ControllerLost` unless READY.
+
+        That, too, if it was another controller that described `model`: here its handle may be some other model's.
+        """
         if self.state is not State.READY:
             raise self.lost_error()
+        if model.epoch != self.epoch and model.epoch:
+            raise self._lost(f"{model.name}: the controller that described it was lost")
         if len(self.calls) >= self.credits:
             raise errors.CreditExceeded(f"{model.name}: {self.credits} requests are in flight already")
         size = memoryview(payload).nbytes
@@ -388,7 +393,7 @@ class Session:
             self.strays += 1
             return
         try:
-            model = Model(fields["model"], fields["manifest"])
+            model = Model(fields["model"], fields["manifest"], self.epoch)
         except RemoteProtocolError as error:
             self._settle(call, now_ns, error=error)
             return

@@ -53,6 +53,20 @@ def ask(session, now=T0, slo_ns=100 * NS_PER_MS):
     return session.infer(now, session.models["double", 0], X, (0, 0, 0, 0), slo_ns)
 
 
+def test_a_handle_of_another_controller_is_not_sent(session):
+    model = session.models["double", 0]
+    assert ask(session).model is model
+    sent(session)
+    session.disconnected(T0)
+    welcome(session, T0, epoch=2)
+    with pytest.raises(errors.ControllerLost, match="double: the controller that described it"):
+        session.infer(T0, model, X, (0, 0, 0, 0), NS_PER_S)
+    assert not session.calls and not session.outbox
+    session.disconnected(T0)
+    welcome(session, T0, epoch=1)
+    assert session.infer(T0, model, X, (0, 0, 0, 0), NS_PER_S).model is model  # the same one again: handles hold
+
+
 def test_hello_comes_first_and_nothing_goes_before_welcome():
     session = Session(name="t", boot=b"b" * 16, host=HERE, now_ns=T0)
     (kind, fields, _), = sent(session)
