@@ -34,7 +34,7 @@ class Connected(Protocol):
 
     def interrupted(self, visit: Any) -> bool: ...
 
-    async def connect(self, timeout: float | None = None) -> None: ...
+    async def connect(self, timeout: float | None = None) -> Any: ...
 
     async def known(self, model: str, version: int = 0, timeout: float | None = None) -> Model: ...
 
@@ -128,6 +128,9 @@ class AsyncApps:
                     calls[member] = self._task(self._execute(run, member, inputs, models.get(member)))
                 run.to_call.clear()
                 if run.done:
+                    for task in calls.values():
+                        if task.done() and not task.cancelled():
+                            task.result()  # what is no `CwdError` is raised here
                     return
                 await changed.wait()
         except asyncio.CancelledError:
@@ -160,7 +163,8 @@ class AsyncApps:
             run.answered(member, outputs, _now())
         except CwdError as error:
             run.failed(member, error, _now())
-        except asyncio.CancelledError:
+        except BaseException:
+            # a cancel, or a fault of ours: who waits for it executes it
             run.failed(member, Cancelled(), _now())
             raise
         finally:
@@ -195,7 +199,7 @@ class AsyncApps:
                 payload, dims = model.prepare(inputs)
                 if cache:
                     models[member] = model
-                    key = self.desk.cache.key(key_of(model, self.client.epoch), dims, payload)
+                    key = self.desk.cache.key(key_of(model), dims, payload)
                     asked[member] = Asked(key, dims, payload)
             except CwdError as error:
                 failed[member] = error
@@ -227,6 +231,7 @@ class AsyncApps:
             task.exception()  # nobody may be left to hear of it
 
     async def _look_up(self, member: Member) -> Model:
+        epoch = self.client.epoch  # what was said by one that was lost meanwhile is asked again
         try:
             model = await self.client.lookup(*member)
             if not member.version:
@@ -234,7 +239,7 @@ class AsyncApps:
         except BaseException:
             self._versions.missed(member)
             raise
-        self._versions.put(member, model, self.client.epoch, _now())
+        self._versions.put(member, model, epoch, _now())
         return model
 
     async def _again(self, member: Member) -> None:

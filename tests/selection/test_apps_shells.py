@@ -297,3 +297,75 @@ def test_the_first_connection_is_not_held_against_an_slo(world):
     result = world.predict("app", X, 0.4)
     timer.join()
     assert result.members_answered == 2
+
+
+def test_without_time_nobody_is_asked(world):
+    world.app()
+    world.app("two", members=2, policy="exp4", combine="mean")
+    for name in ("app", "two"):
+        assert isinstance(world.predict(name, X, 1e-9), DeadlineMissed)
+    assert not world.controller.executions
+
+
+class Handed(dict):
+    """Inputs that call `when` as they are first read."""
+
+    def __init__(self, inputs, when):
+        super().__init__(inputs)
+        self.when = when
+
+    def __getitem__(self, name):
+        when, self.when = self.when, lambda: None
+        when()
+        return super().__getitem__(name)
+
+
+@pytest.mark.parametrize("fields", [{"default": "0"}, {"cache": True}])
+def test_a_handle_of_a_former_controller_is_another_models(world, fields):
+    """The controller is another one between the lookup and the execution, and numbers its models in another order."""
+    world.app(**fields)
+    assert world.predict("app", X)["y"].tolist() == [1, 2, 3]
+
+    def restart():
+        for old, new in ((100, 101), (101, 100)):
+            name = f"m{old - 100}"
+            world.controller.models[name] = (new, world.controller.models[name][1])
+        world.controller.restart()
+        until = time.monotonic() + 20
+        while world.kind is Blocking and world.shell.client.epoch < 2 and time.monotonic() < until:
+            time.sleep(0.01)
+
+    result = world.predict("app", Handed({"x": 3 * X}, restart), "20s")
+    assert result["y"].tolist() == [6, 12, 18] and world.controller.epoch == 2
+
+
+def test_an_execution_that_ends_in_no_way_of_ours_blocks_nobody(world, monkeypatch):
+    world.app(cache=True)
+    world.predict("app", X)
+    world.controller.refusing = {0: Code.UNKNOWN_MODEL}  # which makes the blocking shell ask through the client
+    infer = type(world.shell.client).infer
+
+    def fails(*args, **kwargs):
+        raise RuntimeError("a fault")
+
+    monkeypatch.setattr(type(world.shell.client), "infer", fails)
+    with pytest.raises(RuntimeError, match="a fault"):
+        if world.kind is Blocking:
+            world.shell.apps.predict("app", 2 * X)
+        else:
+            world.predict("app", 2 * X)
+    monkeypatch.setattr(type(world.shell.client), "infer", infer)
+    world.controller.refusing = {}
+    assert world.predict("app", 2 * X)["y"].tolist() == [2, 4, 6]
+    assert not world.shell.apps.desk.cache._flights
+
+
+def test_nobody_waits_for_a_lookup_of_what_is_known(world, monkeypatch):
+    monkeypatch.setattr("cwd.selection.versions.AGAIN_NS", 0)
+    world.app(cache=True)
+    world.predict("app", X)
+    world.controller.silent = True
+    for _ in range(3):
+        result = world.predict("app", X, "1s")
+        assert result.cached == 1 and result["y"].tolist() == [1, 2, 3]
+    world.controller.silent = False
