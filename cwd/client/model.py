@@ -184,6 +184,6 @@ def _tensors(found: Any) -> tuple[Tensor, ...]:
 def split_name(name: str, version: int = 0) -> tuple[str, int]:
     """`("resnet", 3)` for "resnet/3", which is how versions are listed; version 0 is the one that the name stands for."""
     stem, slash, number = name.rpartition("/")
-    if slash and number.isdigit():
+    if slash and number.isascii() and number.isdigit() and len(number) < 10:
         return stem, int(number)
     return name, version

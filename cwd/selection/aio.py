@@ -83,13 +83,13 @@ class AsyncApps:
             raise run.error
         return run.result
 
-    async def feedback(self, request: int | str | None = None, label: Any = None, *, app: str = "", inputs: Any = None,
-                       context: str | None = None, feedback_id: str | None = None) -> bool:
+    async def feedback(self, request: AppResult | int | str | None = None, label: Any = None, *, app: str = "",
+                       inputs: Any = None, context: str | None = None, feedback_id: str | None = None) -> bool:
         """What the right answer was; see `cwd.Apps.feedback`."""
         if request is None:
             if not app or inputs is None:
-                raise BadRequest("feedback is for a request id, or for an app and its inputs", code=Code.BAD_ARGUMENT)
-            request = (await self.predict(app, inputs, context=context)).request_id
+                raise BadRequest("feedback is for a request, or for an app and its inputs", code=Code.BAD_ARGUMENT)
+            request = await self.predict(app, inputs, context=context)
         observation = self.desk.observation(request_id_of(request), label, feedback_id, _now())
         return await asyncio.to_thread(self.desk.learn, observation)
 

@@ -30,7 +30,13 @@ _now = time.monotonic_ns
 class Apps:
     """The applications of a store, over one client; any number of threads may share it.
 
-    `store` is the file that `cwd app` writes ($CWD_APPS where it is not given), or an open `AppStore`.
+    `store` is the file that `cwd app` writes ($CWD_APPS where it is not given), or an open `AppStore`; policies' states and
+    the log of feedback lie beside it. Apps may also be made here:
+
+        with cwd.Client() as client, cwd.Apps(client, "apps.db") as apps:
+            apps.store.create(cwd.App("reader", ("bert-a", "bert-b"), policy="exp3"), replace=True)
+            result = apps.predict("reader", tokens)
+            apps.feedback(result, label)
     """
 
     def __init__(self, client: Client, store: AppStore | str | os.PathLike[str] | None = None,
@@ -70,18 +76,18 @@ class Apps:
             raise run.error
         return run.result
 
-    def feedback(self, request: int | str | None = None, label: Any = None, *, app: str = "", inputs: Any = None,
+    def feedback(self, request: AppResult | int | str | None = None, label: Any = None, *, app: str = "", inputs: Any = None,
                  context: str | None = None, feedback_id: str | None = None) -> bool:
         """What the right answer was; it is on the disk when this returns. False if `feedback_id` was known: nothing changed.
 
-        `request` is a result's `request_id`, of a prediction that this process made not too long ago. Without one, `app`
-        and `inputs` say what it is about: they are predicted once more, which for a cached app costs nothing. The id is
-        the request's own where none is given. Raises `BadRequest` for a request that is not remembered.
+        `request` is a result or its `request_id`, of a prediction that this object made not too long ago. Without one,
+        `app` and `inputs` say what it is about: they are predicted once more, which for a cached app costs nothing. The id
+        is the request's own where none is given. Raises `BadRequest` for a request that is not remembered.
         """
         if request is None:
             if not app or inputs is None:
-                raise BadRequest("feedback is for a request id, or for an app and its inputs", code=Code.BAD_ARGUMENT)
-            request = self.predict(app, inputs, context=context).request_id
+                raise BadRequest("feedback is for a request, or for an app and its inputs", code=Code.BAD_ARGUMENT)
+            request = self.predict(app, inputs, context=context)
         with self._lock:
             observation = self.desk.observation(request_id_of(request), label, feedback_id, _now())
         return self.desk.learn(observation)
@@ -199,10 +205,10 @@ class _Waiting:
 
     def _model(self, member: Member) -> Model:
         """What is executed: for the cache an exact version, else whatever the name stands for when it is."""
-        apps, client, until_ns = self._apps, self._apps._client, self._run.deadline_ns
+        apps, client = self._apps, self._apps._client
         if self._run.app.cache:
-            return apps._model(member, until_ns)
-        return client._session.models.get(member) or client._lookup(member, until_ns, until_ns)
+            return apps._model(member, self._run.deadline_ns)
+        return client._session.models.get(member) or client._first_lookup(member, self._run.deadline_ns - _now())[0]
 
     def _to_call(self) -> list[int]:
         with self._apps._lock:

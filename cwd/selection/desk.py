@@ -27,6 +27,7 @@ from cwd.selection.losses import make_loss
 from cwd.selection.observation import Observation, translated
 from cwd.selection.policies import make_policy
 from cwd.selection.recent import Prediction, Recent
+from cwd.selection.result import AppResult
 from cwd.selection.run import Run
 from cwd.selection.state import Choice
 from cwd.selection.states import SqliteStates, States
@@ -266,14 +267,16 @@ def feedback_folder(folder: Path) -> Path:
     return folder / "feedback"
 
 
-def request_id_of(text: str | int) -> int:
-    """A request id as people write it: 16 hexadecimal digits. Raises `BadRequest`."""
-    if isinstance(text, int):
-        return text
+def request_id_of(request: AppResult | str | int) -> int:
+    """A result's request id, or as people write one: 16 hexadecimal digits. Raises `BadRequest`."""
+    if isinstance(request, AppResult):
+        return request.request_id
+    if isinstance(request, int):
+        return request
     try:
-        return int(text, 16)
+        return int(request, 16)
     except (TypeError, ValueError):
-        raise BadRequest(f"{text!r:.40} is no request id: 16 hexadecimal digits", code=Code.BAD_ARGUMENT) from None
+        raise BadRequest(f"{request!r:.40} is no request id: 16 hexadecimal digits", code=Code.BAD_ARGUMENT) from None
 
 
 def label_of(text: str) -> Any:

@@ -249,7 +249,8 @@ def test_feedback_teaches_the_policy_once_per_id(world):
     assert world.feedback(result.request_id, X, feedback_id="another") is True
     weights = np.exp([0, -0.4, -0.8])
     assert np.allclose(world.predict("app", X)["y"], X * ((weights / weights.sum()) @ [1, 2, 3]))
-    assert isinstance(world.feedback(12345, X), BadRequest)
+    assert world.feedback(result, X) is False and isinstance(world.feedback("no id", X), BadRequest)
+    assert isinstance(world.feedback(12345, X), BadRequest) and isinstance(world.feedback(True, X), BadRequest)
     # what a new process finds
     world.open()
     assert np.allclose(world.predict("app", X)["y"], X * ((weights / weights.sum()) @ [1, 2, 3]))

@@ -51,7 +51,8 @@ def test_what_is_counted_is_no_less_than_what_it_takes(members, answered, elemen
         for number in range(200):
             answers = {member: np.zeros(elements) for member in range(answered)}
             # as where a policy learns: every choice is one of its own
-            choice = Choice((0,), tuple((number + 1) / (member + 3) for member in range(members)), tuple((number + 1) / (member + 5) for member in range(members)))
+            probabilities, weights = (tuple((number + 1) / (member + k) for member in range(members)) for k in (3, 5))
+            choice = Choice((0,), probabilities, weights)
             recent.add(number, Prediction("app", "app#1", f"user {number}", names, choice, answers, np.zeros(elements), 0))
         gc.collect()
         taken = tracemalloc.get_traced_memory()[0] - before
