@@ -84,7 +84,7 @@ class Model:
         dims = self._dims(arrays)
         if len(arrays) == 1:
             return arrays[0], dims
-        return b"".join(memoryview(array).cast("B") if array.size else b"" for array in arrays), dims
+        return b"".join(array.data.cast("B") if array.size else b"" for array in arrays), dims
 
     def unpack(self, payload: Any, dims: Dims) -> dict[str, np.ndarray]:
         """The outputs in an answer's payload, as arrays over its memory; `RemoteProtocolError` on a wrong size."""
