@@ -63,10 +63,12 @@ class AsyncApps:
         self._tasks: set[asyncio.Task[Any]] = set()
         #: of members that nothing is known of yet: many may ask at once
         self._lookups: dict[Member, asyncio.Task[Any]] = {}
+        self._closed = False
 
     async def predict(self, app: str, inputs: Inputs, slo: str | float | None = None, *,
                       context: str | None = None) -> AppResult:
         """One prediction; see `cwd.Apps.predict`."""
+        self._check_open()
         if self._patient and not self.client.epoch:
             await self.client.connect()
         now = _now()
@@ -86,6 +88,7 @@ class AsyncApps:
     async def feedback(self, request: AppResult | int | str | None = None, label: Any = None, *, app: str = "",
                        inputs: Any = None, context: str | None = None, feedback_id: str | None = None) -> bool:
         """What the right answer was; see `cwd.Apps.feedback`."""
+        self._check_open()
         if request is None:
             if not app or inputs is None:
                 raise BadRequest("feedback is for a request, or for an app and its inputs", code=Code.BAD_ARGUMENT)
@@ -95,6 +98,7 @@ class AsyncApps:
 
     async def close(self) -> None:
         """Let go of the files; the client is its owner's to close."""
+        self._closed = True
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -107,6 +111,10 @@ class AsyncApps:
 
     async def __aexit__(self, *exception: object) -> None:
         await self.close()
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise CwdError("these applications are closed")
 
     # one run
 

@@ -197,7 +197,8 @@ class AppStore:
         """Opens the file, and makes it if there is none. Raises `CwdError` if it is no store of ours."""
         self.path = Path(path) if path is not None else default_store()
         self._lock = threading.Lock()
-        self._changes = 0
+        #: made by this object
+        self.changes = 0
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             # transactions are ours to begin: reading what is then written would else be two of them
@@ -223,7 +224,7 @@ class AppStore:
         """Another one than before once anybody has changed something; takes a few microseconds."""
         with self._lock, _told(self.path):
             (version,) = self._base.execute("PRAGMA data_version").fetchone()
-            return version, self._changes
+            return version, self.changes
 
     def create(self, app: App, *, replace: bool = False) -> None:
         """Keep a new app; raises `CwdError` (MODEL_EXISTS) if there is one of that name."""
@@ -309,7 +310,7 @@ class AppStore:
             try:
                 yield
                 self._base.execute("COMMIT")
-                self._changes += 1
+                self.changes += 1
             except BaseException:
                 self._base.execute("ROLLBACK")
                 raise

@@ -50,6 +50,7 @@ class Apps:
         #: lookups of members that are known already, under way or not looked at yet; nobody waits for them
         self._again: dict[Member, Call] = {}
         self._lock = threading.Lock()
+        self._closed = False
 
     def predict(self, app: str, inputs: Inputs, slo: str | float | None = None, *, context: str | None = None) -> AppResult:
         """One prediction, within `slo` (the app's own where it is not given) or not at all.
@@ -58,6 +59,7 @@ class Apps:
         that learns for each. Raises `UnknownModel` for an app that is not there, and what `Client.infer` raises where no
         member answers and the app has no default; a default answer says so in `result.default` and why.
         """
+        self._check_open()
         if not self._client.epoch:
             self._client.connect()  # the first connection gets as long as it takes
         now = _now()
@@ -84,6 +86,7 @@ class Apps:
         `app` and `inputs` say what it is about: they are predicted once more, which for a cached app costs nothing. The id
         is the request's own where none is given. Raises `BadRequest` for a request that is not remembered.
         """
+        self._check_open()
         if request is None:
             if not app or inputs is None:
                 raise BadRequest("feedback is for a request, or for an app and its inputs", code=Code.BAD_ARGUMENT)
@@ -94,6 +97,7 @@ class Apps:
 
     def close(self) -> None:
         """Let go of the files; the client is its owner's to close."""
+        self._closed = True
         self.desk.close()
         if self._own_store:
             self.store.close()
@@ -103,6 +107,10 @@ class Apps:
 
     def __exit__(self, *exception: object) -> None:
         self.close()
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise CwdError("these applications are closed")
 
     def _alone(self, run: Run, member: int, inputs: Inputs) -> None:
         """One member that nobody else asks: the client's own call."""

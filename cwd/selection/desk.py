@@ -108,7 +108,7 @@ class Desk:
         self._next_id = secrets.randbits(40) << 22
         self._serving: dict[str, Serving] = {}
         self._stamp: Any = None
-        self._looked_ns = 0
+        self._looked_ns = self._changes = 0
         self._opening = threading.Lock()
         self._states: States | None = None
         self._journal: Journal | None = None
@@ -116,7 +116,7 @@ class Desk:
     # apps
 
     def serving(self, name: str, now_ns: int) -> Serving:
-        """The app of that name; raises `UnknownModel`. A change in the store is seen within a tenth of a second."""
+        """The app of that name; raises `UnknownModel`. Others' changes of the store are seen within a tenth of a second."""
         found = self.find(name, now_ns)
         if found is None:
             raise UnknownModel(f"no application {name!r:.60} is there")
@@ -124,13 +124,11 @@ class Desk:
 
     def find(self, name: str, now_ns: int) -> Serving | None:
         """The app of that name, if there is one."""
-        if now_ns - self._looked_ns >= _LOOK_NS:
-            self._look(now_ns)
-        return self._serving.get(name)
+        return self.all(now_ns).get(name)
 
     def all(self, now_ns: int) -> dict[str, Serving]:
         """Every app, by name."""
-        if now_ns - self._looked_ns >= _LOOK_NS:
+        if now_ns - self._looked_ns >= _LOOK_NS or self.store.changes != self._changes:
             self._look(now_ns)
         return self._serving
 
@@ -139,7 +137,7 @@ class Desk:
         self._looked_ns = 0
 
     def _look(self, now_ns: int) -> None:
-        self._looked_ns = now_ns
+        self._looked_ns, self._changes = now_ns, self.store.changes
         stamp = self.store.stamp()
         if stamp == self._stamp:
             return

@@ -96,8 +96,6 @@ class World:
 
     def app(self, name="app", members=1, **fields):
         self.store.create(App(name, tuple(Member(f"m{i}") for i in range(members)), **{"slo_ns": 5 * 10**9, **fields}))
-        if self.shell is not None:
-            self.shell.apps.desk.refresh()
 
     def predict(self, *args, times=1, **kwargs):
         if self.shell is None:
@@ -144,7 +142,6 @@ def test_errors_are_those_of_the_client(world, fields):
     assert isinstance(found, DeadlineMissed) if "default" not in fields else found.reason == "DEADLINE_MISSED"
     world.app("none")
     world.store.change("none", members=())
-    world.shell.apps.desk.refresh()
     assert world.predict("none", X).code == Code.MODEL_NOT_READY
 
 
@@ -152,7 +149,6 @@ def test_an_app_whose_model_is_not_there(world):
     world.store.create(App("app", (Member("gone"),), cache=True))
     assert isinstance(world.predict("app", X), UnknownModel)
     world.store.create(App("with", (Member("gone"), Member("m1")), "exp4", combine="mean"))
-    world.shell.apps.desk.refresh()
     result = world.predict("with", X, "2s")
     assert result.answered == ("m1",) and result.members_asked == 2 and result["y"].tolist() == [2, 4, 6]
 
@@ -238,6 +234,16 @@ def test_changes_of_an_app_are_seen(world):
     assert found.answered == ("m2",)
 
 
+def test_what_is_changed_here_is_seen_at_once(world):
+    world.app()
+    for member in (1, 2, 0):
+        world.predict("app", X)
+        world.store.change("app", members=(Member(f"m{member}"),))
+        assert world.predict("app", X)["y"].tolist() == [member + 1, 2 * member + 2, 3 * member + 3]
+    world.store.remove("app")
+    assert isinstance(world.predict("app", X), UnknownModel)
+
+
 def test_feedback_teaches_the_policy_once_per_id(world):
     world.app(members=3, policy="exp4", parameters={"eta": 1.0, "share": 0.0}, combine="mean", loss="absolute",
               loss_parameters={"scale": 10.0}, output="y")
@@ -306,6 +312,14 @@ def test_without_time_nobody_is_asked(world):
     for name in ("app", "two"):
         assert isinstance(world.predict(name, X, 1e-9), DeadlineMissed)
     assert not world.controller.executions
+
+
+def test_closed_applications_say_so(world):
+    world.app()
+    result = world.predict("app", X)
+    world.shell.call("close", ((), {}))
+    for found in (world.predict("app", X), world.feedback(result, X)):
+        assert isinstance(found, CwdError) and found.text == "these applications are closed"
 
 
 class Handed(dict):
