@@ -96,6 +96,10 @@ class AsyncApps:
         observation = self.desk.observation(request_id_of(request), label, feedback_id, _now())
         return await asyncio.to_thread(self.desk.learn, observation)
 
+    def invalidate(self, model: str, version: int = 0) -> int:
+        """Drop the answers that are kept of a model's version, or of all versions (0); how many there were."""
+        return self.desk.cache.invalidate(model, version)
+
     async def close(self) -> None:
         """Let go of the files; the client is its owner's to close."""
         self._closed = True
@@ -227,6 +231,11 @@ class AsyncApps:
                     task.add_done_callback(lambda done: self._looked_up(member, done))
                 async with asyncio.timeout(max(until_ns - now, 0) / NS_PER_S):
                     return await asyncio.shield(task)
+            except asyncio.CancelledError:
+                asking = asyncio.current_task()
+                if task.cancelled() and asking is not None and not asking.cancelling():
+                    self._check_open()  # it was `close` that ended the lookup, and nobody who cancelled us
+                raise
             except TimeoutError:
                 raise ControllerLost(f"{member}: the controller did not say in time what it is") from None
         if not member.version and self._versions.due(member, now):

@@ -15,7 +15,7 @@ import re
 import secrets
 import sqlite3
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -272,11 +272,19 @@ class AppStore:
         with self._lock, _told(self.path):
             return self._known(name)
 
-    def all(self) -> list[App]:
-        """Every app, by name."""
+    def all(self, skip: Callable[[CwdError], Any] | None = None) -> list[App]:
+        """Every app, by name. For one that cannot be read `CwdError` is raised, or told to `skip`, and the app left out."""
         with self._lock, _told(self.path):
             rows = self._base.execute("SELECT name, facts FROM app ORDER BY name").fetchall()
-        return [App.from_json(*row) for row in rows]
+        found = []
+        for row in rows:
+            try:
+                found.append(App.from_json(*row))
+            except CwdError as error:
+                if skip is None:
+                    raise
+                skip(error)
+        return found
 
     def notes(self) -> dict[str, Any]:
         """What was noted, by name: JSON of front doors' own, which is kept beside the apps."""

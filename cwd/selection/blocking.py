@@ -95,6 +95,11 @@ class Apps:
             observation = self.desk.observation(request_id_of(request), label, feedback_id, _now())
         return self.desk.learn(observation)
 
+    def invalidate(self, model: str, version: int = 0) -> int:
+        """Drop the answers that are kept of a model's version, or of all versions (0); how many there were."""
+        with self._lock:
+            return self.desk.cache.invalidate(model, version)
+
     def close(self) -> None:
         """Let go of the files; the client is its owner's to close."""
         self._closed = True

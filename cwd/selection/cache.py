@@ -14,8 +14,8 @@ takes 2 us of each request where this takes 0.2; LFU of cachetools comes near it
 Single flight: the first of equal requests *leads*, which means that it is executed; others *join* it. Each keeps its own
 deadline. A joiner whose deadline comes before those of all who lead would depend on an execution that may come too late
 for it, so it leads as well. An execution that ends without an answer for a reason that holds for nobody else (a deadline,
-a cancel, a full table) hands the flight on: of the joiners for whom no other execution is in time, to the one with most
-time left.
+a cancel, a full table) hands the flight on, to one of the joiners for whom no other execution is in time: after a cancel
+the one with the least time left, which is in time for all, after a refusal the one with the most.
 """
 
 from __future__ import annotations
@@ -198,7 +198,8 @@ class PredictionCache:
         # whoever has no more time than one that was refused would be refused, too
         refused_ns = -1 if error is None or error.code == Code.BAD_SLO else deadline_ns
         told = [waiter for waiter in alone if waiter.deadline_ns <= refused_ns]
-        leader = max((waiter for waiter in alone if waiter.deadline_ns > refused_ns), key=_deadline, default=None)
+        choose = min if refused_ns < 0 else max  # one refusal after the other would use up everybody's time
+        leader = choose((waiter for waiter in alone if waiter.deadline_ns > refused_ns), key=_deadline, default=None)
         gone = {id(waiter) for waiter in (*told, leader)}
         flight.joined = [waiter for waiter in flight.joined if id(waiter) not in gone]
         if leader is not None:

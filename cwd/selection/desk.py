@@ -6,6 +6,7 @@ Not for two threads at once, but for `learn`, which waits for a disk: the blocki
 from __future__ import annotations
 
 import json
+import logging
 import random
 import secrets
 import threading
@@ -32,6 +33,8 @@ from cwd.selection.run import Run
 from cwd.selection.state import Choice
 from cwd.selection.states import SqliteStates, States
 from cwd.units import NS_PER_MS, NS_PER_S
+
+LOG = logging.getLogger("cwd.selection")
 
 #: how old what is known of the apps may be
 _LOOK_NS = 100 * NS_PER_MS
@@ -142,7 +145,7 @@ class Desk:
         if stamp == self._stamp:
             return
         before, self._serving = self._serving, {}
-        for app in self.store.all():
+        for app in self.store.all(skip=lambda error: LOG.warning("%s", error)):
             known = before.get(app.name)
             self._serving[app.name] = made = known if known is not None and known.app == app else Serving(app)
             if known is not None and known.app.life == app.life:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 import threading
 import time
 
@@ -17,6 +18,7 @@ from cwd.errors import (
 from cwd.selection.aio import AsyncApps
 from cwd.selection.apps import App, AppStore, Member
 from cwd.selection.blocking import Apps
+from cwd.wire.messages import Type
 
 
 class Blocking:
@@ -207,7 +209,7 @@ def test_a_name_that_stands_for_another_version(world):
     while world.predict("app", X).cached and time.monotonic() < until:
         time.sleep(0.05)
     assert world.controller.executions[0] == 2 and time.monotonic() < until
-    assert len(world.shell.apps.desk.cache) == 2 and world.shell.apps.desk.cache.invalidate("m0", 1) == 1
+    assert len(world.shell.apps.desk.cache) == 2 and world.shell.apps.invalidate("m0", 1) == 1
 
 
 def test_a_controller_that_is_restarted(world):
@@ -312,6 +314,42 @@ def test_without_time_nobody_is_asked(world):
     for name in ("app", "two"):
         assert isinstance(world.predict(name, X, 1e-9), DeadlineMissed)
     assert not world.controller.executions
+
+
+def test_an_app_that_cannot_be_read_leaves_the_others_alone(world, caplog):
+    world.app()
+    world.app("broken")
+    with sqlite3.connect(world.folder / "apps.db") as other:
+        other.execute("UPDATE app SET facts = '{\"of\": \"a newer cwd\"}' WHERE name = 'broken'")
+    other.close()
+    for _ in range(3):
+        world.open()
+        assert world.predict("app", X)["y"].tolist() == [1, 2, 3]
+    assert isinstance(world.predict("broken", X), UnknownModel) and "'broken' cannot be read" in caplog.text
+    with pytest.raises(CwdError):
+        world.store.all()
+
+
+def test_closing_ends_who_waits_for_a_lookup(tmp_path):
+    async def main():
+        controller = Members(tmp_path / "c.sock")
+        async with AsyncClient(controller.endpoint) as client:
+            await client.connect()
+            apps = AsyncApps(client, tmp_path / "apps.db")
+            apps.store.create(App("app", ("m0",), cache=True, slo_ns=60 * 10**9))
+            controller.silent = True
+            waiting = [asyncio.ensure_future(apps.predict("app", X)) for _ in range(2)]
+            await asyncio.to_thread(controller.sees, Type.LOOKUP)
+            waiting[0].cancel()
+            await asyncio.sleep(0)
+            await apps.close()
+            outcomes = await asyncio.gather(*waiting, return_exceptions=True)
+        controller.stop()
+        return outcomes
+
+    cancelled, closed = asyncio.run(asyncio.wait_for(main(), 30))
+    assert isinstance(cancelled, asyncio.CancelledError)
+    assert isinstance(closed, CwdError) and closed.text == "these applications are closed"
 
 
 def test_closed_applications_say_so(world):

@@ -210,15 +210,23 @@ def test_who_would_wait_for_an_execution_beyond_its_deadline_leads(error):
     cache = PredictionCache(1 << 20)
     (_, flight, _), (_, _, last), (_, _, _), (_, _, middle), (_, _, equal) = seats(cache, 100, 120, 50, 60, 50)
     # none of those for whom the execution until 100 may come too late is left to wait for it, but for whom 60 will do
-    assert cache.ended(flight, 50, error) == ([equal] if error else [], middle)
-    assert flight.leads == [100, 60] and cache.answered(flight, {"y": np.array([0.5])}, 0) == [last] + [equal] * (not error)
+    assert cache.ended(flight, 50, error) == (([equal], middle) if error else ([], equal))
+    assert flight.leads == [100, 60 if error else 50]
+    assert cache.answered(flight, {"y": np.array([0.5])}, 0) == [last] + [middle] * (not error)
+
+
+def test_after_a_cancel_the_one_with_least_time_leads_for_all():
+    cache = PredictionCache(1 << 20)
+    (_, flight, _), (_, _, middle), (_, _, last), (_, _, equal) = seats(cache, 50, 60, 90, 50)
+    assert cache.ended(flight, 50, None) == ([], equal) and cache.ended(flight, 50, None) == ([], middle)
+    assert cache.answered(flight, {"y": np.array([0.5])}, 0) == [last]
 
 
 def test_an_slo_that_the_controller_does_not_take_is_one_requests_own():
     cache = PredictionCache(1 << 20)
     (_, flight, _), (_, _, second), (_, _, third) = seats(cache, 50, 60, 50)
-    assert cache.ended(flight, 50, BadRequest("too long", code=Code.BAD_SLO)) == ([], second)
-    assert cache.answered(flight, {"y": np.array([0.5])}, 0) == [third]
+    assert cache.ended(flight, 50, BadRequest("too long", code=Code.BAD_SLO)) == ([], third)
+    assert cache.answered(flight, {"y": np.array([0.5])}, 0) == [second]
 
 
 def test_an_error_that_all_would_meet_is_told_to_all_and_not_kept():
