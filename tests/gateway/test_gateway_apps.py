@@ -46,6 +46,7 @@ def test_an_app_s_answer_that_is_ready_after_the_timeout_is_not_sent_as_if_in_ti
     """The member answered in time, and then the gateway was busy with others' until the deadline had passed."""
     play, store, controller = world
     store.create(App("one", (M0,)))
+    store.create(App("default", (M0,), default="0"))
     encode = apps.encode
 
     def busy(*args):
@@ -58,6 +59,8 @@ def test_an_app_s_answer_that_is_ready_after_the_timeout_is_not_sent_as_if_in_ti
         assert (answer.status, answer.json["code"]) == (503, "DEADLINE_MISSED") and controller.executions[0] == 1
         found = (await ask("GET", "/v2/models/one/stats")).json["model_stats"][0]["inference_stats"]
         assert (found["success"]["count"], found["fail"]["count"]) == (0, 1)
+        controller.silent_members = {0}
+        assert (await ask("POST", "/v2/models/default/infer", *request({"x": X}, timeout=100_000))).status == 203
 
     play(main)
 
