@@ -132,14 +132,16 @@ class Apps:
             raise DeadlineMissed(f"{name}: no time was left to ask")
         return self._client.infer(name, inputs, left_ns / NS_PER_S, app=run.app.name, version=version).outputs
 
-    def _model(self, member: Member, until_ns: int) -> Model:
-        """The model of an exact version that a member is just now."""
+    def _kept(self, member: Member) -> Model | None:
+        """The model of an exact version that a member is, if that is known."""
         with self._lock:
-            found = self._known(member, _now())
-        if found is None:
-            found = self._client._lookup(member, until_ns, until_ns)
-            with self._lock:
-                self._versions.put(member, found, found.epoch, _now())
+            return self._known(member, _now())
+
+    def _look_up(self, member: Member, until_ns: int) -> Model:
+        """The model of an exact version that a member is just now."""
+        found = self._client._lookup(member, until_ns, until_ns)
+        with self._lock:
+            self._versions.put(member, found, found.epoch, _now())
         return found
 
     def _known(self, member: Member, now_ns: int) -> Model | None:
@@ -174,6 +176,8 @@ class _Waiting:
         self._calls: dict[Call, int] = {}
         self._models: dict[int, Model] = {}
         self._tag = app_tag(run.app.name)
+        #: what looking models up has taken
+        self._looking_ns = 0
 
     def through(self) -> None:
         """Until the run is done."""
@@ -200,7 +204,7 @@ class _Waiting:
         """Models, payloads and keys of the members that were chosen, and why some cannot be asked."""
         asked: dict[int, Asked] = {}
         failed: dict[int, CwdError] = {}
-        apps, run, began_ns = self._apps, self._run, _now()
+        apps, run = self._apps, self._run
         session = apps._client._session
         visit = session.visit
         for member in run.choice.members:
@@ -213,15 +217,22 @@ class _Waiting:
             except CwdError as error:
                 failed[member] = error
         if not session.interrupted(visit):
-            run.deadline_ns += _now() - began_ns  # as in `Client.infer`, looking models up takes nothing off an SLO
+            run.deadline_ns += self._looking_ns  # as in `Client.infer`, looking models up takes nothing off an SLO
         return asked, failed
 
     def _model(self, member: Member) -> Model:
         """What is executed: for the cache an exact version, else whatever the name stands for when it is."""
         apps, client = self._apps, self._apps._client
+        known = apps._kept(member) if self._run.app.cache else client._session.models.get(member)
+        if known is not None:
+            return known
+        began_ns = _now()
         if self._run.app.cache:
-            return apps._model(member, self._run.deadline_ns)
-        return client._session.models.get(member) or client._first_lookup(member, self._run.deadline_ns - _now())[0]
+            found = apps._look_up(member, self._run.deadline_ns)
+        else:
+            found, _ = client._first_lookup(member, self._run.deadline_ns - began_ns)
+        self._looking_ns += _now() - began_ns
+        return found
 
     def _to_call(self) -> list[int]:
         with self._apps._lock:

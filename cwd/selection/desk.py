@@ -34,8 +34,6 @@ from cwd.selection.state import Choice
 from cwd.selection.states import SqliteStates, States
 from cwd.units import NS_PER_MS, NS_PER_S
 
-LOG = logging.getLogger("cwd.selection")
-
 #: how old what is known of the apps may be
 _LOOK_NS = 100 * NS_PER_MS
 #: before its deadline an app answers by so much with what has arrived: timers are late, and somebody has to hear of it
@@ -145,7 +143,7 @@ class Desk:
         if stamp == self._stamp:
             return
         before, self._serving = self._serving, {}
-        for app in self.store.all(skip=lambda error: LOG.warning("%s", error)):
+        for app in self.store.all(skip=_unreadable):
             known = before.get(app.name)
             self._serving[app.name] = made = known if known is not None and known.app == app else Serving(app)
             if known is not None and known.app.life == app.life:
@@ -251,6 +249,10 @@ class Desk:
                 self._journal.close()
             if self._states is not None:
                 self._states.close()
+
+
+def _unreadable(error: CwdError) -> None:
+    logging.getLogger("cwd.selection").warning("%s", error)
 
 
 def open_states(where: str, folder: Path) -> States:
