@@ -232,9 +232,9 @@ class AsyncApps:
                 async with asyncio.timeout(max(until_ns - now, 0) / NS_PER_S):
                     return await asyncio.shield(task)
             except asyncio.CancelledError:
-                asking = asyncio.current_task()
-                if task.cancelled() and asking is not None and not asking.cancelling():
-                    self._check_open()  # it was `close` that ended the lookup, and nobody who cancelled us
+                waiting = asyncio.current_task()
+                if waiting is None or not waiting.cancelling():
+                    self._check_open()  # nobody cancelled us: it was `close` that ended the lookup
                 raise
             except TimeoutError:
                 raise ControllerLost(f"{member}: the controller did not say in time what it is") from None
