@@ -13,11 +13,16 @@ if TYPE_CHECKING:
     from cwd.client import AsyncClient, Client, Model, Pending, Result, as_completed
     from cwd.cluster import LocalCluster
     from cwd.selection.aio import AsyncApps
+    from cwd.selection.apps import App, AppStore
     from cwd.selection.blocking import Apps
+    from cwd.selection.result import AppResult
 
 __version__ = "0.1.0"
 
 _HOME = {
+    "App": "cwd.selection.apps",
+    "AppResult": "cwd.selection.result",
+    "AppStore": "cwd.selection.apps",
     "Apps": "cwd.selection.blocking",
     "AsyncApps": "cwd.selection.aio",
     "AsyncClient": "cwd.client",

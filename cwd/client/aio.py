@@ -219,7 +219,7 @@ class AsyncClient:
     async def _settled(self, call: Call) -> Call:
         """Send what was asked, and wait until it is settled; raises its error."""
         future: asyncio.Future[None] = self._loop.create_future()  # type: ignore[union-attr]
-        call.on_done.append(lambda _call: future.done() or future.set_result(None))
+        call.on_done.append(lambda _call: None if future.done() else future.set_result(None))
         self._turn()
         try:
             await future

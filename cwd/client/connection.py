@@ -241,9 +241,11 @@ class Connection:
             self._lock.release()
             woken = zmq.zmq_poll(items, 0 if patience_ns <= 0 else min(patience_ns // NS_PER_MS + 1, 10_000))
         finally:
-            self._regain()
-            if self._closed:
-                self._shut()
+            try:
+                self._regain()
+            finally:
+                if self._closed:
+                    self._shut()
         if self._closed:
             return
         now = _now()

@@ -32,10 +32,12 @@ class Tensor(NamedTuple):
 
 
 class Model:
-    """One model of the cluster; made from MODEL. `handle` is valid on the connection that it came from."""
+    """One model of the cluster; made from MODEL. `handle` means nothing to a controller of another `epoch`."""
 
-    def __init__(self, handle: int, manifest: Mapping[str, Any]) -> None:
+    def __init__(self, handle: int, manifest: Mapping[str, Any], epoch: int = 0) -> None:
         """Raises `RemoteProtocolError` if `manifest` is not what section 7 of the specification says."""
+        #: of the controller that described it; 0: it is not known
+        self.epoch = epoch
         try:
             self.handle = int(handle)
             self.name = str(manifest["name"])
@@ -82,7 +84,7 @@ class Model:
         dims = self._dims(arrays)
         if len(arrays) == 1:
             return arrays[0], dims
-        return b"".join(memoryview(array).cast("B") if array.size else b"" for array in arrays), dims
+        return b"".join(array.data.cast("B") if array.size else b"" for array in arrays), dims
 
     def unpack(self, payload: Any, dims: Dims) -> dict[str, np.ndarray]:
         """The outputs in an answer's payload, as arrays over its memory; `RemoteProtocolError` on a wrong size."""
@@ -182,6 +184,6 @@ def _tensors(found: Any) -> tuple[Tensor, ...]:
 def split_name(name: str, version: int = 0) -> tuple[str, int]:
     """`("resnet", 3)` for "resnet/3", which is how versions are listed; version 0 is the one that the name stands for."""
     stem, slash, number = name.rpartition("/")
-    if slash and number.isdigit():
+    if slash and number.isascii() and number.isdigit() and len(number) < 10:
         return stem, int(number)
     return name, version

@@ -10,10 +10,30 @@ from cwd.client.call import Call
 from cwd.units import format_duration
 
 
-class Result:
-    """One answer in time. `outputs` maps names to arrays; `result["name"]` is short for `result.outputs["name"]`."""
+class Answer:
+    """Named outputs. `answer["name"]` is short for `answer.outputs["name"]`."""
 
-    __slots__ = ("model", "outputs", "request", "queued_ns", "load_ns", "exec_ns", "total_ns", "round_trip_ns", "batch",
+    __slots__ = ("outputs",)
+
+    #: arrays, which are the caller's to write to
+    outputs: dict[str, np.ndarray]
+
+    @property
+    def output(self) -> np.ndarray:
+        """The only output; raises `ValueError` where there is more than one."""
+        if len(self.outputs) != 1:
+            raise ValueError(f"there are {len(self.outputs)} outputs, and not one: {', '.join(self.outputs)}")
+        (array,) = self.outputs.values()
+        return array
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        return self.outputs[name]
+
+
+class Result(Answer):
+    """One answer in time: its outputs lie over the received message's memory."""
+
+    __slots__ = ("model", "request", "queued_ns", "load_ns", "exec_ns", "total_ns", "round_trip_ns", "batch",
                  "worker", "cold")
 
     def __init__(self, call: Call) -> None:
@@ -23,8 +43,7 @@ class Result:
         self.model = call.what
         #: the request's number; `cwd explain` takes it as 16 hexadecimal digits
         self.request: int = call.id
-        #: arrays over the received message's memory; they are the caller's to write to
-        self.outputs: dict[str, np.ndarray] = call.model.unpack(call.payload, call.dims)  # type: ignore[union-attr]
+        self.outputs = call.model.unpack(call.payload, call.dims)  # type: ignore[union-attr]
         #: arrival at the controller to the start of the execution
         self.queued_ns: int = reply.queued_ns
         #: of it, waiting for the weights
@@ -41,18 +60,9 @@ class Result:
         #: the weights were on no device when the request arrived
         self.cold: bool = bool(reply.cold)
 
-    @property
-    def output(self) -> np.ndarray:
-        """The output of a model that has one; raises `ValueError` for others."""
-        (array,) = self.outputs.values()
-        return array
-
-    def __getitem__(self, name: str) -> np.ndarray:
-        return self.outputs[name]
-
     def timing(self) -> dict[str, Any]:
         """Where its time went, as plain data."""
-        return {name: getattr(self, name) for name in self.__slots__ if name not in ("outputs", "model", "request")}
+        return {name: getattr(self, name) for name in self.__slots__ if name not in ("model", "request")}
 
     def __repr__(self) -> str:
         outputs = ", ".join(f"{name}: {array.dtype}{list(array.shape)}" for name, array in self.outputs.items())

@@ -72,6 +72,8 @@ class Session:
         self.outbox: deque[Sequence[Any]] = deque()
         #: calls in flight, by request id
         self.calls: dict[int, Call] = {}
+        #: how many of them are no requests, and so cost no credit
+        self._asking = 0
         #: models looked up on this connection, by (name, asked version)
         self.models: dict[tuple[str, int], Model] = {}
         self.clock = ClockOffset()
@@ -95,10 +97,15 @@ class Session:
     # what people ask for
 
     def infer(self, now_ns: int, model: Model, payload: Any, dims: Dims, slo_ns: int, app: int = 0) -> Call:
-        """Send one request. Raises `Refused`/`BadRequest` for what need not be sent, `ControllerLost` unless READY."""
+        """Send one request. Raises `Refused`/`BadRequest` for what need not be sent, `ControllerLost` unless READY.
+
+        That, too, if it was another controller that described `model`: here its handle may be some other model's.
+        """
         if self.state is not State.READY:
             raise self.lost_error()
-        if len(self.calls) >= self.credits:
+        if model.epoch != self.epoch and model.epoch:
+            raise self._lost(f"{model.name}: the controller that described it was lost")
+        if len(self.calls) - self._asking >= self.credits:
             raise errors.CreditExceeded(f"{model.name}: {self.credits} requests are in flight already")
         size = memoryview(payload).nbytes
         if size > self.payload_bytes_max:
@@ -170,7 +177,7 @@ class Session:
 
     @property
     def visit(self) -> tuple[int, int, bool]:
-        """What to ask `interrupted` with later."""
+        """The connection as it is now (epoch, generation, whether it is READY): what to ask `interrupted` with later."""
         return self.epoch, self.generation, self.state is State.READY
 
     def interrupted(self, visit: tuple[int, int, bool]) -> bool:
@@ -388,7 +395,7 @@ class Session:
             self.strays += 1
             return
         try:
-            model = Model(fields["model"], fields["manifest"])
+            model = Model(fields["model"], fields["manifest"], self.epoch)
         except RemoteProtocolError as error:
             self._settle(call, now_ns, error=error)
             return
@@ -416,6 +423,7 @@ class Session:
         call.slo_ns = patience_ns
         self._next_id += 1
         self.calls[call.id] = call
+        self._asking += 1
         self._expire_later(call)
         return call
 
@@ -446,6 +454,8 @@ class Session:
 
     def _settle(self, call: Call, now_ns: int, *, answer: Any = None, error: CwdError | None = None) -> None:
         del self.calls[call.id]
+        if call.kind is not Type.INFER:
+            self._asking -= 1
         call.answer = answer
         call.error = error
         call.done_ns = now_ns

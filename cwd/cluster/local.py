@@ -174,9 +174,19 @@ class LocalCluster:
                     return
                 if time.monotonic() > until:
                     missing = sorted(set(models or found) - ready)
-                    raise CwdError(f"not servable after {timeout:g} s: {', '.join(missing[:5]) or 'no model is there'}",
-                                   code=Code.MODEL_NOT_READY)
+                    raise CwdError(f"not servable after {timeout:g} s: {', '.join(missing[:5]) or 'no model is there'}"
+                                   f"{self._why_not(missing)}", code=Code.MODEL_NOT_READY)
                 time.sleep(0.05)
+
+    def _why_not(self, missing: Sequence[str]) -> str:
+        """What the controller says of the first that is missing, in brackets; "" if there is nothing to say."""
+        try:
+            with self.client(name="why-not") as client:
+                for name in missing[:1]:
+                    client.lookup(name)
+        except CwdError as error:
+            return f" ({error.text})"
+        return ""
 
     # breaking it
 

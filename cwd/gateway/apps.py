@@ -25,7 +25,7 @@ from cwd.errors import BadRequest, Code, CwdError, UnknownModel
 from cwd.gateway import oip
 from cwd.gateway.catalog import Catalog
 from cwd.gateway.options import GatewayOptions
-from cwd.gateway.refusals import Header
+from cwd.gateway.refusals import Header, check_in_time
 from cwd.gateway.shards import Shards
 from cwd.gateway.statistics import ModelStatistics
 from cwd.gateway.tensors import NAMES
@@ -141,17 +141,21 @@ class Applications:
                     ) -> tuple[int, list[Header], bytes]:
         """(status, headers, body) of an answer in time; `slo_ns` counts from `began_ns`, 0 for the app's own."""
         member, inputs, batched = None, request.inputs, False
+        slo_ns = slo_ns or serving.app.slo_ns
         try:
-            member = await self.model(serving, max(began_ns + (slo_ns or serving.app.slo_ns) - _now(), 1))
+            member = await self.model(serving, max(began_ns + slo_ns - _now(), 1))
             inputs, batched = oip.fit(_for_all_outputs(request), member)
         except CwdError:
             if member is not None or serving.app.default is None:
                 raise
-        left_ns = began_ns + (slo_ns or serving.app.slo_ns) - _now()
+        left_ns = began_ns + slo_ns - _now()
         result = await self.apps.predict(serving.app.name, inputs, max(left_ns, 1) / NS_PER_S, context=request.context)
         outputs = self._outputs(serving, member, result)
         body, json_bytes = encode(request, serving.app.name, outputs, result.facts(), batched)
-        stats.answered_by_app(_now() - began_ns, result.cached, result.members_answered - result.cached)
+        done_ns = _now()
+        if not result.default:  # which is what there is instead of an answer in time
+            check_in_time(serving.app.name, began_ns, slo_ns, done_ns)
+        stats.answered_by_app(done_ns - began_ns, result.cached, result.members_answered - result.cached)
         headers: list[Header] = [(b"content-type", b"application/json")]
         if json_bytes is not None:
             headers = [(b"content-type", b"application/octet-stream"),

@@ -12,15 +12,13 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any, TypeVar
 
 from cwd.client import AsyncClient, Model, Result
-from cwd.errors import (
-    BadRequest, Code, ControllerLost, CwdError, DeadlineExpired, DeadlineMissed, SloBelowExecution,
-)
+from cwd.errors import BadRequest, Code, ControllerLost, CwdError, DeadlineExpired, SloBelowExecution
 from cwd.gateway.apps import VERSION as APP_VERSION
 from cwd.gateway.apps import Applications
 from cwd.gateway.body import ClientGone, Receive, read_body
 from cwd.gateway.catalog import Catalog
 from cwd.gateway.oip import Request, encode_answer, fit, parse_request
-from cwd.gateway.refusals import Header, error_answer
+from cwd.gateway.refusals import Header, check_in_time, error_answer
 from cwd.gateway.shards import Shards
 from cwd.gateway.statistics import ModelStatistics, Statistics
 from cwd.selection.desk import Serving
@@ -108,9 +106,7 @@ class Infer:
         answered_ns = _now()
         payload, json_bytes = encode_answer(request, model, result.outputs, _facts(result), batched)
         done_ns = _now()
-        if (late_ns := done_ns - call.began_ns - call.slo_ns) > 0:  # the loop was busy with others' answers
-            raise DeadlineMissed(f"{name}: the answer was ready {format_duration(late_ns)} after the timeout of "
-                                 f"{format_duration(call.slo_ns)}")
+        check_in_time(name, call.began_ns, call.slo_ns, done_ns)
         call.statistics.answered(result, done_ns - call.began_ns, parsed_ns - read_ns, done_ns - answered_ns)
         if json_bytes is None:
             return list(_JSON), payload
@@ -135,8 +131,10 @@ class Infer:
         try:
             result = await self._client.infer(name, inputs, left_ns / NS_PER_S, app=request.app, version=version)
         except SloBelowExecution as error:
-            # what was left may have been too short, and not what the client had given
-            if error.earliest_ns <= call.slo_ns if error.earliest_ns else 2 * left_ns < call.slo_ns:
+            # what was left may have been too short, and not what the client had given; without a time to hold it against,
+            # that is what it was if less than half was left
+            needed_ns = error.earliest_ns or 2 * left_ns
+            if needed_ns <= call.slo_ns:
                 raise DeadlineExpired(f"{name}: {format_duration(left_ns)} were left of the timeout of "
                                       f"{format_duration(call.slo_ns)}", earliest_ns=error.earliest_ns) from None
             raise

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import json
 
-from cwd.errors import BadRequest, Code, CwdError, ExecutionFailed, ProtocolError, RequestError
-from cwd.units import NS_PER_MS, NS_PER_S, NS_PER_US
+from cwd.errors import BadRequest, Code, CwdError, DeadlineMissed, ExecutionFailed, ProtocolError, RequestError
+from cwd.units import NS_PER_MS, NS_PER_S, NS_PER_US, format_duration
 
 Header = tuple[bytes, bytes]
 
@@ -21,6 +21,13 @@ _STATUS = {
 }
 #: refusals whose earliest time is that of an answer
 _OF_DEADLINES = (Code.DEADLINE_UNREACHABLE, Code.DEADLINE_EXPIRED)
+
+
+def check_in_time(name: str, began_ns: int, slo_ns: int, now_ns: int) -> None:
+    """Raise `DeadlineMissed` for an answer that is ready only now: the loop was busy with others' answers."""
+    if (late_ns := now_ns - began_ns - slo_ns) > 0:
+        raise DeadlineMissed(f"{name}: the answer was ready {format_duration(late_ns)} after the timeout of "
+                             f"{format_duration(slo_ns)}")
 
 
 def status_of(error: CwdError) -> int:

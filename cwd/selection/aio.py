@@ -34,7 +34,7 @@ class Connected(Protocol):
 
     def interrupted(self, visit: Any) -> bool: ...
 
-    async def connect(self, timeout: float | None = None) -> None: ...
+    async def connect(self, timeout: float | None = None) -> object: ...
 
     async def known(self, model: str, version: int = 0, timeout: float | None = None) -> Model: ...
 
@@ -63,10 +63,12 @@ class AsyncApps:
         self._tasks: set[asyncio.Task[Any]] = set()
         #: of members that nothing is known of yet: many may ask at once
         self._lookups: dict[Member, asyncio.Task[Any]] = {}
+        self._closed = False
 
     async def predict(self, app: str, inputs: Inputs, slo: str | float | None = None, *,
                       context: str | None = None) -> AppResult:
         """One prediction; see `cwd.Apps.predict`."""
+        self._check_open()
         if self._patient and not self.client.epoch:
             await self.client.connect()
         now = _now()
@@ -83,18 +85,24 @@ class AsyncApps:
             raise run.error
         return run.result
 
-    async def feedback(self, request: int | str | None = None, label: Any = None, *, app: str = "", inputs: Any = None,
-                       context: str | None = None, feedback_id: str | None = None) -> bool:
+    async def feedback(self, request: AppResult | int | str | None = None, label: Any = None, *, app: str = "",
+                       inputs: Any = None, context: str | None = None, feedback_id: str | None = None) -> bool:
         """What the right answer was; see `cwd.Apps.feedback`."""
+        self._check_open()
         if request is None:
             if not app or inputs is None:
-                raise BadRequest("feedback is for a request id, or for an app and its inputs", code=Code.BAD_ARGUMENT)
-            request = (await self.predict(app, inputs, context=context)).request_id
+                raise BadRequest("feedback is for a request, or for an app and its inputs", code=Code.BAD_ARGUMENT)
+            request = await self.predict(app, inputs, context=context)
         observation = self.desk.observation(request_id_of(request), label, feedback_id, _now())
         return await asyncio.to_thread(self.desk.learn, observation)
 
+    def invalidate(self, model: str, version: int = 0) -> int:
+        """Drop the answers that are kept of a model's version, or of all versions (0); how many there were."""
+        return self.desk.cache.invalidate(model, version)
+
     async def close(self) -> None:
         """Let go of the files; the client is its owner's to close."""
+        self._closed = True
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -107,6 +115,10 @@ class AsyncApps:
 
     async def __aexit__(self, *exception: object) -> None:
         await self.close()
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise CwdError("these applications are closed")
 
     # one run
 
@@ -128,6 +140,9 @@ class AsyncApps:
                     calls[member] = self._task(self._execute(run, member, inputs, models.get(member)))
                 run.to_call.clear()
                 if run.done:
+                    for task in calls.values():
+                        if task.done() and not task.cancelled():
+                            task.result()  # what is no `CwdError` is raised here
                     return
                 await changed.wait()
         except asyncio.CancelledError:
@@ -160,7 +175,8 @@ class AsyncApps:
             run.answered(member, outputs, _now())
         except CwdError as error:
             run.failed(member, error, _now())
-        except asyncio.CancelledError:
+        except BaseException:
+            # a cancel, or a fault of ours: who waits for it executes it
             run.failed(member, Cancelled(), _now())
             raise
         finally:
@@ -195,7 +211,7 @@ class AsyncApps:
                 payload, dims = model.prepare(inputs)
                 if cache:
                     models[member] = model
-                    key = self.desk.cache.key(key_of(model, self.client.epoch), dims, payload)
+                    key = self.desk.cache.key(key_of(model), dims, payload)
                     asked[member] = Asked(key, dims, payload)
             except CwdError as error:
                 failed[member] = error
@@ -215,6 +231,11 @@ class AsyncApps:
                     task.add_done_callback(lambda done: self._looked_up(member, done))
                 async with asyncio.timeout(max(until_ns - now, 0) / NS_PER_S):
                     return await asyncio.shield(task)
+            except asyncio.CancelledError:
+                waiting = asyncio.current_task()
+                if waiting is None or not waiting.cancelling():
+                    self._check_open()  # nobody cancelled us: it was `close` that ended the lookup
+                raise
             except TimeoutError:
                 raise ControllerLost(f"{member}: the controller did not say in time what it is") from None
         if not member.version and self._versions.due(member, now):
@@ -227,6 +248,7 @@ class AsyncApps:
             task.exception()  # nobody may be left to hear of it
 
     async def _look_up(self, member: Member) -> Model:
+        epoch = self.client.epoch  # what was said by one that was lost meanwhile is asked again
         try:
             model = await self.client.lookup(*member)
             if not member.version:
@@ -234,7 +256,7 @@ class AsyncApps:
         except BaseException:
             self._versions.missed(member)
             raise
-        self._versions.put(member, model, self.client.epoch, _now())
+        self._versions.put(member, model, epoch, _now())
         return model
 
     async def _again(self, member: Member) -> None:

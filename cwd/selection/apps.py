@@ -15,7 +15,7 @@ import re
 import secrets
 import sqlite3
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -58,7 +58,10 @@ class Member(NamedTuple):
 
 @dataclass(frozen=True)
 class App:
-    """One application. Raises `CwdError` (BAD_ARGUMENT) for what cannot work."""
+    """One application. Raises `CwdError` (BAD_ARGUMENT) for what cannot work.
+
+    `App("reader", ("bert-a", "bert-b/2"), policy="exp4", combine="vote")`: members may be given as texts.
+    """
 
     name: str
     members: tuple[Member, ...] = ()
@@ -90,9 +93,12 @@ class App:
     life: str = ""
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "members", _members(self.members))
         _check_words(self)
         if len(self.members) > MEMBERS_MAX or len(set(self.members)) != len(self.members):
             raise _fault(f"{self.name}: members are at most {MEMBERS_MAX}, and each is named once")
+        if not all(isinstance(time_ns, int) for time_ns in (self.slo_ns, self.ttl_ns)):
+            raise _fault(f"{self.name}: an SLO and a TTL are whole numbers of nanoseconds")
         if not 0 < self.slo_ns <= SLO_MAX_NS or self.ttl_ns < 0:
             raise _fault(f"{self.name}: an SLO is above 0 and at most a day, a TTL not negative")
         if not (0.0 <= self.confidence_min <= 1.0 and 0.0 < self.scale < math.inf):
@@ -120,7 +126,8 @@ class App:
 
         It takes the dtype and shape of the real output where that is known and it can.
         """
-        assert self.default is not None
+        if not isinstance(self.default, str):
+            raise _fault(f"{self.name}: the default is a text of JSON, such as '[0]', and not {self.default!r:.60}")
         try:
             found = json.loads(self.default)
             named = found if isinstance(found, dict) else {self.output or "output": found}
@@ -151,6 +158,12 @@ class App:
             return App(name, tuple(map(Member.parse, found.pop("members"))), **found)
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise CwdError(f"the stored application {name!r} cannot be read: {error}", code=Code.CORRUPT) from None
+
+
+def _members(given: Sequence[Member | str]) -> tuple[Member, ...]:
+    if isinstance(given, str) or not all(isinstance(member, (Member, str)) for member in given):
+        raise _fault(f"members are a sequence of models, such as ('bert-a', 'bert-b/2'), and not {given!r:.60}")
+    return tuple(Member.parse(member) if isinstance(member, str) else member for member in given)
 
 
 def _check_words(app: App) -> None:
@@ -184,7 +197,8 @@ class AppStore:
         """Opens the file, and makes it if there is none. Raises `CwdError` if it is no store of ours."""
         self.path = Path(path) if path is not None else default_store()
         self._lock = threading.Lock()
-        self._changes = 0
+        #: made by this object
+        self.changes = 0
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             # transactions are ours to begin: reading what is then written would else be two of them
@@ -210,7 +224,7 @@ class AppStore:
         """Another one than before once anybody has changed something; takes a few microseconds."""
         with self._lock, _told(self.path):
             (version,) = self._base.execute("PRAGMA data_version").fetchone()
-            return version, self._changes
+            return version, self.changes
 
     def create(self, app: App, *, replace: bool = False) -> None:
         """Keep a new app; raises `CwdError` (MODEL_EXISTS) if there is one of that name."""
@@ -226,19 +240,19 @@ class AppStore:
             self._put(app)
             return app
 
-    def link(self, name: str, members: Sequence[Member]) -> App:
+    def link(self, name: str, members: Sequence[Member | str]) -> App:
         """Add members behind those that are there; one that is there already stays where it is."""
         with self._writing():
             app = self._known(name)
-            new = [member for member in dict.fromkeys(members) if member not in app.members]
+            new = [member for member in dict.fromkeys(_members(members)) if member not in app.members]
             app = dataclasses.replace(app, members=(*app.members, *new))
             self._put(app)
             return app
 
-    def unlink(self, name: str, members: Sequence[Member]) -> App:
+    def unlink(self, name: str, members: Sequence[Member | str]) -> App:
         """Take members out; raises `UnknownModel` for one that is not there."""
         with self._writing():
-            app = self._known(name)
+            app, members = self._known(name), _members(members)
             for member in members:
                 if member not in app.members:
                     raise UnknownModel(f"{name} has no member {member}; it has "
@@ -258,11 +272,19 @@ class AppStore:
         with self._lock, _told(self.path):
             return self._known(name)
 
-    def all(self) -> list[App]:
-        """Every app, by name."""
+    def all(self, skip: Callable[[CwdError], Any] | None = None) -> list[App]:
+        """Every app, by name. For one that cannot be read `CwdError` is raised, or told to `skip`, and the app left out."""
         with self._lock, _told(self.path):
             rows = self._base.execute("SELECT name, facts FROM app ORDER BY name").fetchall()
-        return [App.from_json(*row) for row in rows]
+        found = []
+        for row in rows:
+            try:
+                found.append(App.from_json(*row))
+            except CwdError as error:
+                if skip is None:
+                    raise
+                skip(error)
+        return found
 
     def notes(self) -> dict[str, Any]:
         """What was noted, by name: JSON of front doors' own, which is kept beside the apps."""
@@ -296,7 +318,7 @@ class AppStore:
             try:
                 yield
                 self._base.execute("COMMIT")
-                self._changes += 1
+                self.changes += 1
             except BaseException:
                 self._base.execute("ROLLBACK")
                 raise

@@ -14,7 +14,8 @@ takes 2 us of each request where this takes 0.2; LFU of cachetools comes near it
 Single flight: the first of equal requests *leads*, which means that it is executed; others *join* it. Each keeps its own
 deadline. A joiner whose deadline comes before those of all who lead would depend on an execution that may come too late
 for it, so it leads as well. An execution that ends without an answer for a reason that holds for nobody else (a deadline,
-a cancel, a full table) hands the flight on to the joiner with most time left.
+a cancel, a full table) hands the flight on, to one of the joiners for whom no other execution is in time: after a cancel
+the one with the least time left, which is in time for all, after a refusal the one with the most.
 """
 
 from __future__ import annotations
@@ -28,13 +29,14 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from cwd.errors import BadRequest, CwdError, ExecutionFailed
+from cwd.errors import BadRequest, Code, CwdError, ExecutionFailed
 
 #: what an entry takes beside its arrays and its input: the ring, the keys, the record. Measured, and rounded up
 ENTRY_BYTES = 1024
 #: what each array takes beside its elements
 ARRAY_BYTES = 384
 USES_MAX = 7
+_FOREVER_NS = 1 << 62
 
 Outputs = Mapping[str, np.ndarray]
 Dims = tuple[int, ...]
@@ -170,13 +172,6 @@ class PredictionCache:
         flight.leads.append(waiter.deadline_ns)
         return Found.LEAD, flight
 
-    def look(self, key: Key, dims: Dims, payload: Any) -> dict[str, np.ndarray] | None:
-        """An answer that is there, whatever its age; counts nothing."""
-        entry = self._ring.get(key)
-        if entry is None or entry.given is not None and not _same(entry.given, dims, payload):
-            return None
-        return {name: array.copy() for name, array in entry.outputs.items()}
-
     # how an execution went
 
     def answered(self, flight: Flight, outputs: Outputs, now_ns: int) -> list[Any]:
@@ -198,19 +193,20 @@ class PredictionCache:
             self._close(flight)
             told, flight.joined = flight.joined, []
             return Handed(told, None)
-        # whoever has no more time than the one that was refused would be refused, too
-        told = [waiter for waiter in flight.joined if waiter.deadline_ns <= deadline_ns] if error is not None else []
-        if told:
-            flight.joined = [waiter for waiter in flight.joined if waiter.deadline_ns > deadline_ns]
-        if flight.leads:
-            return Handed(told, None)
-        if not flight.joined:
+        soonest_ns = min(flight.leads, default=_FOREVER_NS)
+        alone = [waiter for waiter in flight.joined if waiter.deadline_ns < soonest_ns]
+        # whoever has no more time than one that was refused would be refused, too
+        refused_ns = -1 if error is None or error.code == Code.BAD_SLO else deadline_ns
+        told = [waiter for waiter in alone if waiter.deadline_ns <= refused_ns]
+        choose = min if refused_ns < 0 else max  # one refusal after the other would use up everybody's time
+        leader = choose((waiter for waiter in alone if waiter.deadline_ns > refused_ns), key=_deadline, default=None)
+        gone = {id(waiter) for waiter in (*told, leader)}
+        flight.joined = [waiter for waiter in flight.joined if id(waiter) not in gone]
+        if leader is not None:
+            flight.leads.append(leader.deadline_ns)
+            self.misses += 1
+        elif not flight.leads:
             self._close(flight)
-            return Handed(told, None)
-        leader = max(flight.joined, key=lambda waiter: waiter.deadline_ns)
-        flight.joined.remove(leader)
-        flight.leads.append(leader.deadline_ns)
-        self.misses += 1
         return Handed(told, leader)
 
     def leave(self, flight: Flight, waiter: Waiter) -> None:
@@ -282,8 +278,12 @@ class PredictionCache:
 
 
 def is_everybodys(error: CwdError) -> bool:
-    """Whether equal requests would meet the same error, however much time they have."""
-    return isinstance(error, (BadRequest, ExecutionFailed))
+    """Whether equal requests would meet the same error, however much time they have; a faulty SLO is one request's own."""
+    return isinstance(error, (BadRequest, ExecutionFailed)) and error.code != Code.BAD_SLO
+
+
+def _deadline(waiter: Waiter) -> int:
+    return waiter.deadline_ns
 
 
 def _bytes_of(outputs: Outputs, given: tuple[Dims, bytes] | None) -> int:

@@ -6,6 +6,7 @@ Not for two threads at once, but for `learn`, which waits for a disk: the blocki
 from __future__ import annotations
 
 import json
+import logging
 import random
 import secrets
 import threading
@@ -27,6 +28,7 @@ from cwd.selection.losses import make_loss
 from cwd.selection.observation import Observation, translated
 from cwd.selection.policies import make_policy
 from cwd.selection.recent import Prediction, Recent
+from cwd.selection.result import AppResult
 from cwd.selection.run import Run
 from cwd.selection.state import Choice
 from cwd.selection.states import SqliteStates, States
@@ -107,7 +109,7 @@ class Desk:
         self._next_id = secrets.randbits(40) << 22
         self._serving: dict[str, Serving] = {}
         self._stamp: Any = None
-        self._looked_ns = 0
+        self._looked_ns = self._changes = 0
         self._opening = threading.Lock()
         self._states: States | None = None
         self._journal: Journal | None = None
@@ -115,7 +117,7 @@ class Desk:
     # apps
 
     def serving(self, name: str, now_ns: int) -> Serving:
-        """The app of that name; raises `UnknownModel`. A change in the store is seen within a tenth of a second."""
+        """The app of that name; raises `UnknownModel`. Others' changes of the store are seen within a tenth of a second."""
         found = self.find(name, now_ns)
         if found is None:
             raise UnknownModel(f"no application {name!r:.60} is there")
@@ -123,13 +125,11 @@ class Desk:
 
     def find(self, name: str, now_ns: int) -> Serving | None:
         """The app of that name, if there is one."""
-        if now_ns - self._looked_ns >= _LOOK_NS:
-            self._look(now_ns)
-        return self._serving.get(name)
+        return self.all(now_ns).get(name)
 
     def all(self, now_ns: int) -> dict[str, Serving]:
         """Every app, by name."""
-        if now_ns - self._looked_ns >= _LOOK_NS:
+        if now_ns - self._looked_ns >= _LOOK_NS or self.store.changes != self._changes:
             self._look(now_ns)
         return self._serving
 
@@ -138,12 +138,12 @@ class Desk:
         self._looked_ns = 0
 
     def _look(self, now_ns: int) -> None:
-        self._looked_ns = now_ns
+        self._looked_ns, self._changes = now_ns, self.store.changes
         stamp = self.store.stamp()
         if stamp == self._stamp:
             return
         before, self._serving = self._serving, {}
-        for app in self.store.all():
+        for app in self.store.all(skip=_unreadable):
             known = before.get(app.name)
             self._serving[app.name] = made = known if known is not None and known.app == app else Serving(app)
             if known is not None and known.app.life == app.life:
@@ -251,6 +251,10 @@ class Desk:
                 self._states.close()
 
 
+def _unreadable(error: CwdError) -> None:
+    logging.getLogger("cwd.selection").warning("%s", error)
+
+
 def open_states(where: str, folder: Path) -> States:
     """The store of states: in `folder` if `where` is empty, else at a Redis."""
     if not where:
@@ -266,14 +270,16 @@ def feedback_folder(folder: Path) -> Path:
     return folder / "feedback"
 
 
-def request_id_of(text: str | int) -> int:
-    """A request id as people write it: 16 hexadecimal digits. Raises `BadRequest`."""
-    if isinstance(text, int):
-        return text
+def request_id_of(request: AppResult | str | int) -> int:
+    """A result's request id, or as people write one: 16 hexadecimal digits. Raises `BadRequest`."""
+    if isinstance(request, AppResult):
+        return request.request_id
+    if isinstance(request, int):
+        return request
     try:
-        return int(text, 16)
+        return int(request, 16)
     except (TypeError, ValueError):
-        raise BadRequest(f"{text!r:.40} is no request id: 16 hexadecimal digits", code=Code.BAD_ARGUMENT) from None
+        raise BadRequest(f"{request!r:.40} is no request id: 16 hexadecimal digits", code=Code.BAD_ARGUMENT) from None
 
 
 def label_of(text: str) -> Any:

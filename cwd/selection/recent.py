@@ -10,8 +10,10 @@ import numpy as np
 
 from cwd.selection.state import Choice
 
-#: what one takes beside its arrays: the records, the choice, the names that are its own
+#: what one takes beside its arrays: the records, the context, the names that are its own. Measured, and rounded up
 RECORD_BYTES = 1024
+#: what each member takes in the choice: a probability and a weight
+MEMBER_BYTES = 72
 ARRAY_BYTES = 256
 
 
@@ -45,10 +47,10 @@ class Recent:
 
     def add(self, request_id: int, prediction: Prediction) -> None:
         """Remember it; what alone is larger than all room is not remembered."""
-        size = RECORD_BYTES + sum(ARRAY_BYTES + array.nbytes for array in prediction.answers.values()) + (
-            0 if prediction.answer is None else ARRAY_BYTES + prediction.answer.nbytes)
+        size = _bytes_of(prediction)
         if size > self.bytes_max:
             return
+        self.bytes -= self._found.pop(request_id, (prediction, 0))[1]
         self._found[request_id] = prediction, size
         self.bytes += size
         self._forget(prediction.made_ns)
@@ -67,3 +69,9 @@ class Recent:
                 return
             del self._found[first]
             self.bytes -= size
+
+
+def _bytes_of(prediction: Prediction) -> int:
+    arrays = [*prediction.answers.values(), *(() if prediction.answer is None else (prediction.answer,))]
+    return (RECORD_BYTES + MEMBER_BYTES * len(prediction.choice.weights)
+            + sum(ARRAY_BYTES + array.nbytes for array in arrays))

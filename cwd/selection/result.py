@@ -7,13 +7,14 @@ from typing import Any
 
 import numpy as np
 
+from cwd.client.result import Answer
 from cwd.units import format_duration
 
 
-class AppResult:
-    """One answer of an application, in time. `result["name"]` is short for `result.outputs["name"]`."""
+class AppResult(Answer):
+    """One answer of an application, in time."""
 
-    __slots__ = ("app", "request_id", "outputs", "asked", "answered", "cached", "confidence", "default", "reason",
+    __slots__ = ("app", "request_id", "asked", "answered", "cached", "confidence", "default", "reason",
                  "explanation", "total_ns")
 
     def __init__(self, app: str, request_id: int, outputs: Mapping[str, np.ndarray], asked: tuple[str, ...],
@@ -22,8 +23,7 @@ class AppResult:
         self.app = app
         #: what `feedback` takes
         self.request_id = request_id
-        #: arrays, which are the caller's to write to
-        self.outputs: dict[str, np.ndarray] = dict(outputs)
+        self.outputs = dict(outputs)
         #: the members that were asked, and those that answered in time
         self.asked = asked
         self.answered = answered
@@ -45,15 +45,6 @@ class AppResult:
     @property
     def members_answered(self) -> int:
         return len(self.answered)
-
-    @property
-    def output(self) -> np.ndarray:
-        """The only output; raises `ValueError` where there are others."""
-        (array,) = self.outputs.values()
-        return array
-
-    def __getitem__(self, name: str) -> np.ndarray:
-        return self.outputs[name]
 
     def facts(self) -> dict[str, Any]:
         """All but the outputs, as plain data; what front doors tell."""

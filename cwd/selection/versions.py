@@ -54,6 +54,6 @@ class Versions:
         self._asking.discard(member)
 
 
-def key_of(model: Model, epoch: int) -> ModelKey:
+def key_of(model: Model) -> ModelKey:
     """What the cache knows a model by."""
-    return model.name, model.version, model.handle, epoch
+    return model.name, model.version, model.handle, model.epoch

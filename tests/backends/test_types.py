@@ -1,4 +1,7 @@
-"""What runs on a GPU is type-checked, since a machine without one runs none of it; and it is imported only where it is used."""
+"""What runs on a GPU is type-checked, since a machine without one runs none of it; and it is imported only where it is used.
+
+So is what programs of users import: the client and what stands on it.
+"""
 
 from __future__ import annotations
 
@@ -9,13 +12,15 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-CHECKED = ("cwd/worker/backends", "cwd/worker/measure.py", "cwd/worker/device.py")
+CHECKED = {"backends": ("cwd/worker/backends", "cwd/worker/measure.py", "cwd/worker/device.py"),
+           "clients": ("cwd/__init__.py", "cwd/client", "cwd/selection", "cwd/gateway")}
 
 
-def test_the_backends_are_type_checked():
+@pytest.mark.parametrize("what, needed", [("backends", "torch"), ("clients", "starlette")])
+def test_types(what, needed):
     pytest.importorskip("mypy")
-    pytest.importorskip("torch")
-    found = subprocess.run([sys.executable, "-m", "mypy", "--follow-imports=silent", *CHECKED], cwd=ROOT, text=True,
+    pytest.importorskip(needed)
+    found = subprocess.run([sys.executable, "-m", "mypy", "--follow-imports=silent", *CHECKED[what]], cwd=ROOT, text=True,
                            capture_output=True, check=False)
     assert found.returncode == 0, found.stdout + found.stderr
 

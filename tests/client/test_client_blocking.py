@@ -58,13 +58,14 @@ def test_threads_share_a_client(client):
 class Interrupted:
     """A connection's lock, near which its leader is interrupted once."""
 
-    def __init__(self, connection, where):
-        self.connection, self.lock, self.where = connection, connection._lock, where
+    def __init__(self, connection, where, meanwhile=lambda: None):
+        self.connection, self.lock, self.where, self.meanwhile = connection, connection._lock, where, meanwhile
 
     def _interrupt(self, where):
         leads = self.connection._leading and threading.current_thread() is threading.main_thread()
         if leads and where == self.where:
             self.where = ""
+            self.meanwhile()
             raise KeyboardInterrupt
 
     def acquire(self):
@@ -94,6 +95,22 @@ def test_an_interrupt_leaves_no_socket_behind(controller, where):
     assert not connection._leading and not connection._lock.lock.locked()
     client.close()
     assert connection._socket is None
+
+
+def test_an_interrupt_of_one_who_leads_while_another_thread_closes_leaves_no_socket_either(controller):
+    client = cwd.Client(controller.endpoint)
+    client.infer("double", X, "20s")
+    closing = threading.Thread(target=client.close)
+
+    def close():
+        closing.start()
+        closing.join(20)
+
+    connection = client._connection
+    connection._lock = Interrupted(connection, "when it waits for the lock", close)
+    with pytest.raises(KeyboardInterrupt):
+        client.infer("double", X, "20s")
+    assert not closing.is_alive() and connection._closed and connection._socket is None
 
 
 def test_result_in_another_thread_leaves_as_completed_its_call(tmp_path):

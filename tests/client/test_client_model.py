@@ -106,4 +106,6 @@ def test_no_negative_or_absurd_slo(slo):
 
 
 def test_versions_in_names():
+    # what is no number of a version belongs to the name, which nobody has
+    assert [split_name(name) for name in ("a/²", "a/٣", "a/" + "9" * 5000)] == [("a/²", 0), ("a/٣", 0), ("a/" + "9" * 5000, 0)]
     assert split_name("a") == ("a", 0) and split_name("a/3") == ("a", 3) and split_name("a", 2) == ("a", 2)

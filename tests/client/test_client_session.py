@@ -53,6 +53,40 @@ def ask(session, now=T0, slo_ns=100 * NS_PER_MS):
     return session.infer(now, session.models["double", 0], X, (0, 0, 0, 0), slo_ns)
 
 
+def test_lookups_cost_no_credit(session):
+    for ends in range(2):
+        asked = [session.lookup(T0, f"m{i}", 0, NS_PER_S) for i in range(4)] + [session.list(T0, 0, NS_PER_S)]
+        requests = [ask(session) for _ in range(4)]
+        with pytest.raises(errors.CreditExceeded):
+            ask(session)
+        if ends == 0:
+            for call in requests:
+                session.receive(reply(call), T0)
+            for call in asked:
+                session.receive([encode(Type.ERROR, code=201, re_type=3, re_id=call.id, text="")], T0)
+        else:
+            model = session.models["double", 0]
+            session.disconnected(T0)
+            welcome(session, T0)
+            session.models["double", 0] = model
+        assert not session.calls
+    assert len([ask(session) for _ in range(4)]) == 4
+
+
+def test_a_handle_of_another_controller_is_not_sent(session):
+    model = session.models["double", 0]
+    assert ask(session).model is model
+    sent(session)
+    session.disconnected(T0)
+    welcome(session, T0, epoch=2)
+    with pytest.raises(errors.ControllerLost, match="double: the controller that described it"):
+        session.infer(T0, model, X, (0, 0, 0, 0), NS_PER_S)
+    assert not session.calls and not session.outbox
+    session.disconnected(T0)
+    welcome(session, T0, epoch=1)
+    assert session.infer(T0, model, X, (0, 0, 0, 0), NS_PER_S).model is model  # the same one again: handles hold
+
+
 def test_hello_comes_first_and_nothing_goes_before_welcome():
     session = Session(name="t", boot=b"b" * 16, host=HERE, now_ns=T0)
     (kind, fields, _), = sent(session)

@@ -56,6 +56,8 @@ BYTE = np.array([7], np.uint8)
 
 def test_emulated_answers_and_refusals(emulated):
     assert len(emulated.status()["workers"]) == 2
+    with pytest.raises(cwd.CwdError, match=r"not servable after 0\.1 s: nobody \(.*no model nobody is registered"):
+        emulated.wait_servable("mlp", "nobody", timeout=0.1)
     with emulated.client() as client:
         assert set(client.models()) == {"same-000/1", "same-001/1", "mlp/1"}
         result = client.infer("same-000", BYTE, "20s")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from asgi import ask, outputs_of, request
 from members import Members, X
 
 from cwd.client import AsyncClient
+from cwd.gateway import apps
 from cwd.gateway.app import Gateway, make_app
 from cwd.gateway.options import GatewayOptions
 from cwd.selection.apps import App, AppStore, Member
@@ -38,6 +40,29 @@ def world(tmp_path):
     yield play, store, controller
     store.close()
     controller.stop()
+
+
+def test_an_app_s_answer_that_is_ready_after_the_timeout_is_not_sent_as_if_in_time(world, monkeypatch):
+    """The member answered in time, and then the gateway was busy with others' until the deadline had passed."""
+    play, store, controller = world
+    store.create(App("one", (M0,)))
+    store.create(App("default", (M0,), default="0"))
+    encode = apps.encode
+
+    def busy(*args):
+        time.sleep(0.6)
+        return encode(*args)
+
+    async def main(ask):
+        monkeypatch.setattr(apps, "encode", busy)
+        answer = await ask("POST", "/v2/models/one/infer", *request({"x": X}, timeout=500_000))
+        assert (answer.status, answer.json["code"]) == (503, "DEADLINE_MISSED") and controller.executions[0] == 1
+        found = (await ask("GET", "/v2/models/one/stats")).json["model_stats"][0]["inference_stats"]
+        assert (found["success"]["count"], found["fail"]["count"]) == (0, 1)
+        controller.silent_members = {0}
+        assert (await ask("POST", "/v2/models/default/infer", *request({"x": X}, timeout=100_000))).status == 203
+
+    play(main)
 
 
 def test_an_app_is_asked_like_a_model(world):

@@ -35,7 +35,9 @@ def test_what_is_stored_reads_back(app):
     {"policy": "exp4", "members": (Member("a"), Member("b"))}, {"combine": "median"}, {"loss": "hinge"},
     {"loss": "absolute", "loss_parameters": {"scale": 0}}, {"default": "{"}, {"default": '{"a": {}}'}, {"default": "{}"},
     {"confidence_min": 0.5}, {"confidence_min": 1.5, "default": "1"}, {"context": "planet"}, {"ttl_ns": -1},
-    {"default": "[[1], [1, 2]]"}, {"input_type": "shapes"}, {"scale": 0.0},
+    {"default": [0]}, {"default": 0}, {"members": "ab"}, {"members": (3,)}, {"members": ("a/²",)}, {"slo_ns": "1s"},
+    {"slo_ns": 0.1}, {"ttl_ns": "1s"}, {"members": ["a", Member("a")]}, {"default": "[[1], [1, 2]]"},
+    {"input_type": "shapes"}, {"scale": 0.0},
 ])
 def test_what_cannot_work_is_refused(fields):
     with pytest.raises(CwdError) as caught:
@@ -84,6 +86,18 @@ def test_a_store_of_several_processes_and_lives(tmp_path):
         assert again.notes() == {"m:1": {"labels": []}}
         again.note("m:1", None)
         assert again.notes() == {}
+
+
+def test_members_are_given_as_texts_too(tmp_path):
+    app = App("app", ["a", "b/2", Member("c")], "exp4", combine="vote")
+    assert app.members == (Member("a"), Member("b", 2), Member("c"))
+    with AppStore(tmp_path / "apps.db") as store:
+        store.create(app)
+        assert store.link("app", ["d/7", "a"]).members == (*app.members, Member("d", 7))
+        assert store.unlink("app", ["b/2", "c"]).members == (Member("a"), Member("d", 7))
+        for call in (store.link, store.unlink):
+            with pytest.raises(CwdError, match="sequence of models"):
+                call("app", "a")
 
 
 def test_files_that_are_no_store(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 import threading
 import time
 
@@ -17,6 +18,7 @@ from cwd.errors import (
 from cwd.selection.aio import AsyncApps
 from cwd.selection.apps import App, AppStore, Member
 from cwd.selection.blocking import Apps
+from cwd.wire.messages import Type
 
 
 class Blocking:
@@ -96,8 +98,6 @@ class World:
 
     def app(self, name="app", members=1, **fields):
         self.store.create(App(name, tuple(Member(f"m{i}") for i in range(members)), **{"slo_ns": 5 * 10**9, **fields}))
-        if self.shell is not None:
-            self.shell.apps.desk.refresh()
 
     def predict(self, *args, times=1, **kwargs):
         if self.shell is None:
@@ -144,7 +144,6 @@ def test_errors_are_those_of_the_client(world, fields):
     assert isinstance(found, DeadlineMissed) if "default" not in fields else found.reason == "DEADLINE_MISSED"
     world.app("none")
     world.store.change("none", members=())
-    world.shell.apps.desk.refresh()
     assert world.predict("none", X).code == Code.MODEL_NOT_READY
 
 
@@ -152,7 +151,6 @@ def test_an_app_whose_model_is_not_there(world):
     world.store.create(App("app", (Member("gone"),), cache=True))
     assert isinstance(world.predict("app", X), UnknownModel)
     world.store.create(App("with", (Member("gone"), Member("m1")), "exp4", combine="mean"))
-    world.shell.apps.desk.refresh()
     result = world.predict("with", X, "2s")
     assert result.answered == ("m1",) and result.members_asked == 2 and result["y"].tolist() == [2, 4, 6]
 
@@ -211,7 +209,7 @@ def test_a_name_that_stands_for_another_version(world):
     while world.predict("app", X).cached and time.monotonic() < until:
         time.sleep(0.05)
     assert world.controller.executions[0] == 2 and time.monotonic() < until
-    assert len(world.shell.apps.desk.cache) == 2 and world.shell.apps.desk.cache.invalidate("m0", 1) == 1
+    assert len(world.shell.apps.desk.cache) == 2 and world.shell.apps.invalidate("m0", 1) == 1
 
 
 def test_a_controller_that_is_restarted(world):
@@ -238,6 +236,16 @@ def test_changes_of_an_app_are_seen(world):
     assert found.answered == ("m2",)
 
 
+def test_what_is_changed_here_is_seen_at_once(world):
+    world.app()
+    for member in (1, 2, 0):
+        world.predict("app", X)
+        world.store.change("app", members=(Member(f"m{member}"),))
+        assert world.predict("app", X)["y"].tolist() == [member + 1, 2 * member + 2, 3 * member + 3]
+    world.store.remove("app")
+    assert isinstance(world.predict("app", X), UnknownModel)
+
+
 def test_feedback_teaches_the_policy_once_per_id(world):
     world.app(members=3, policy="exp4", parameters={"eta": 1.0, "share": 0.0}, combine="mean", loss="absolute",
               loss_parameters={"scale": 10.0}, output="y")
@@ -249,7 +257,8 @@ def test_feedback_teaches_the_policy_once_per_id(world):
     assert world.feedback(result.request_id, X, feedback_id="another") is True
     weights = np.exp([0, -0.4, -0.8])
     assert np.allclose(world.predict("app", X)["y"], X * ((weights / weights.sum()) @ [1, 2, 3]))
-    assert isinstance(world.feedback(12345, X), BadRequest)
+    assert world.feedback(result, X) is False and isinstance(world.feedback("no id", X), BadRequest)
+    assert isinstance(world.feedback(12345, X), BadRequest) and isinstance(world.feedback(True, X), BadRequest)
     # what a new process finds
     world.open()
     assert np.allclose(world.predict("app", X)["y"], X * ((weights / weights.sum()) @ [1, 2, 3]))
@@ -297,3 +306,119 @@ def test_the_first_connection_is_not_held_against_an_slo(world):
     result = world.predict("app", X, 0.4)
     timer.join()
     assert result.members_answered == 2
+
+
+def test_without_time_nobody_is_asked(world):
+    world.app()
+    world.app("two", members=2, policy="exp4", combine="mean")
+    for name in ("app", "two"):
+        assert isinstance(world.predict(name, X, 1e-9), DeadlineMissed)
+    assert not world.controller.executions
+
+
+def test_an_app_that_cannot_be_read_leaves_the_others_alone(world, caplog):
+    world.app()
+    world.app("broken")
+    with sqlite3.connect(world.folder / "apps.db") as other:
+        other.execute("UPDATE app SET facts = '{\"of\": \"a newer cwd\"}' WHERE name = 'broken'")
+    other.close()
+    for _ in range(3):
+        world.open()
+        assert world.predict("app", X)["y"].tolist() == [1, 2, 3]
+    assert isinstance(world.predict("broken", X), UnknownModel) and "'broken' cannot be read" in caplog.text
+    with pytest.raises(CwdError):
+        world.store.all()
+
+
+def test_closing_ends_who_waits_for_a_lookup(tmp_path):
+    async def main():
+        controller = Members(tmp_path / "c.sock")
+        async with AsyncClient(controller.endpoint) as client:
+            await client.connect()
+            apps = AsyncApps(client, tmp_path / "apps.db")
+            apps.store.create(App("app", ("m0",), cache=True, slo_ns=60 * 10**9))
+            controller.silent = True
+            waiting = [asyncio.ensure_future(apps.predict("app", X)) for _ in range(2)]
+            await asyncio.to_thread(controller.sees, Type.LOOKUP)
+            waiting[0].cancel()
+            await asyncio.sleep(0)
+            await apps.close()
+            outcomes = await asyncio.gather(*waiting, return_exceptions=True)
+        controller.stop()
+        return outcomes
+
+    cancelled, closed = asyncio.run(asyncio.wait_for(main(), 30))
+    assert isinstance(cancelled, asyncio.CancelledError)
+    assert isinstance(closed, CwdError) and closed.text == "these applications are closed"
+
+
+def test_closed_applications_say_so(world):
+    world.app()
+    result = world.predict("app", X)
+    world.shell.call("close", ((), {}))
+    for found in (world.predict("app", X), world.feedback(result, X)):
+        assert isinstance(found, CwdError) and found.text == "these applications are closed"
+
+
+class Handed(dict):
+    """Inputs that call `when` as they are first read."""
+
+    def __init__(self, inputs, when):
+        super().__init__(inputs)
+        self.when = when
+
+    def __getitem__(self, name):
+        when, self.when = self.when, lambda: None
+        when()
+        return super().__getitem__(name)
+
+
+@pytest.mark.parametrize("fields", [{"default": "0"}, {"cache": True}])
+def test_a_handle_of_a_former_controller_is_another_models(world, fields):
+    """The controller is another one between the lookup and the execution, and numbers its models in another order."""
+    world.app(**fields)
+    assert world.predict("app", X)["y"].tolist() == [1, 2, 3]
+
+    def restart():
+        for old, new in ((100, 101), (101, 100)):
+            name = f"m{old - 100}"
+            world.controller.models[name] = (new, world.controller.models[name][1])
+        world.controller.restart()
+        until = time.monotonic() + 20
+        while world.kind is Blocking and world.shell.client.epoch < 2 and time.monotonic() < until:
+            time.sleep(0.01)
+
+    result = world.predict("app", Handed({"x": 3 * X}, restart), "20s")
+    assert result["y"].tolist() == [6, 12, 18] and world.controller.epoch == 2
+
+
+def test_an_execution_that_ends_in_no_way_of_ours_blocks_nobody(world, monkeypatch):
+    world.app(cache=True)
+    world.predict("app", X)
+    world.controller.refusing = {0: Code.UNKNOWN_MODEL}  # which makes the blocking shell ask through the client
+    infer = type(world.shell.client).infer
+
+    def fails(*args, **kwargs):
+        raise RuntimeError("a fault")
+
+    monkeypatch.setattr(type(world.shell.client), "infer", fails)
+    with pytest.raises(RuntimeError, match="a fault"):
+        if world.kind is Blocking:
+            world.shell.apps.predict("app", 2 * X)
+        else:
+            world.predict("app", 2 * X)
+    monkeypatch.setattr(type(world.shell.client), "infer", infer)
+    world.controller.refusing = {}
+    assert world.predict("app", 2 * X)["y"].tolist() == [2, 4, 6]
+    assert not world.shell.apps.desk.cache._flights
+
+
+def test_nobody_waits_for_a_lookup_of_what_is_known(world, monkeypatch):
+    monkeypatch.setattr("cwd.selection.versions.AGAIN_NS", 0)
+    world.app(cache=True)
+    world.predict("app", X)
+    world.controller.silent = True
+    for _ in range(3):
+        result = world.predict("app", X, "1s")
+        assert result.cached == 1 and result["y"].tolist() == [1, 2, 3]
+    world.controller.silent = False

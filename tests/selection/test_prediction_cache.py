@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cwd.errors import DeadlineUnreachable, ExecutionFailed
+from cwd.errors import BadRequest, Code, DeadlineUnreachable, ExecutionFailed
 from cwd.selection.cache import ARRAY_BYTES, ENTRY_BYTES, USES_MAX, Found, PredictionCache
 
 NO_DIMS = (0, 0, 0, 0)
@@ -194,6 +194,39 @@ def test_an_execution_without_an_answer_is_handed_on_to_the_one_with_most_time()
     cache.leave(flight, short)
     assert cache.ended(flight, 60, refused) == ([], None) and not cache._flights
     assert len(cache) == 0 and put(cache, 1) is Found.LEAD  # no error was kept
+
+
+def test_who_has_another_execution_in_time_waits_for_that_one():
+    """Two lead; the one with more time is refused, and then the other: nobody is told, or leads, before there is need."""
+    cache = PredictionCache(1 << 20)
+    (_, flight, _), (_, _, first), (second, _, _), (third, _, middle) = seats(cache, 100, 100, 50, 60)
+    assert (second, third) == (Found.LEAD, Found.JOIN)
+    assert cache.ended(flight, 100, DeadlineUnreachable("no")) == ([], None)
+    assert cache.answered(flight, {"y": np.array([0.5])}, 0) == [first, middle]
+
+
+@pytest.mark.parametrize("error", [None, DeadlineUnreachable("no")])
+def test_who_would_wait_for_an_execution_beyond_its_deadline_leads(error):
+    cache = PredictionCache(1 << 20)
+    (_, flight, _), (_, _, last), (_, _, _), (_, _, middle), (_, _, equal) = seats(cache, 100, 120, 50, 60, 50)
+    # none of those for whom the execution until 100 may come too late is left to wait for it, but for whom 60 will do
+    assert cache.ended(flight, 50, error) == (([equal], middle) if error else ([], equal))
+    assert flight.leads == [100, 60 if error else 50]
+    assert cache.answered(flight, {"y": np.array([0.5])}, 0) == [last] + [middle] * (not error)
+
+
+def test_after_a_cancel_the_one_with_least_time_leads_for_all():
+    cache = PredictionCache(1 << 20)
+    (_, flight, _), (_, _, middle), (_, _, last), (_, _, equal) = seats(cache, 50, 60, 90, 50)
+    assert cache.ended(flight, 50, None) == ([], equal) and cache.ended(flight, 50, None) == ([], middle)
+    assert cache.answered(flight, {"y": np.array([0.5])}, 0) == [last]
+
+
+def test_an_slo_that_the_controller_does_not_take_is_one_requests_own():
+    cache = PredictionCache(1 << 20)
+    (_, flight, _), (_, _, second), (_, _, third) = seats(cache, 50, 60, 50)
+    assert cache.ended(flight, 50, BadRequest("too long", code=Code.BAD_SLO)) == ([], third)
+    assert cache.answered(flight, {"y": np.array([0.5])}, 0) == [second]
 
 
 def test_an_error_that_all_would_meet_is_told_to_all_and_not_kept():

@@ -12,6 +12,7 @@ from cwd.errors import (
     BadRequest, Cancelled, Code, CreditExceeded, DeadlineMissed, DeadlineUnreachable, ExecutionFailed,
 )
 from cwd.selection.cache import PredictionCache
+from cwd.selection.result import AppResult
 
 ERRORS = (DeadlineUnreachable, DeadlineMissed, ExecutionFailed, CreditExceeded, Cancelled)
 
@@ -54,6 +55,16 @@ def test_nobody_answers(default):
         assert run.error is None and run.result.default and run.result["output"].tolist() == [4.5]
         assert (run.result.reason, run.result.explanation) == ("DEADLINE_UNREACHABLE", "busy")
         assert run.result.facts()["default"] and run.result.members_answered == 0
+
+
+def test_the_output_of_an_answer_with_several_says_which_there_are():
+    run = begun(Played(1), 5, 0, 1000)
+    run.answered(0, answer_of(0, 5), 10)
+    assert run.result.output is run.result["y"]
+    result = AppResult("app", 1, {"y": np.zeros(1), "z": np.ones(1)}, ("m0",), ("m0",), 5)
+    with pytest.raises(ValueError, match="2 outputs, and not one: y, z"):
+        result.output
+    assert result["z"].tolist() == [1.0]
 
 
 def test_a_fault_of_the_request_gets_no_default():
