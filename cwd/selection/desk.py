@@ -24,6 +24,7 @@ from cwd.selection.combine import combine
 from cwd.selection.entry import fitted
 from cwd.selection.feedback import Journal
 from cwd.selection.losses import make_loss
+from cwd.selection.margin import Margin
 from cwd.selection.observation import Observation, translated
 from cwd.selection.policies import make_policy
 from cwd.selection.recent import Prediction, Recent
@@ -34,8 +35,6 @@ from cwd.units import NS_PER_MS, NS_PER_S
 
 #: how old what is known of the apps may be
 _LOOK_NS = 100 * NS_PER_MS
-#: before its deadline an app answers by so much with what has arrived: timers are late, and somebody has to hear of it
-_MARGIN_MIN_NS, _MARGIN_PART, _MARGIN_PART_MAX = 4 * NS_PER_MS, 50, 4
 #: answers and labels with more elements are not written into the feedback log
 _LOGGED_MAX = 16
 _CONTEXT_MAX = 256
@@ -102,6 +101,7 @@ class Desk:
         self.settings = settings
         self.cache = PredictionCache(settings.cache_bytes, compare=settings.compare)
         self.recent = Recent(settings.recent_bytes, settings.recent_ns)
+        self.margin = Margin()
         self._folder = Path(store.path).parent
         self._random = random.Random(settings.seed)
         self._next_id = secrets.randbits(40) << 22
@@ -160,7 +160,9 @@ class Desk:
             raise BadRequest(f"{app.name} has no models yet: link one", code=Code.MODEL_NOT_READY)
         choice = serving.fixed or (self._choice(serving, where) if app.members else Choice((), (), ()))
         self._next_id += 1
-        return Run(serving, choice, self._next_id, now_ns, now_ns + slo_ns - self._margin(app, choice, slo_ns), where)
+        # one model's answer comes in time, or there is none
+        margin_ns = 0 if len(choice.members) == 1 and app.default is None else self.margin.of(slo_ns, now_ns)
+        return Run(serving, choice, self._next_id, now_ns, now_ns + slo_ns - margin_ns, where, margin_ns)
 
     def context_of(self, app: App, context: str | None) -> str:
         """The context whose state is used; raises `BadRequest` where one is needed and not given."""
@@ -175,13 +177,10 @@ class Desk:
         entry = self.states().get(serving.app.key, context)
         return serving.policy.choose(fitted(entry, serving.policy, serving.names), self._random.random())
 
-    def _margin(self, app: App, choice: Choice, slo_ns: int) -> int:
-        if len(choice.members) == 1 and app.default is None:
-            return 0  # the model's answer comes in time, or there is none
-        return min(max(_MARGIN_MIN_NS, slo_ns // _MARGIN_PART), slo_ns // _MARGIN_PART_MAX)
-
     def ended(self, serving: Serving, run: Run, now_ns: int) -> None:
         """Remember a run that is done, for feedback, and count it."""
+        if run.margin_ns and now_ns >= run.deadline_ns:
+            self.margin.observe(now_ns - run.deadline_ns, now_ns)
         counts, result = serving.counts, run.result
         counts["predictions"] += 1
         if result is None:
