@@ -8,6 +8,7 @@ After SIGCONT it goes on. The controller is given a minute before it takes a sil
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import http.client
 import json
 import signal
@@ -76,6 +77,7 @@ class World:
             str(self.repository.root), "--pages", str(_LATE_PAGES), "--page-bytes", str(_PAGE_BYTES)],
             log=self.cluster.folder / "straggler.log", folder=self.cluster.folder, module=module, environment={
                 "CWD_KEYS": "", "CWD_KEY": "", "CWD_SERVER_KEY": "", **(environment or {})})
+        self._ends = contextlib.ExitStack()
         self.gateway = gateway_of(self.cluster, "--apps", str(self.apps_file))
 
     def __enter__(self) -> World:
@@ -87,14 +89,26 @@ class World:
             self.gateway.wait_ready(self.cluster.timeout_s)
             self.cluster.admin("model.add", name=LATE)  # no worker had room for it before
             self.cluster.wait_servable()
-            with self.cluster.client(name="bench") as client:
-                for name in reversed(self.names):
-                    client.infer(name, _X, _PATIENCE_S)
-            _Http(self.port, self.app).ask(_PATIENCE_S)  # it knows the members from now on
+            self._open()
         except BaseException:
             self.close()
             raise
         return self
+
+    def _open(self) -> None:
+        """The doors, and every model where it belongs; each door knows the members from now on."""
+        store = self._ends.enter_context(AppStore(self.apps_file))
+        self._client = self._ends.enter_context(self.cluster.client(name="bench"))
+        self._apps = self._ends.enter_context(Apps(self._client, store))
+        for name in reversed(self.names):
+            self._client.infer(name, _X, _PATIENCE_S)
+        self._runner = self._ends.enter_context(asyncio.Runner())
+        client = self.cluster.async_client(name="bench")
+        self._ends.callback(lambda: self._runner.run(client.close()))
+        self._async_apps = AsyncApps(client, store)
+        self._ends.callback(lambda: self._runner.run(self._async_apps.close()))
+        self._runner.run(self._async_apps.predict(self.app, _X, _PATIENCE_S))
+        _Http(self.port, self.app).ask(_PATIENCE_S)
 
     def __exit__(self, *exception: object) -> None:
         self.close()
@@ -103,6 +117,7 @@ class World:
         """End it all; a worker that is stopped hears of nothing else before it goes on."""
         if self.worker.alive:
             self.worker.signal(signal.SIGCONT)
+        self._ends.close()
         self.gateway.stop(5)
         self.worker.stop(5)
         self.cluster.close()
@@ -122,39 +137,28 @@ class World:
     def ask(self, door: str, slo_ms: int, count: int) -> list[Heard]:
         """`count` requests by one of `DOORS`, a few at a time."""
         if door == "asyncio":
-            return asyncio.run(self._by_coroutines(app_of(slo_ms), count))
+            return self._runner.run(self._by_coroutines(app_of(slo_ms), count))
         if door == "gateway":
             return by_threads(lambda: _Http(self.port, app_of(slo_ms)), count)
-        with self.cluster.client(name="bench") as client, AppStore(self.apps_file) as store, Apps(client, store) as apps:
-            for name in self.names:
-                client.lookup(name)
-            return by_threads(lambda: _Native(apps, app_of(slo_ms)), count)
+        return by_threads(lambda: _Native(self._apps, app_of(slo_ms)), count)
 
     async def _by_coroutines(self, app: str, count: int) -> list[Heard]:
         found: list[Heard] = []
 
-        async def stream(apps: AsyncApps) -> None:
+        async def stream() -> None:
             for _ in range(max(count // _STREAMS, 1)):
                 began_ns = time.monotonic_ns()
                 try:
-                    found.append(heard(began_ns, await apps.predict(app, _X)))
+                    found.append(heard(began_ns, await self._async_apps.predict(app, _X)))
                 except CwdError as error:
                     found.append(Heard(time.monotonic_ns() - began_ns, 0, 0, "", error.code))
 
-        async with self.cluster.async_client(name="bench") as client:
-            with AppStore(self.apps_file) as store:
-                async with AsyncApps(client, store) as apps:
-                    await asyncio.gather(*map(client.lookup, self.names))
-                    await asyncio.gather(*(stream(apps) for _ in range(min(_STREAMS, count))))
+        await asyncio.gather(*(stream() for _ in range(min(_STREAMS, count))))
         return found
 
     def without(self, count: int) -> list[Heard]:
         """The eight asked one by one, and waited for until there is an answer or an error of each."""
-        found = []
-        with self.cluster.client(name="bench") as client:
-            for _ in range(count):
-                found.append(_all_eight(client, self.names))
-        return found
+        return [_all_eight(self._client, self.names) for _ in range(count)]
 
     def until_all(self, door: str, slo_ms: int, patience_s: float = _PATIENCE_S) -> int:
         """How many requests it took until all eight took part again. Raises `CwdError` if they never do."""

@@ -135,6 +135,8 @@ class _Waiting:
         self._calls: dict[Call, int] = {}
         self._models: dict[int, Model] = {}
         self._tag = app_tag(run.app.name)
+        #: what looking models up has taken
+        self._looking_ns = 0
 
     def through(self) -> None:
         """Until the run is done."""
@@ -161,7 +163,7 @@ class _Waiting:
         """Models, payloads and keys of the members that were chosen, and why some cannot be asked."""
         asked: dict[int, Asked] = {}
         failed: dict[int, CwdError] = {}
-        apps, run, began_ns = self._apps, self._run, _now()
+        apps, run = self._apps, self._run
         session = apps._client._session
         visit = session.visit
         for member in run.choice.members:
@@ -174,15 +176,21 @@ class _Waiting:
             except CwdError as error:
                 failed[member] = error
         if not session.interrupted(visit):
-            run.deadline_ns += _now() - began_ns  # as in `Client.infer`, looking models up takes nothing off an SLO
+            run.deadline_ns += self._looking_ns  # as in `Client.infer`, looking models up takes nothing off an SLO
         return asked, failed
 
     def _model(self, member: Member) -> Model:
         """What is executed: for the cache an exact version, else whatever the name stands for when it is."""
         apps, client = self._apps, self._apps._client
+        began_ns = _now()
         if self._run.app.cache:
-            return apps._model(member, self._run.deadline_ns)
-        return client._session.models.get(member) or client._first_lookup(member, self._run.deadline_ns - _now())[0]
+            found = apps._model(member, self._run.deadline_ns)
+        elif (known := client._session.models.get(member)) is not None:
+            return known
+        else:
+            found, _ = client._first_lookup(member, self._run.deadline_ns - began_ns)
+        self._looking_ns += _now() - began_ns
+        return found
 
     def _to_call(self) -> list[int]:
         with self._apps._lock:
