@@ -24,7 +24,7 @@ HERE = Path(__file__).resolve().parent
 
 @pytest.fixture
 def world(tmp_path: Path) -> Iterator[World]:
-    with World(tmp_path, (SLO_MS,), lost="6s") as world:
+    with World(tmp_path, (SLO_MS,), lost="4s") as world:
         yield world
 
 
