@@ -41,6 +41,8 @@ class Connected(Protocol):
 
     async def lookup(self, model: str, version: int = 0) -> Model: ...
 
+    async def models(self) -> dict[str, int]: ...
+
     async def infer(self, model: str, inputs: Inputs, slo: str | float | None = None, *, app: str | None = None,
                     version: int = 0) -> Result: ...
 
@@ -73,8 +75,12 @@ class AsyncApps:
         """One prediction; see `cwd.Apps.predict`."""
         if self._patient and not self.client.epoch:
             await self.client.connect()
+        return await self.serve(self.desk.serving(app, _now()), inputs, slo, context=context)
+
+    async def serve(self, serving: Serving, inputs: Inputs, slo: str | float | None = None, *,
+                    context: str | None = None) -> AppResult:
+        """`predict`, for an app that the desk found, or for what was made of one."""
         now = _now()
-        serving = self.desk.serving(app, now)
         run = self.desk.begin(serving, now, serving.app.slo_ns if slo is None else slo_to_ns(slo), context)
         if len(run.choice.members) == 1 and not serving.app.cache and serving.app.default is None:
             run.start(now)

@@ -5,6 +5,7 @@ Not for two threads at once, but for `learn`, which waits for a disk: the blocki
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import random
 import secrets
@@ -18,7 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from cwd.errors import BadRequest, Code, CwdError, UnknownModel
-from cwd.selection.apps import App, AppStore
+from cwd.selection.apps import App, AppStore, Member
 from cwd.selection.cache import Outputs, PredictionCache
 from cwd.selection.combine import combine
 from cwd.selection.entry import fitted
@@ -149,6 +150,14 @@ class Desk:
             if known is not None and known.app.life == app.life:
                 made.counts = known.counts
         self._stamp = stamp
+
+    def narrowed(self, serving: Serving, member: Member) -> Serving:
+        """The app as if that were its only member; counted as the app itself. What is fed back of it says nothing of others."""
+        app = serving.app
+        found = Serving(dataclasses.replace(app, members=(member,), policy="static", parameters={}, combine="",
+                                            confidence_min=0.0))
+        found.counts = serving.counts
+        return found
 
     # predictions
 
