@@ -105,13 +105,16 @@ class Apps:
         except CwdError as error:
             run.failed(member, error, _now())
 
-    def _model(self, member: Member, until_ns: int) -> Model:
-        """The model of an exact version that a member is just now."""
-        now, client = _now(), self._client
+    def _kept(self, member: Member) -> Model | None:
+        """The model of an exact version that a member is, if that is known and nobody has to ask again."""
+        now = _now()
         with self._lock:
-            found = self._versions.get(member, client.epoch, now)
-            if found is not None and (member.version or not self._versions.due(member, now)):
-                return found
+            found = self._versions.get(member, self._client.epoch, now)
+            return found if found is not None and (member.version or not self._versions.due(member, now)) else None
+
+    def _look_up(self, member: Member, until_ns: int) -> Model:
+        """The model of an exact version that a member is just now."""
+        client = self._client
         try:
             self._connection.ready(until_ns)
             model = client.lookup(*member)
@@ -182,11 +185,12 @@ class _Waiting:
     def _model(self, member: Member) -> Model:
         """What is executed: for the cache an exact version, else whatever the name stands for when it is."""
         apps, client = self._apps, self._apps._client
+        known = apps._kept(member) if self._run.app.cache else client._session.models.get(member)
+        if known is not None:
+            return known
         began_ns = _now()
         if self._run.app.cache:
-            found = apps._model(member, self._run.deadline_ns)
-        elif (known := client._session.models.get(member)) is not None:
-            return known
+            found = apps._look_up(member, self._run.deadline_ns)
         else:
             found, _ = client._first_lookup(member, self._run.deadline_ns - began_ns)
         self._looking_ns += _now() - began_ns

@@ -73,6 +73,11 @@ def outputs(found: Any) -> Any:
     return np.array([answer["output"] for answer in answers], "f4")
 
 
+def same(found: Any, wanted: Any) -> bool:
+    """Alike but for the last bits, which a batch may round differently."""
+    return np.shape(found) == np.shape(wanted) and np.allclose(found, wanted, rtol=1e-4, atol=1e-5)
+
+
 def default_of(found: Any, reason: str) -> Any:
     """The output of one answer that is the app's default, and says so in its body, its status and a header."""
     status, headers, body = found
@@ -81,8 +86,8 @@ def default_of(found: Any, reason: str) -> Any:
     return body["output"]
 
 
-def test_a_model_from_its_registration_to_its_end(served: Served) -> None:
-    clipper, cluster, repository, native = served
+def test_an_app_and_its_model_from_registering_to_feedback(served: Served) -> None:
+    clipper, _, _, native = served
     assert clipper.post("/admin/ping", None, method="GET")[::2] == (200, "PONG")
     assert clipper.post("/metrics", None, method="GET")[0] == 200
     assert clipper.asked("get_all_applications", verbose=False) == []
@@ -103,21 +108,32 @@ def test_a_model_from_its_registration_to_its_end(served: Served) -> None:
     assert clipper.asked("get_linked_models", app_name="app") == ["m"]
     one, two = ([native(version, row) for row in X] for version in (1, 2))
     assert not np.allclose(one, two)
-    assert np.array_equal(outputs(clipper.predict("app", input=ROWS[0])), one[:1])
-    assert np.array_equal(outputs(clipper.predict("app", input_batch=ROWS)), one)
-    assert np.array_equal(outputs(clipper.predict("app", input_batch=ROWS[:1])), one[:1])
-    assert np.array_equal(outputs(clipper.predict("app", input=ROWS[0], version="2")), two[:1])
+    assert same(outputs(clipper.predict("app", input=ROWS[0])), one[:1])
+    assert same(outputs(clipper.predict("app", input_batch=ROWS)), one)
+    assert same(outputs(clipper.predict("app", input_batch=ROWS[:1])), one[:1])
+    assert same(outputs(clipper.predict("app", input=ROWS[0], version="2")), two[:1])
     assert clipper.predict("app", input=ROWS[0], version="3")[0] == 404
     # the way with a slash at its end is the same one, and no redirection, which curl would not follow
     assert clipper.post("/app/predict/", json.dumps({"input": ROWS[0]}), "application/x-www-form-urlencoded")[0] == 200
     status, _, text = clipper.post("/app/update", json.dumps({"uid": 0, "input": ROWS[0], "label": 1.0}))
     assert (status, text.strip()) == (200, "Feedback received? 1")
 
+    clipper.unlink_model_from_app("app", "m")
+    assert clipper.asked("get_linked_models", app_name="app") == []
+    clipper.admin("delete_app", name="app")
+    assert clipper.predict("app", input=ROWS[0])[0] == 404
+
+
+def test_versions_come_and_go(served: Served) -> None:
+    clipper, cluster, repository, native = served
+    clipper.register_application("app", "doubles", "-1.0", SLO_US)
+    clipper.link_model_to_app("app", "m")
+    one, two = ([native(version, row) for row in X] for version in (1, 2))
     # forth and back, each seen at once
     for version, wanted in ((2, two), (1, one), (2, two), (2, two), (1, one)):
         assert clipper.set_model_version("m", version).strip() == "SUCCESS"
         assert clipper.get_current_model_version("m") == str(version)
-        assert np.array_equal(outputs(clipper.predict("app", input=ROWS[0])), wanted[:1])
+        assert same(outputs(clipper.predict("app", input=ROWS[0])), wanted[:1])
         assert cluster_uses(cluster) == version
     with pytest.raises(ClipperError, match="404: .*version 3 does not exist"):
         clipper.set_model_version("m", 3)
@@ -139,19 +155,15 @@ def test_a_model_from_its_registration_to_its_end(served: Served) -> None:
 
     clipper.stop_inactive_model_versions(["m"])
     assert sorted(clipper.asked("get_all_containers", verbose=False)) == ["m:3:0", "raw:1:0"]
-    assert np.array_equal(outputs(clipper.predict("app", input=ROWS[0])), answer)
+    assert same(outputs(clipper.predict("app", input=ROWS[0])), answer)
     with pytest.raises(ClipperError, match="404: "):
         clipper.set_model_version("m", 1)
     # a version that was taken out comes back
     clipper.register_model("m", 1, "doubles")
-    assert np.array_equal(outputs(clipper.predict("app", input=ROWS[0])), one[:1])
+    assert same(outputs(clipper.predict("app", input=ROWS[0])), one[:1])
     clipper.stop_models(["m"])
     assert clipper.asked("get_all_models", verbose=False) == ["raw"]
     assert default_of(clipper.predict("app", input=ROWS[0]), "UNKNOWN_MODEL") == -1.0
-    clipper.unlink_model_from_app("app", "m")
-    assert clipper.asked("get_linked_models", app_name="app") == []
-    clipper.admin("delete_app", name="app")
-    assert clipper.predict("app", input=ROWS[0])[0] == 404
 
 
 def test_faults_and_bytes(served: Served) -> None:
