@@ -55,12 +55,13 @@ class AsyncApps:
 
     def __init__(self, client: Connected, store: AppStore | str | os.PathLike[str] | None = None,
                  settings: Settings = Settings(), *, patient: bool = True) -> None:
-        """With `patient` the first connection gets as long as it takes; else it is part of the first request's SLO."""
+        """With `patient` the first connection gets as long as it takes; else it is part of the first request's SLO, as for a
+        front door, whose callers are other processes."""
         self.client = client
         self._patient = patient
         self._own_store = not isinstance(store, AppStore)
         self.store = store if isinstance(store, AppStore) else AppStore(store)
-        self.desk = Desk(self.store, settings)
+        self.desk = Desk(self.store, settings, elsewhere=not patient)
         self._versions = Versions()
         #: executions and lookups under way: the loop itself keeps only weak references
         self._tasks: set[asyncio.Task[Any]] = set()

@@ -97,12 +97,13 @@ class Serving:
 class Desk:
     """Apps, their states, and what is remembered of predictions."""
 
-    def __init__(self, store: AppStore, settings: Settings = Settings()) -> None:
+    def __init__(self, store: AppStore, settings: Settings = Settings(), *, elsewhere: bool = False) -> None:
+        """`elsewhere`: those who ask are other processes, as they are before a gateway."""
         self.store = store
         self.settings = settings
         self.cache = PredictionCache(settings.cache_bytes, compare=settings.compare)
         self.recent = Recent(settings.recent_bytes, settings.recent_ns)
-        self.margin = Margin()
+        self.margin = Margin(elsewhere)
         self._folder = Path(store.path).parent
         self._random = random.Random(settings.seed)
         self._next_id = secrets.randbits(40) << 22

@@ -16,8 +16,8 @@ _SAMPLES = 256
 _AGE_NS = 30 * NS_PER_S
 #: with fewer measurements than that it is no shorter than so long
 _SAMPLES_MIN, _UNKNOWN_NS = 32, 3 * NS_PER_MS
-#: for what comes after the measurement: the caller's own way, another process's if it is behind a gateway
-_MORE_NS = NS_PER_MS
+#: for what comes after the measurement. Who hears of it in another process is as late as we are, and both seldom at once
+_MORE_NS, _ELSEWHERE_PART = NS_PER_MS, 2
 #: the share of an SLO that is given up in any case, and at most
 _PART_MIN, _PART_MAX = 50, 4
 
@@ -25,7 +25,9 @@ _PART_MIN, _PART_MAX = 50, 4
 class Margin:
     """Not for two threads at once. Times are those of one monotonic clock."""
 
-    def __init__(self) -> None:
+    def __init__(self, elsewhere: bool = False) -> None:
+        """`elsewhere`: those who ask are other processes."""
+        self._elsewhere = elsewhere
         #: (when, how late), oldest first
         self._samples: deque[tuple[int, int]] = deque(maxlen=_SAMPLES)
         self._late_ns = _UNKNOWN_NS
@@ -39,7 +41,8 @@ class Margin:
         """The margin for a request of that SLO, ns."""
         if self._samples and now_ns - self._samples[0][0] > _AGE_NS:
             self._look(now_ns)
-        return min(max(self._late_ns + _MORE_NS, slo_ns // _PART_MIN), slo_ns // _PART_MAX)
+        late_ns = self._late_ns + (self._late_ns // _ELSEWHERE_PART if self._elsewhere else 0)
+        return min(max(late_ns + _MORE_NS, slo_ns // _PART_MIN), slo_ns // _PART_MAX)
 
     def _look(self, now_ns: int) -> None:
         samples = self._samples

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from cwd.bench.silent import DOORS, LATE, MEMBERS, Heard, World
+from cwd.bench.silent import DOORS, LATE, MEMBERS, Heard, World, facts_of
 from cwd.errors import Code
 from cwd.units import NS_PER_MS
 
@@ -81,3 +81,15 @@ def test_a_worker_that_lives_but_does_not_come_back_from_an_execution(tmp_path: 
         hang.unlink()
         for door in DOORS:
             world.until_all(door, SLO_MS)
+
+
+def test_what_the_bench_counts() -> None:
+    ms = NS_PER_MS
+    heard = [Heard(46 * ms, 45 * ms, 7, LATE, Code.OK)] * 97 + [
+        Heard(3 * ms, 2 * ms, 8, "", Code.OK), Heard(47 * ms, 46 * ms, 6, f"quick-003,{LATE}", Code.OK),
+        Heard(51 * ms, 0, 0, "", Code.DEADLINE_MISSED)]
+    found = facts_of(heard, 50)
+    assert {key: found[key] for key in ("requests", "seven_of_eight", "fewer", "errors", "waited", "late_by_reply")} == {
+        "requests": 100, "seven_of_eight": 97, "fewer": 1, "errors": 1, "waited": 99, "late_by_reply": 0}
+    assert found["p50_ms"] == 46 and 46 < found["p99_ms"] < 51 and found["p99_of_slo"] == found["p99_ms"] / 50
+    assert facts_of([Heard(52 * ms, 51 * ms, 7, LATE, Code.OK)], 50)["late_by_reply"] == 1

@@ -44,6 +44,11 @@ def test_a_single_stall_says_nothing():
     assert margin.of(SLO, now) == 2 * MS
 
 
+def test_who_hears_of_it_in_another_process_is_as_late():
+    margin = Margin(elsewhere=True)
+    assert margin.of(SLO, fed(margin, *[4.0] * 40)) == 7 * MS
+
+
 def test_what_is_old_is_forgotten():
     margin = Margin()
     now = fed(margin, *[20.0] * 50)
