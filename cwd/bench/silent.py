@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import http.client
 import json
 import signal
@@ -117,6 +118,9 @@ class World:
         self._ends.callback(lambda: self._runner.run(self._async_apps.close()))
         self._runner.run(self._async_apps.predict(self.app, _X, _PATIENCE_S))
         _Http(self.port, self.app).ask(_PATIENCE_S)
+        # what made the models stays as it is: to go through all of it would take longer than the SLOs here
+        gc.collect()
+        gc.freeze()
 
     def __exit__(self, *exception: object) -> None:
         self.close()
@@ -126,6 +130,7 @@ class World:
         if self.worker.alive:
             self.worker.signal(signal.SIGCONT)
         self._ends.close()
+        gc.unfreeze()
         self.gateway.stop(5)
         self.worker.stop(5)
         self.cluster.close()
