@@ -16,8 +16,8 @@ _SAMPLES = 256
 _AGE_NS = 30 * NS_PER_S
 #: with fewer measurements than that it is no shorter than so long
 _SAMPLES_MIN, _UNKNOWN_NS = 32, 3 * NS_PER_MS
-#: for what comes after the measurement. Who hears of it in another process is as late as we are, and both seldom at once
-_MORE_NS, _ELSEWHERE_PART = NS_PER_MS, 2
+#: for what comes after the measurement
+_MORE_NS = NS_PER_MS
 #: the share of an SLO that is given up in any case, and at most
 _PART_MIN, _PART_MAX = 50, 4
 
@@ -26,7 +26,7 @@ class Margin:
     """Not for two threads at once. Times are those of one monotonic clock."""
 
     def __init__(self, elsewhere: bool = False) -> None:
-        """`elsewhere`: those who ask are other processes."""
+        """`elsewhere`: those who ask are other processes, which are as late to hear of an answer as we are to give it."""
         self._elsewhere = elsewhere
         #: (when, how late), oldest first
         self._samples: deque[tuple[int, int]] = deque(maxlen=_SAMPLES)
@@ -41,7 +41,7 @@ class Margin:
         """The margin for a request of that SLO, ns."""
         if self._samples and now_ns - self._samples[0][0] > _AGE_NS:
             self._look(now_ns)
-        late_ns = self._late_ns + (self._late_ns // _ELSEWHERE_PART if self._elsewhere else 0)
+        late_ns = 2 * self._late_ns if self._elsewhere else self._late_ns
         return min(max(late_ns + _MORE_NS, slo_ns // _PART_MIN), slo_ns // _PART_MAX)
 
     def _look(self, now_ns: int) -> None:

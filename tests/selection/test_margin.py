@@ -46,7 +46,7 @@ def test_a_single_stall_says_nothing():
 
 def test_who_hears_of_it_in_another_process_is_as_late():
     margin = Margin(elsewhere=True)
-    assert margin.of(SLO, fed(margin, *[4.0] * 40)) == 7 * MS
+    assert margin.of(SLO, fed(margin, *[4.0] * 40)) == 9 * MS
 
 
 def test_what_is_old_is_forgotten():
