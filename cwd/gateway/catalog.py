@@ -109,7 +109,10 @@ class Catalog:
                              "are not loaded or unloaded through it", code=Code.UNKNOWN_VERB)
         # one command after the other: the admin connection is a blocking one, in a thread
         async with self._turn:
-            return await asyncio.to_thread(lambda: self._connection(endpoint).call(verb, name=name, **more))
+            try:
+                return await asyncio.to_thread(lambda: self._connection(endpoint).call(verb, name=name, **more))
+            finally:
+                self._kept.clear()  # whoever changed something wants to see that
 
     async def workers(self) -> dict[str, Any] | None:
         """What the controller says of itself and its workers, for the status page; None without an admin endpoint.

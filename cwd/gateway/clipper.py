@@ -14,7 +14,6 @@ from __future__ import annotations
 import asyncio
 import base64
 import binascii
-import json
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -28,7 +27,7 @@ from starlette.routing import Route
 from cwd.client import Model
 from cwd.errors import BadRequest, Code, CwdError, UnknownModel
 from cwd.gateway import oip
-from cwd.gateway.apps import DEFAULT_STATUS, Applications
+from cwd.gateway.apps import DEFAULT_STATUS, VERSION, Applications
 from cwd.gateway.body import read_body
 from cwd.gateway.catalog import Catalog
 from cwd.gateway.refusals import error_answer, status_of
@@ -64,8 +63,8 @@ class Clipper:
             "delete_versioned_model": self.delete_model, "get_all_applications": self.all_apps, "get_application": self.app,
             "get_linked_models": self.linked, "get_all_models": self.all_models, "get_model": self.model,
             "get_all_containers": self.all_containers, "get_container": self.container, "get_state": self.state}
-        routes = [Route("/{app}/predict", _said(self.predict), methods=["POST"]),
-                  Route("/{app}/update", _said(self.update), methods=["POST"])]
+        routes = [Route(f"/{{app}}/{call}{end}", _said(handler), methods=["POST"])
+                  for call, handler in (("predict", self.predict), ("update", self.update)) for end in ("", "/")]
         # the lists were asked with GET and a body once
         routes += [Route(f"/admin/{verb}", _said(handler), methods=["POST", "GET"] if verb.startswith("get") else ["POST"])
                    for verb, handler in verbs.items()]
@@ -92,14 +91,14 @@ class Clipper:
 
     async def _predicted(self, serving: Serving, given: Any, version: int) -> AppResult:
         began_ns = time.monotonic_ns()
-        stats = self._statistics.of(serving.app.name, 1)
+        stats = self._statistics.of(serving.app.name, VERSION)
         try:
-            inputs = await self._fitted(serving, given)
             if version:
-                return await self._of_version(serving, inputs, version, began_ns)
+                serving = await self._of_version(serving, version)
+            inputs = await self._fitted(serving, given)
             # Clipper's users are 0 where nothing is said
             context = None if serving.app.context == "app" else "0"
-            result = await self._applications.apps.predict(serving.app.name, inputs, context=context)
+            result = await self._applications.apps.serve(serving, inputs, context=context)
         except CwdError as error:
             stats.failed(error.code.name, time.monotonic_ns() - began_ns)
             raise
@@ -116,12 +115,18 @@ class Clipper:
             return given
         return _input(serving.app, model, given)
 
-    async def _of_version(self, serving: Serving, inputs: Any, version: int, began_ns: int) -> AppResult:
-        """A version that the request names, of the app's first model."""
-        name = serving.app.members[0].model
-        found = await self._applications.apps.client.infer(name, inputs, serving.app.slo_ns / 1e9, version=version)
-        asked = (f"{name}/{version}",)
-        return AppResult(serving.app.name, found.request, found.outputs, asked, asked, time.monotonic_ns() - began_ns)
+    async def _of_version(self, serving: Serving, version: int) -> Serving:
+        """The app with a version that the request names, of its first model. Raises `UnknownModel` for one that is not there."""
+        if not serving.app.members:
+            raise BadRequest(f"{serving.app.name} has no models yet: link one", code=Code.MODEL_NOT_READY)
+        member = Member(serving.app.members[0].model, version)
+        try:
+            await self._catalog.known(*member, serving.app.slo_ns)
+        except UnknownModel:
+            raise
+        except CwdError:
+            pass  # which the prediction will meet as well, and may have a default for
+        return self._applications.apps.desk.narrowed(serving, member)
 
     async def update(self, request: Request) -> Response:
         body = await self._body(request)
@@ -209,12 +214,11 @@ class Clipper:
         kind = _TYPES.get(_text(body, "input_type"))
         if kind is None:
             raise BadRequest(f"input_type {body['input_type']!r:.40} is not known", code=Code.BAD_ARGUMENT)
-        if version not in (await self._catalog.versions()).get(name, []):
+        if not await self._there(name, version):
             await self._catalog.admin("model.add", name=name, version=version)
-        if f"{name}:{version}" in self._store().notes():
+        elif f"{name}:{version}" in self._store().notes():
             raise CwdError(f"model {name}:{version} is registered already", code=Code.MODEL_EXISTS)
-        if (await self._catalog.model(name)).version != version:
-            await self._catalog.admin("model.use", name=name, version=version)
+        await self._use(name, version)
         self._store().note(f"{name}:{version}", {
             "input_type": kind, "labels": body.get("labels", []), "container_name": body.get("container_name", ""),
             "model_data_path": body.get("model_data_path", ""), "batch_size": body.get("batch_size", -1)})
@@ -223,11 +227,28 @@ class Clipper:
     async def use(self, request: Request) -> Response:
         body = await self._body(request)
         name, version = _text(body, "model_name"), _version(body.get("model_version"))
-        if version not in (await self._catalog.versions()).get(name, []):
+        if not await self._there(name, version):
             raise UnknownModel(f"version {version} does not exist for model {name}")
-        if (await self._catalog.model(name)).version != version:
-            await self._catalog.admin("model.use", name=name, version=version)
+        await self._use(name, version)
         return PlainTextResponse("SUCCESS\n")
+
+    async def _there(self, name: str, version: int) -> bool:
+        """Whether the controller has that version, as it is now: what the catalog keeps may be a second old."""
+        return f"{name}/{version}" in await self._applications.apps.client.models()
+
+    async def _use(self, name: str, version: int) -> None:
+        """Have the name stand for that version."""
+        if await self._current(name) != version:
+            await self._catalog.admin("model.use", name=name, version=version)
+
+    async def _current(self, name: str) -> int:
+        """The version that the name stands for now, 0 if none can be asked."""
+        try:
+            return (await self._applications.apps.client.lookup(name)).version
+        except CwdError as error:
+            if error.code not in (Code.UNKNOWN_MODEL, Code.MODEL_NOT_READY):
+                raise
+            return 0
 
     async def delete_model(self, request: Request) -> Response:
         body = await self._body(request)
@@ -289,7 +310,7 @@ class Clipper:
         histograms = []
         total = 0
         for name, serving in self._applications.all().items():
-            counts, stats = serving.counts, self._statistics.of(name, 1)
+            counts, stats = serving.counts, self._statistics.of(name, VERSION)
             total += counts["predictions"]
             counters.append({f"app:{name}:num_predictions": {"count": counts["predictions"]}})
             ratios.append({f"app:{name}:default_prediction_ratio": {
@@ -324,9 +345,9 @@ def _said(handler: Handler) -> Handler:
         except CwdError as error:
             _, headers, _ = error_answer(error)
             kind = "Json error" if error.code == Code.MALFORMED else "Query processing error"
-            body = json.dumps({"error": kind, "cause": error.text, "code": error.code.name})
+            body = orjson.dumps({"error": kind, "cause": error.text, "code": error.code.name})
             found = {name.decode(): value.decode() for name, value in headers if name != b"content-type"}
-            return Response(body + "\n", status_of(error), found, _JSON)
+            return Response(body + b"\n", status_of(error), found, _JSON)
     return answer
 
 
@@ -358,19 +379,25 @@ def _version(given: Any) -> int:
 def _default(text: str) -> str:
     """The app's default, as JSON. What is JSON of numbers is taken for them, as Clipper does with every output."""
     try:
-        found = json.loads(text)
+        found = orjson.loads(text)
         if not isinstance(found, dict) and np.asarray(found).dtype.kind in "iufb":
-            return json.dumps(found)
-    except (ValueError, RecursionError):
+            return orjson.dumps(found).decode()
+    except ValueError:
         pass
-    return json.dumps(text)
+    return orjson.dumps(text).decode()
+
+
+def _default_output(app: App) -> Any:
+    """The default as it is answered."""
+    try:
+        return orjson.loads(app.default) if app.default is not None else None
+    except ValueError:  # others' JSON may have what this has not: NaN
+        return app.default
 
 
 def _default_text(app: App) -> str:
-    if app.default is None:
-        return ""
-    found = json.loads(app.default)
-    return found if isinstance(found, str) else app.default
+    found = _default_output(app)
+    return found if isinstance(found, str) else app.default or ""
 
 
 def _app_facts(app: App) -> dict[str, Any]:
@@ -425,7 +452,7 @@ def _input(app: App, model: Model, given: Any) -> np.ndarray:
 def _answer(app: App, result: AppResult) -> dict[str, Any]:
     """One prediction in Clipper's form."""
     if result.default:
-        found: Any = json.loads(app.default) if app.default is not None else None
+        found: Any = _default_output(app)
     else:
         array = result.outputs[app.output] if app.output in result.outputs else next(iter(result.outputs.values()))
         found = array.item() if array.size == 1 else array.tolist()

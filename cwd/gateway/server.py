@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import logging
 import os
 import signal
@@ -103,6 +104,9 @@ async def _serve(options: GatewayOptions, load: Callable[[], GatewayOptions], to
 
         with _signals(gateway, server, reload):
             async with _beside(supervision.run(lambda: server.started), _watch(certificate)):
+                # a full collection of what a start leaves behind would take longer than many an SLO
+                gc.collect()
+                gc.freeze()
                 try:
                     await server.serve([listening, *([clipper] if clipper is not None else [])])
                 finally:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
+from collections.abc import Awaitable
 from typing import Any, Protocol
 
 import numpy as np
@@ -40,6 +41,8 @@ class Connected(Protocol):
 
     async def lookup(self, model: str, version: int = 0) -> Model: ...
 
+    async def models(self) -> dict[str, int]: ...
+
     async def infer(self, model: str, inputs: Inputs, slo: str | float | None = None, *, app: str | None = None,
                     version: int = 0) -> Result: ...
 
@@ -52,15 +55,19 @@ class AsyncApps:
 
     def __init__(self, client: Connected, store: AppStore | str | os.PathLike[str] | None = None,
                  settings: Settings = Settings(), *, patient: bool = True) -> None:
-        """With `patient` the first connection gets as long as it takes; else it is part of the first request's SLO."""
+        """With `patient` the first connection gets as long as it takes; else it is part of the first request's SLO, as for a
+        front door, whose callers are other processes."""
         self.client = client
         self._patient = patient
         self._own_store = not isinstance(store, AppStore)
         self.store = store if isinstance(store, AppStore) else AppStore(store)
-        self.desk = Desk(self.store, settings)
+        self.desk = Desk(self.store, settings, elsewhere=not patient)
         self._versions = Versions()
         #: executions and lookups under way: the loop itself keeps only weak references
         self._tasks: set[asyncio.Task[Any]] = set()
+        #: members that this visit's client has looked up, for apps without a cache
+        self._met: set[Member] = set()
+        self._visit: Any = None
         #: of members that nothing is known of yet: many may ask at once
         self._lookups: dict[Member, asyncio.Task[Any]] = {}
         self._closed = False
@@ -71,8 +78,12 @@ class AsyncApps:
         self._check_open()
         if self._patient and not self.client.epoch:
             await self.client.connect()
+        return await self.serve(self.desk.serving(app, _now()), inputs, slo, context=context)
+
+    async def serve(self, serving: Serving, inputs: Inputs, slo: str | float | None = None, *,
+                    context: str | None = None) -> AppResult:
+        """`predict`, for an app that the desk found, or for what was made of one."""
         now = _now()
-        serving = self.desk.serving(app, now)
         run = self.desk.begin(serving, now, serving.app.slo_ns if slo is None else slo_to_ns(slo), context)
         if len(run.choice.members) == 1 and not serving.app.cache and serving.app.default is None:
             run.start(now)
@@ -129,8 +140,9 @@ class AsyncApps:
         timer: asyncio.TimerHandle | None = None
         try:
             began_ns, visit = _now(), self.client.visit
-            asked, models, failed = await self._asked(run, inputs)
-            if self._patient and not self.client.interrupted(visit):
+            known = self._knows(run, visit, began_ns)
+            asked, models, failed = await self._asked(run, inputs, known)
+            if not known and self._patient and not self.client.interrupted(visit):
                 run.deadline_ns += _now() - began_ns  # as in `AsyncClient.infer`, looking models up takes nothing off an SLO
             timer = loop.call_later(max(run.deadline_ns - _now(), 0) / NS_PER_S, self._overdue, run)
             run.start(_now(), self.desk.cache if serving.app.cache else None, asked, failed)
@@ -196,18 +208,29 @@ class AsyncApps:
 
     # for the cache
 
-    async def _asked(self, run: Run, inputs: Inputs) -> tuple[dict[int, Asked], dict[int, Model], dict[int, CwdError]]:
+    def _knows(self, run: Run, visit: Any, now_ns: int) -> bool:
+        """Whether what the chosen members are is known by now, so that nothing is to be waited for."""
+        members = [run.app.members[member] for member in run.choice.members]
+        if run.app.cache:
+            return all(self._versions.get(member, self.client.epoch, now_ns) for member in members)
+        if visit != self._visit:
+            self._visit = visit
+            self._met.clear()
+        return self._met.issuperset(members)
+
+    async def _asked(self, run: Run, inputs: Inputs, known: bool
+                     ) -> tuple[dict[int, Asked], dict[int, Model], dict[int, CwdError]]:
         """(keys and payloads, models, errors) of the members that were chosen."""
         asked: dict[int, Asked] = {}
         models: dict[int, Model] = {}
         failed: dict[int, CwdError] = {}
         cache, chosen = run.app.cache, run.choice.members
-        found = await asyncio.gather(*(self._model(run.app.members[member], run.deadline_ns, cache) for member in chosen),
-                                     return_exceptions=True)
-        for member, model in zip(chosen, found, strict=True):
+        for member, model in zip(chosen, await self._found(run, known), strict=True):
             try:
                 if isinstance(model, BaseException):
                     raise model
+                if not cache:
+                    self._met.add(run.app.members[member])
                 payload, dims = model.prepare(inputs)
                 if cache:
                     models[member] = model
@@ -216,6 +239,13 @@ class AsyncApps:
             except CwdError as error:
                 failed[member] = error
         return asked, models, failed
+
+    async def _found(self, run: Run, known: bool) -> list[Model | BaseException]:
+        """The chosen members' models, or why there is none."""
+        asking = (self._model(run.app.members[member], run.deadline_ns, run.app.cache) for member in run.choice.members)
+        if known:  # tasks would cost a turn of the loop, and with it whatever others do there
+            return [await _outcome(each) for each in asking]
+        return await asyncio.gather(*asking, return_exceptions=True)
 
     async def _model(self, member: Member, until_ns: int, exact: bool) -> Model:
         """What is executed: for the cache an exact version, else whatever the name stands for when it is."""
@@ -264,3 +294,10 @@ class AsyncApps:
             await self._look_up(member)
         except CwdError:
             pass  # what was known becomes stale, and the next request hears why
+
+
+async def _outcome(work: Awaitable[Model]) -> Model | BaseException:
+    try:
+        return await work
+    except CwdError as error:
+        return error

@@ -5,6 +5,7 @@ Not for two threads at once, but for `learn`, which waits for a disk: the blocki
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 import random
@@ -19,12 +20,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from cwd.errors import BadRequest, Code, CwdError, UnknownModel
-from cwd.selection.apps import App, AppStore
+from cwd.selection.apps import App, AppStore, Member
 from cwd.selection.cache import Outputs, PredictionCache
 from cwd.selection.combine import combine
 from cwd.selection.entry import fitted
 from cwd.selection.feedback import Journal
 from cwd.selection.losses import make_loss
+from cwd.selection.margin import Margin
 from cwd.selection.observation import Observation, translated
 from cwd.selection.policies import make_policy
 from cwd.selection.recent import Prediction, Recent
@@ -36,8 +38,6 @@ from cwd.units import NS_PER_MS, NS_PER_S
 
 #: how old what is known of the apps may be
 _LOOK_NS = 100 * NS_PER_MS
-#: before its deadline an app answers by so much with what has arrived: timers are late, and somebody has to hear of it
-_MARGIN_MIN_NS, _MARGIN_PART, _MARGIN_PART_MAX = 4 * NS_PER_MS, 50, 4
 #: answers and labels with more elements are not written into the feedback log
 _LOGGED_MAX = 16
 _CONTEXT_MAX = 256
@@ -99,11 +99,13 @@ class Serving:
 class Desk:
     """Apps, their states, and what is remembered of predictions."""
 
-    def __init__(self, store: AppStore, settings: Settings = Settings()) -> None:
+    def __init__(self, store: AppStore, settings: Settings = Settings(), *, elsewhere: bool = False) -> None:
+        """`elsewhere`: those who ask are other processes, as they are before a gateway."""
         self.store = store
         self.settings = settings
         self.cache = PredictionCache(settings.cache_bytes, compare=settings.compare)
         self.recent = Recent(settings.recent_bytes, settings.recent_ns)
+        self.margin = Margin(elsewhere)
         self._folder = Path(store.path).parent
         self._random = random.Random(settings.seed)
         self._next_id = secrets.randbits(40) << 22
@@ -150,6 +152,14 @@ class Desk:
                 made.counts = known.counts
         self._stamp = stamp
 
+    def narrowed(self, serving: Serving, member: Member) -> Serving:
+        """The app as if that were its only member; counted as the app itself. What is fed back of it says nothing of others."""
+        app = serving.app
+        found = Serving(dataclasses.replace(app, members=(member,), policy="static", parameters={}, combine="",
+                                            confidence_min=0.0))
+        found.counts = serving.counts
+        return found
+
     # predictions
 
     def begin(self, serving: Serving, now_ns: int, slo_ns: int, context: str | None) -> Run:
@@ -160,7 +170,9 @@ class Desk:
             raise BadRequest(f"{app.name} has no models yet: link one", code=Code.MODEL_NOT_READY)
         choice = serving.fixed or (self._choice(serving, where) if app.members else Choice((), (), ()))
         self._next_id += 1
-        return Run(serving, choice, self._next_id, now_ns, now_ns + slo_ns - self._margin(app, choice, slo_ns), where)
+        # one model's answer comes in time, or there is none
+        margin_ns = 0 if len(choice.members) == 1 and app.default is None else self.margin.of(slo_ns, now_ns)
+        return Run(serving, choice, self._next_id, now_ns, now_ns + slo_ns - margin_ns, where, margin_ns)
 
     def context_of(self, app: App, context: str | None) -> str:
         """The context whose state is used; raises `BadRequest` where one is needed and not given."""
@@ -175,13 +187,10 @@ class Desk:
         entry = self.states().get(serving.app.key, context)
         return serving.policy.choose(fitted(entry, serving.policy, serving.names), self._random.random())
 
-    def _margin(self, app: App, choice: Choice, slo_ns: int) -> int:
-        if len(choice.members) == 1 and app.default is None:
-            return 0  # the model's answer comes in time, or there is none
-        return min(max(_MARGIN_MIN_NS, slo_ns // _MARGIN_PART), slo_ns // _MARGIN_PART_MAX)
-
     def ended(self, serving: Serving, run: Run, now_ns: int) -> None:
         """Remember a run that is done, for feedback, and count it."""
+        if run.margin_ns and now_ns >= run.deadline_ns:
+            self.margin.observe(now_ns - run.deadline_ns, now_ns)
         counts, result = serving.counts, run.result
         counts["predictions"] += 1
         if result is None:

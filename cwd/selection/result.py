@@ -39,6 +39,11 @@ class AppResult(Answer):
         self.total_ns = total_ns
 
     @property
+    def missing(self) -> tuple[str, ...]:
+        """The members that were asked and did not answer in time."""
+        return tuple(name for name in self.asked if name not in self.answered)
+
+    @property
     def members_asked(self) -> int:
         return len(self.asked)
 
@@ -51,7 +56,8 @@ class AppResult(Answer):
         found: dict[str, Any] = {
             "app": self.app, "request_id": f"{self.request_id:016x}", "default": self.default,
             "members_asked": len(self.asked), "members_answered": len(self.answered), "members": ",".join(self.answered),
-            "cached": self.cached, "confidence": self.confidence, "total_us": self.total_ns // 1000}
+            "missing": ",".join(self.missing), "cached": self.cached, "confidence": self.confidence,
+            "total_us": self.total_ns // 1000}
         if self.default:
             found["reason"], found["explanation"] = self.reason, self.explanation
         return found

@@ -17,6 +17,7 @@ from cwd.selection.apps import App
 from cwd.selection.cache import Dims, Flight, Found, Key, Outputs, PredictionCache
 from cwd.selection.result import AppResult
 from cwd.selection.state import Choice
+from cwd.units import format_duration
 
 LOW_CONFIDENCE = "LOW_CONFIDENCE"
 
@@ -57,11 +58,11 @@ class Seat:
 class Run:
     """See the module. Members are numbered as in the app; `result` or `error` is set once `done`."""
 
-    __slots__ = ("app", "request_id", "context", "choice", "began_ns", "deadline_ns", "outputs", "errors", "cached", "to_call",
-                 "done", "result", "error", "wake", "_serving", "_cache", "_leads", "_joined")
+    __slots__ = ("app", "request_id", "context", "choice", "began_ns", "deadline_ns", "margin_ns", "outputs", "errors",
+                 "cached", "to_call", "done", "result", "error", "wake", "_serving", "_cache", "_leads", "_joined")
 
     def __init__(self, serving: Serving, choice: Choice, request_id: int, began_ns: int, deadline_ns: int,
-                 context: str = "") -> None:
+                 context: str = "", margin_ns: int = 0) -> None:
         self.app = serving.app
         self._serving = serving
         self.request_id = request_id
@@ -70,6 +71,8 @@ class Run:
         self.began_ns = began_ns
         #: when it answers with what has arrived; executions count up to then
         self.deadline_ns = deadline_ns
+        #: an answer that is not there so long after `deadline_ns` is too late; 0: that is for others to say
+        self.margin_ns = margin_ns
         self.outputs: dict[int, Outputs] = {}
         self.errors: dict[int, CwdError] = {}
         #: members whose answers cost no execution
@@ -211,6 +214,9 @@ class Run:
         self._leave()
         if not self.outputs:
             self._without(self._why(), now_ns)
+            return
+        if self.margin_ns and (late_ns := now_ns - self.deadline_ns - self.margin_ns) > 0:
+            self._without(DeadlineMissed(f"{self.app.name}: the answer was ready {format_duration(late_ns)} too late"), now_ns)
             return
         try:
             outputs, confidence = self._serving.combine(self.outputs, self.choice)

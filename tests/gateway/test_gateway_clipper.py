@@ -1,65 +1,16 @@
-"""Clipper's REST calls as its own clients send them, to a gateway's process before a fake controller.
-
-`ClipperAdmin` sends what clipper_admin's ClipperConnection of release 0.4 does: the same paths, bodies and headers, and it
-takes what comes as that does: any status but 200 is a failure, answers of lists are JSON. Users' own programs send
-`requests.post(url, headers={"Content-type": "application/json"}, data=json.dumps(...))`, or the same with curl.
-"""
+"""Clipper's REST calls, to a gateway's process before a fake controller."""
 
 from __future__ import annotations
 
 import base64
-import http.client
 import json
 import re
 
 import numpy as np
 import pytest
+from clipper_calls import ClipperAdmin, ClipperError
 from members import SHAPE, Members
 from test_gateway_server import Door
-
-
-class ClipperError(Exception):
-    """What clipper_admin raises."""
-
-
-class ClipperAdmin:
-    """The calls of clipper_admin.ClipperConnection."""
-
-    def __init__(self, port):
-        self.port = port
-
-    def post(self, path, data, content_type="application/json", method="POST"):
-        """(status, headers, text), as `requests` would send it."""
-        connection = http.client.HTTPConnection("localhost", self.port, timeout=20)
-        connection.request(method, path, data, {"User-Agent": "python-requests/2.18.4", "Accept-Encoding": "gzip, deflate",
-                                                "Accept": "*/*", "Connection": "keep-alive", "Content-type": content_type})
-        answer = connection.getresponse()
-        return answer.status, answer.headers, answer.read().decode()
-
-    def admin(self, verb, **body):
-        status, _, text = self.post(f"/admin/{verb}", json.dumps(body))
-        if status != 200:
-            raise ClipperError(f"{status}: {text}")
-        return text
-
-    def register_application(self, name, input_type, default_output, slo_micros):
-        return self.admin("add_app", name=name, input_type=input_type, default_output=default_output,
-                          latency_slo_micros=slo_micros)
-
-    def link_model_to_app(self, app, model):
-        return self.admin("add_model_links", app_name=app, model_names=[model])
-
-    def register_model(self, name, version, input_type):
-        return self.admin("add_model", model_name=name, model_version=str(version), labels=["test"], input_type=input_type,
-                          container_name="none", model_data_path="DEPRECATED", batch_size=-1)
-
-    def asked(self, verb, **body):
-        return json.loads(self.admin(verb, **body))
-
-    def predict(self, app, **body):
-        """(status, headers, JSON)."""
-        status, headers, text = self.post(f"/{app}/predict", json.dumps(body))
-        return status, headers, json.loads(text)
 
 
 @pytest.fixture

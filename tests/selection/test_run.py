@@ -214,3 +214,19 @@ def test_outputs_of_joiners_are_their_own():
     leader.answered(0, outputs, 1)
     outputs["y"][0] = np.nan
     assert other.outputs[0]["y"].tolist() == [5.0]
+
+
+@pytest.mark.parametrize("default", [None, "[4.5]"])
+def test_an_answer_that_is_too_late_is_none(default):
+    for late, margin in ((100, 100), (101, 100), (5000, 0)):
+        run = begun(Played(3, default=default), 5, 0, 1000)
+        run.margin_ns = margin
+        for member in (0, 1):
+            run.answered(member, answer_of(member, 5), 10)
+        run.tick(1000 + late)
+        if margin == 0 or late <= margin:
+            assert run.result.members_answered == 2 and run.result.missing == ("m2",) and not run.result.default
+        elif default is None:
+            assert run.result is None and run.error.code == Code.DEADLINE_MISSED
+        else:
+            assert run.result.default and run.result.reason == "DEADLINE_MISSED"
