@@ -27,6 +27,7 @@ from cwd.selection.losses import make_loss
 from cwd.selection.observation import Observation, translated
 from cwd.selection.policies import make_policy
 from cwd.selection.recent import Prediction, Recent
+from cwd.selection.result import AppResult
 from cwd.selection.run import Run
 from cwd.selection.state import Choice
 from cwd.selection.states import SqliteStates, States
@@ -69,6 +70,8 @@ class Serving:
         if app.members and not self.policy.learns:
             self.fixed = self.policy.choose(self.policy.start(len(app.members)), 0.0)
         self.counts: Counter[str] = Counter()
+        #: how often each member was chosen, by its name
+        self.chosen: Counter[str] = Counter()
 
     def judged(self, outputs: Outputs) -> np.ndarray:
         """The output that is combined and that feedback is about; raises `CwdError` if there is none of its name."""
@@ -102,6 +105,12 @@ class Desk:
         self.settings = settings
         self.cache = PredictionCache(settings.cache_bytes, compare=settings.compare)
         self.recent = Recent(settings.recent_bytes, settings.recent_ns)
+        #: of all apps, those that are gone included: as their counts, and how often members were chosen in all
+        self.totals: Counter[str] = Counter()
+        self.chosen = 0
+        #: feedback: accepted, duplicate, refused (it cannot be joined) and failed (it could not be kept)
+        self.feedback: Counter[str] = Counter()
+        self._counting = threading.Lock()
         self._folder = Path(store.path).parent
         self._random = random.Random(settings.seed)
         self._next_id = secrets.randbits(40) << 22
@@ -147,7 +156,7 @@ class Desk:
             known = before.get(app.name)
             self._serving[app.name] = made = known if known is not None and known.app == app else Serving(app)
             if known is not None and known.app.life == app.life:
-                made.counts = known.counts
+                made.counts, made.chosen = known.counts, known.chosen
         self._stamp = stamp
 
     # predictions
@@ -182,17 +191,14 @@ class Desk:
 
     def ended(self, serving: Serving, run: Run, now_ns: int) -> None:
         """Remember a run that is done, for feedback, and count it."""
-        counts, result = serving.counts, run.result
-        counts["predictions"] += 1
+        result = run.result
+        for counts in (serving.counts, self.totals):
+            _count(counts, result)
+        for member in run.choice.members:
+            serving.chosen[serving.names[member]] += 1
+        self.chosen += len(run.choice.members)
         if result is None:
-            counts["errors"] += 1
             return
-        counts["members_asked"] += result.members_asked
-        counts["members_answered"] += result.members_answered
-        counts["cached"] += result.cached
-        if result.default:
-            counts["defaults"] += 1
-            counts[f"default:{result.reason}"] += 1
         try:
             answers = {member: np.array(serving.judged(outputs)) for member, outputs in run.outputs.items()}
             answer = None if result.default else np.array(serving.judged(result.outputs))
@@ -205,6 +211,13 @@ class Desk:
 
     def observation(self, request_id: int, label: Any, feedback_id: str | None, now_ns: int) -> Observation:
         """What a feedback says of a prediction that is remembered; raises `BadRequest` for one that is not."""
+        try:
+            return self._observation(request_id, label, feedback_id, now_ns)
+        except CwdError:
+            self._count_feedback("refused")
+            raise
+
+    def _observation(self, request_id: int, label: Any, feedback_id: str | None, now_ns: int) -> Observation:
         found = self.recent.get(request_id, now_ns)
         serving = self.find(found.app, now_ns) if found is not None else None
         if found is None or serving is None or serving.app.key != found.key:
@@ -225,7 +238,17 @@ class Desk:
 
     def learn(self, observation: Observation) -> bool:
         """Keep a feedback durably; False if its id was known. Waits for the disk; any thread may call it."""
-        return self.journal().add(observation)
+        try:
+            new = self.journal().add(observation)
+        except CwdError:
+            self._count_feedback("failed")
+            raise
+        self._count_feedback("accepted" if new else "duplicate")
+        return new
+
+    def _count_feedback(self, outcome: str) -> None:
+        with self._counting:  # threads learn
+            self.feedback[outcome] += 1
 
     def states(self) -> States:
         """The store of policies' states, opened when it is first needed."""
@@ -249,6 +272,22 @@ class Desk:
                 self._journal.close()
             if self._states is not None:
                 self._states.close()
+
+
+def _count(counts: Counter[str], result: AppResult | None) -> None:
+    """One prediction that has ended; None for one with an error."""
+    counts["predictions"] += 1
+    if result is None:
+        counts["errors"] += 1
+        return
+    asked, answered = result.members_asked, result.members_answered
+    counts["members_asked"] += asked
+    counts["members_answered"] += answered
+    counts["cached"] += result.cached
+    counts["answered_by_none" if not answered else "answered_by_all" if answered == asked else "answered_by_some"] += 1
+    if result.default:
+        counts["defaults"] += 1
+        counts[f"default:{result.reason}"] += 1
 
 
 def open_states(where: str, folder: Path) -> States:
