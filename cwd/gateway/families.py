@@ -57,6 +57,10 @@ class Families:
             yield _counters("cwd_feedback", "Feedback by what became of it: accepted is on the disk, a duplicate's id was "
                             "known, refused joins no prediction, failed could not be kept.", "outcome",
                             {outcome: opened.desk.feedback[outcome] for outcome in _FEEDBACK})
+            sizes = opened.desk.feedback_sizes()
+            yield GaugeMetricFamily("cwd_feedback_log_files", "Files of feedback, of all processes that share the folder.",
+                                    len(sizes))
+            yield GaugeMetricFamily("cwd_feedback_log_bytes", "What they take, in all.", sum(sizes))
 
     def _traffic(self) -> Iterator[Metric]:
         traffic = self._gateway.traffic

@@ -5,6 +5,7 @@ Not for two threads at once, but for `learn`, which waits for a disk: the blocki
 
 from __future__ import annotations
 
+import contextlib
 import json
 import random
 import secrets
@@ -23,6 +24,7 @@ from cwd.selection.cache import Outputs, PredictionCache
 from cwd.selection.combine import combine
 from cwd.selection.entry import fitted
 from cwd.selection.feedback import Journal
+from cwd.selection.feedback_log import PART_BYTES, log_files
 from cwd.selection.losses import make_loss
 from cwd.selection.observation import Observation, translated
 from cwd.selection.policies import make_policy
@@ -53,6 +55,9 @@ class Settings(NamedTuple):
     recent_ns: int = 3600 * NS_PER_S
     #: "" for a file beside the apps, else redis://HOST
     states: str = ""
+    #: of one part of a feedback log; of all of them, 0 for no bound
+    feedback_part_bytes: int = PART_BYTES
+    feedback_keep_bytes: int = 0
     #: of choices; None for one of its own
     seed: int | None = None
 
@@ -262,8 +267,17 @@ class Desk:
         states = self.states()
         with self._opening:
             if self._journal is None:
-                self._journal = Journal(states, feedback_folder(self._folder))
+                self._journal = Journal(states, feedback_folder(self._folder), self.settings.feedback_part_bytes,
+                                        self.settings.feedback_keep_bytes)
             return self._journal
+
+    def feedback_sizes(self) -> list[int]:
+        """The bytes of each part of all feedback logs here, those of other processes included."""
+        found = []
+        for path in log_files(feedback_folder(self._folder)):
+            with contextlib.suppress(OSError):  # it may just be dropped
+                found.append(path.stat().st_size)
+        return found
 
     def close(self) -> None:
         """Let go of the files; the store of apps is its owner's."""

@@ -34,7 +34,8 @@ UNITLESS = {"cwd_gateway_build_info", "cwd_gateway_http_requests", "cwd_gateway_
             "cwd_gateway_cold", "cwd_gateway_cancelled", "cwd_gateway_refusals", "cwd_gateway_controller_up",
             "cwd_cache_lookups", "cwd_cache_evictions", "cwd_cache_invalidations", "cwd_cache_entries", "cwd_apps",
             "cwd_app_answers", "cwd_app_defaults", "cwd_app_errors", "cwd_app_members_asked", "cwd_app_members_answered",
-            "cwd_app_members_cached", "cwd_app_choices", "cwd_feedback"}
+            "cwd_app_members_cached", "cwd_app_choices", "cwd_feedback",
+            "cwd_feedback_log_files"}
 INFER = "/v2/models/{model}/infer"
 
 
@@ -185,6 +186,7 @@ def test_apps_cache_choices_and_feedback(world):  # noqa: F811
         assert value(found, "cwd_app_choices_total", app=OTHER, model=OTHER) == 10
         outcomes = {dict(labels)["outcome"]: amount for labels, amount in found["cwd_feedback_total"].items()}
         assert outcomes == {"accepted": 1, "duplicate": 2, "refused": 1, "failed": 0}
+        assert value(found, "cwd_feedback_log_files") == 1 and value(found, "cwd_feedback_log_bytes") > 100
         controller.silent_members = set()
         assert (await infer("vote")).status == 200
         found = samples_of(await ask("GET", "/metrics"))
