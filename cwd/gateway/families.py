@@ -22,6 +22,7 @@ from cwd.errors import Code
 from cwd.gateway.hottest import OTHER, Hottest
 from cwd.gateway.traffic import BOUNDS_NS, NO_STATUS, Durations
 from cwd.selection.desk import Desk
+from cwd.selection.reader import Known
 from cwd.units import NS_PER_S
 
 #: members of an app that have a series each; the choices of the rest are counted together
@@ -57,6 +58,7 @@ class Families:
             yield _counters("cwd_feedback", "Feedback by what became of it: accepted is on the disk, a duplicate's id was "
                             "known, refused joins no prediction, failed could not be kept.", "outcome",
                             {outcome: opened.desk.feedback[outcome] for outcome in _FEEDBACK})
+            yield from self._states(opened.desk)
             sizes = opened.desk.feedback_sizes()
             yield GaugeMetricFamily("cwd_feedback_log_files", "Files of feedback, of all processes that share the folder.",
                                     len(sizes))
@@ -138,6 +140,16 @@ class Families:
                 choices.add_metric([one.name, OTHER], sum(count for _, count in members[MEMBERS_MAX:]))
         choices.add_metric([OTHER, OTHER], rest_chosen)
         yield choices
+
+
+    def _states(self, desk: Desk) -> Iterator[Metric]:
+        reader = desk.reader
+        yield GaugeMetricFamily("cwd_states_up", "1 if the store of policies' states answers; a file always does.",
+                                int(reader is None or reader.up))
+        yield _counters("cwd_states_reads", "Reads of a store that is no file.", "result",
+                        {"ok": reader.reads if reader else 0, "failed": reader.failures if reader else 0})
+        yield _counters("cwd_choices", "Choices of policies that learn, by the state that they went by: current, old or nothing, "
+                        "because the store had not answered.", "state", {known.value: desk.choices[known] for known in Known})
 
 
 class _Only:

@@ -13,12 +13,13 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Mapping
+from concurrent.futures import Future
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from cwd.errors import BadRequest, Code, CwdError, UnknownModel
+from cwd.errors import BadRequest, Code, CwdError, RequestError, UnknownModel
 from cwd.selection.apps import App, AppStore
 from cwd.selection.cache import Outputs, PredictionCache
 from cwd.selection.combine import combine
@@ -28,12 +29,16 @@ from cwd.selection.feedback_log import PART_BYTES, log_files
 from cwd.selection.losses import make_loss
 from cwd.selection.observation import Observation, translated
 from cwd.selection.policies import make_policy
+from cwd.selection.reader import RETRY_S, Known, Reader
 from cwd.selection.recent import Prediction, Recent
 from cwd.selection.result import AppResult
 from cwd.selection.run import Run
 from cwd.selection.state import Choice
 from cwd.selection.states import SqliteStates, States
 from cwd.units import NS_PER_MS, NS_PER_S
+
+if TYPE_CHECKING:
+    from cwd.selection.redis_states import RedisStates
 
 #: how old what is known of the apps may be
 _LOOK_NS = 100 * NS_PER_MS
@@ -42,6 +47,8 @@ _MARGIN_MIN_NS, _MARGIN_PART, _MARGIN_PART_MAX = 4 * NS_PER_MS, 50, 4
 #: answers and labels with more elements are not written into the feedback log
 _LOGGED_MAX = 16
 _CONTEXT_MAX = 256
+#: so much of an SLO a choice may wait for what its policy has learned
+_READING_PART, _READING_MAX_NS = 10, 50 * NS_PER_MS
 
 
 class Settings(NamedTuple):
@@ -60,6 +67,13 @@ class Settings(NamedTuple):
     feedback_keep_bytes: int = 0
     #: of choices; None for one of its own
     seed: int | None = None
+
+
+class Reading(NamedTuple):
+    """What is being read of a store of states, and how long it is worth waiting for."""
+
+    done: Future[None]
+    patience_s: float
 
 
 class Serving:
@@ -123,6 +137,13 @@ class Desk:
         self._stamp: Any = None
         self._looked_ns = 0
         self._opening = threading.Lock()
+        #: choices of policies that learn, by what they went by
+        self.choices: Counter[Known] = Counter()
+        #: of a store that is no file: nobody who answers waits for it
+        self.reader: Reader | None = None
+        if settings.states:
+            check_states(settings.states)
+            self.reader = Reader(lambda: open_remote(settings.states))
         self._states: States | None = None
         self._journal: Journal | None = None
 
@@ -166,8 +187,18 @@ class Desk:
 
     # predictions
 
+    def reading(self, serving: Serving, slo_ns: int, context: str | None) -> Reading | None:
+        """What a choice should wait for a little, outside of any lock; None where nothing is to be waited for."""
+        if self.reader is None or serving.fixed is not None or not serving.app.members:
+            return None
+        done = self.reader.reading(serving.app.key, self.context_of(serving.app, context))
+        return Reading(done, min(slo_ns // _READING_PART, _READING_MAX_NS) / NS_PER_S) if done is not None else None
+
     def begin(self, serving: Serving, now_ns: int, slo_ns: int, context: str | None) -> Run:
-        """A run with its choice made; the shell starts it. Raises `BadRequest` for an app that cannot be asked."""
+        """A run with its choice made; the shell starts it. Raises `BadRequest` for an app that cannot be asked.
+
+        `reading` comes before it.
+        """
         app = serving.app
         where = self.context_of(app, context)
         if not app.members and app.default is None:
@@ -186,7 +217,11 @@ class Desk:
         return context
 
     def _choice(self, serving: Serving, context: str) -> Choice:
-        entry = self.states().get(serving.app.key, context)
+        if self.reader is not None:
+            entry, known = self.reader.get(serving.app.key, context)
+        else:
+            entry, known = self.states().get(serving.app.key, context), Known.CURRENT
+        self.choices[known] += 1
         return serving.policy.choose(fitted(entry, serving.policy, serving.names), self._random.random())
 
     def _margin(self, app: App, choice: Choice, slo_ns: int) -> int:
@@ -242,12 +277,21 @@ class Desk:
             truth.tolist() if truth.size <= _LOGGED_MAX else None, time.time_ns())
 
     def learn(self, observation: Observation) -> bool:
-        """Keep a feedback durably; False if its id was known. Waits for the disk; any thread may call it."""
+        """Keep a feedback durably; False if its id was known. Waits for the disk; any thread may call it.
+
+        Raises `RequestError` where it could not be kept, at once if the store of states is away: the same feedback may be
+        sent again, and counts once.
+        """
         try:
+            if self.reader is not None and not self.reader.up:
+                raise RequestError("the store of states is away: no feedback is taken until it is back", code=Code.NOT_HERE,
+                                   earliest_ns=round(RETRY_S * NS_PER_S))
             new = self.journal().add(observation)
-        except CwdError:
+        except CwdError as error:
             self._count_feedback("failed")
-            raise
+            if self.reader is not None and error.code == Code.NOT_HERE:
+                self.reader.suspect()
+            raise error if isinstance(error, RequestError) else RequestError(error.text, code=error.code) from error
         self._count_feedback("accepted" if new else "duplicate")
         return new
 
@@ -281,11 +325,14 @@ class Desk:
 
     def close(self) -> None:
         """Let go of the files; the store of apps is its owner's."""
+        if self.reader is not None:
+            self.reader.close()
         with self._opening:
             if self._journal is not None:
                 self._journal.close()
             if self._states is not None:
-                self._states.close()
+                with contextlib.suppress(RequestError):  # it is away
+                    self._states.close()
 
 
 def _count(counts: Counter[str], result: AppResult | None) -> None:
@@ -309,9 +356,21 @@ def open_states(where: str, folder: Path) -> States:
     if not where:
         folder.mkdir(parents=True, exist_ok=True)
         return SqliteStates(folder / "states.db")
+    return open_remote(where)
+
+
+def open_remote(where: str) -> RedisStates:
+    """A store that is no file; waits for it, and raises `CwdError` if it does not answer."""
     from cwd.selection.redis_states import RedisStates
 
     return RedisStates(where)
+
+
+def check_states(where: str) -> None:
+    """Raises `CwdError` for a store that could never be opened; whether it answers is not asked."""
+    from cwd.selection.redis_states import check_url
+
+    check_url(where)
 
 
 def feedback_folder(folder: Path) -> Path:

@@ -4,23 +4,34 @@ One script on the server does what must happen together: compare the entry with 
 feedback's id, queue the record for the log. Who lost the race reads again and learns again. What Redis keeps through a crash
 of its own is its configuration's matter (`appendonly yes`, `appendfsync always`); feedback that it lost and a log has is
 put back when the log is next opened.
+
+Nothing here is tried twice by itself: who could not tell whether a script ran would take his own feedback for a duplicate.
+Calls wait for the server, `TIMEOUT_S` at most; choices go by a `Reader`, which does so in a thread of its own.
 """
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
+from urllib.parse import urlsplit, urlunsplit
 
-from cwd.errors import Code, CwdError
+from cwd.errors import Code, CwdError, RequestError
 from cwd.selection.entry import Entry, after
 from cwd.selection.observation import Observation
+from cwd.selection.reader import RETRY_S
 from cwd.selection.states import CACHED_MAX, id_hash
+from cwd.units import NS_PER_S
 
-#: how old a state may be that a choice goes by; learning always reads the newest
+LOG = logging.getLogger("cwd.selection")
+
+#: how old an entry may be that `get` tells; learning always reads the newest
 FRESH_S = 0.05
+#: how long the server may take to be connected to, and to answer
+TIMEOUT_S = 1.0
 #: how often a feedback loses the race before it gives up: each loss means that another one has won
 _RACES_MAX = 1000
 #: keys: states (hash, context -> entry), ids (set), records of a log (list), apps (set), forgotten apps (set);
@@ -51,18 +62,10 @@ class RedisStates:
     """The store in Redis; `url` is redis-py's (`redis://host:6379/0`, `unix:///run/redis.sock`)."""
 
     def __init__(self, url: str, prefix: str = "cwd", fresh_s: float = FRESH_S) -> None:
-        try:
-            import redis
-        except ImportError as error:
-            raise CwdError("states in Redis need redis: pip install 'cwd[redis]'", code=Code.BAD_ARGUMENT) from error
-        self._errors: Any = redis.RedisError
-        self._url, self._prefix, self._fresh_s = url, prefix, fresh_s
+        self._redis, self._errors, self._away = _client(url)
+        self._url, self._prefix, self._fresh_s = _shown(url), prefix, fresh_s
         self._cached: OrderedDict[tuple[str, str], tuple[float, Entry | None]] = OrderedDict()
         with self._told():
-            try:
-                self._redis: Any = redis.Redis.from_url(url)
-            except ValueError as error:
-                raise CwdError(f"{url}: {error}", code=Code.BAD_ARGUMENT) from error
             self._redis.ping()
             self._learn, self._restore = (self._redis.register_script(text) for text in (_LEARN, _RESTORE))
 
@@ -75,6 +78,25 @@ class RedisStates:
             entry = _decoded(self._redis.hget(self._key("states", app), context))
         self._keep(key, now_s, entry)
         return entry
+
+    def get_many(self, keys: Sequence[tuple[str, str]]) -> list[Entry | None]:
+        """The entries of several (app, context), as they are now; with none, whether the server is there."""
+        with self._told():
+            if not keys:
+                self._redis.ping()
+                return []
+            with self._redis.pipeline(transaction=False) as pipeline:
+                for app, context in keys:
+                    pipeline.hget(self._key("states", app), context)
+                found = pipeline.execute()
+        return [self._sound(key, data) for key, data in zip(keys, found, strict=True)]
+
+    def _sound(self, key: tuple[str, str], data: bytes | None) -> Entry | None:
+        try:
+            return _decoded(data)
+        except CwdError as error:
+            LOG.error("%s: %s/%s: %s", self._url, *key, error.text)
+            return None
 
     def apply(self, observations: Sequence[Observation], log_id: str) -> list[bytes]:
         """As `States.apply`, but each observation is a transaction of its own: with an error some may be applied."""
@@ -155,9 +177,41 @@ class RedisStates:
         """Redis's errors as ours."""
         try:
             yield
+        except self._away as error:
+            raise RequestError(f"{self._url}: {error}", code=Code.NOT_HERE, earliest_ns=round(RETRY_S * NS_PER_S)) from error
         except self._errors as error:
             raise CwdError(f"{self._url}: {error}", code=Code.CORRUPT) from error
 
 
 def _decoded(data: bytes | None) -> Entry | None:
     return Entry.from_bytes(data) if data else None
+
+
+def check_url(url: str) -> None:
+    """Raises `CwdError` where such a store can never be opened; asks no server."""
+    _client(url)[0].close()
+
+
+def _client(url: str) -> tuple[Any, Any, Any]:
+    """(client, its errors, those of a server that is away)."""
+    try:
+        import redis
+        from redis.backoff import NoBackoff
+        from redis.retry import Retry
+    except ImportError as error:
+        raise CwdError("states in Redis need redis: pip install 'cwd[redis]'", code=Code.BAD_ARGUMENT) from error
+    try:
+        found = redis.Redis.from_url(url, socket_timeout=TIMEOUT_S, socket_connect_timeout=TIMEOUT_S,
+                                     retry=Retry(NoBackoff(), 0))
+    except ValueError as error:
+        raise CwdError(f"{_shown(url)}: {error}", code=Code.BAD_ARGUMENT) from error
+    return found, redis.RedisError, (redis.ConnectionError, redis.TimeoutError)
+
+
+def _shown(url: str) -> str:
+    """Without who and with which password."""
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return "the URL of states"
+    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2], query=""))

@@ -35,7 +35,7 @@ UNITLESS = {"cwd_gateway_build_info", "cwd_gateway_http_requests", "cwd_gateway_
             "cwd_cache_lookups", "cwd_cache_evictions", "cwd_cache_invalidations", "cwd_cache_entries", "cwd_apps",
             "cwd_app_answers", "cwd_app_defaults", "cwd_app_errors", "cwd_app_members_asked", "cwd_app_members_answered",
             "cwd_app_members_cached", "cwd_app_choices", "cwd_feedback",
-            "cwd_feedback_log_files"}
+            "cwd_feedback_log_files", "cwd_states_up", "cwd_states_reads", "cwd_choices"}
 INFER = "/v2/models/{model}/infer"
 
 
@@ -271,3 +271,36 @@ def test_durations_are_those_of_a_naive_histogram(values):
     edges = [*BOUNDS_NS, 10**18]
     assert found.counts == [sum(low < each <= high for each in values) for low, high in zip([-1, *edges], edges, strict=False)]
     assert found.sum_ns == sum(values)
+
+
+def test_a_store_of_states_that_is_away_is_told(world, tmp_path):  # noqa: F811
+    pytest.importorskip("redis")
+    play, store, _ = world
+    store.create(App("app", (M0, M1), "exp3", loss="absolute", slo_ns=5 * 10**9))
+
+    async def main(ask):
+        answer = await ask("POST", "/v2/models/app/infer", *request({"x": X}, timeout=5_000_000))
+        assert answer.status == 200
+        body = json.dumps({"request_id": answer.json["parameters"]["request_id"], "label": X.tolist()}).encode()
+        refused = await ask("POST", "/v2/apps/app/feedback", body)
+        assert (refused.status, refused.json["code"], refused.headers["retry-after"]) == (503, "NOT_HERE", "1")
+        found = samples_of(await ask("GET", "/metrics"))
+        assert value(found, "cwd_states_up") == 0 and value(found, "cwd_states_reads_total", result="failed") >= 1
+        assert value(found, "cwd_choices_total", state="nothing") == 1 and value(found, "cwd_choices_total", state="current") == 0
+        assert value(found, "cwd_feedback_total", outcome="failed") == 1
+
+    play(main, states=f"unix://{tmp_path}/nobody.sock")
+
+
+def test_a_full_disk_is_no_fault_of_who_sends_feedback(world, tmp_path):  # noqa: F811
+    play, store, _ = world
+    store.create(App("app", (M0, M1), "exp3", loss="absolute", slo_ns=5 * 10**9))
+    (tmp_path / "feedback").write_text("no folder can be here")
+
+    async def main(ask):
+        answer = await ask("POST", "/v2/models/app/infer", *request({"x": X}, timeout=5_000_000))
+        body = json.dumps({"request_id": answer.json["parameters"]["request_id"], "label": X.tolist()}).encode()
+        assert (await ask("POST", "/v2/apps/app/feedback", body)).status == 503
+        assert value(samples_of(await ask("GET", "/metrics")), "cwd_states_up") == 1
+
+    play(main)
