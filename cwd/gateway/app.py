@@ -211,7 +211,14 @@ class Gateway:
         return JSONAnswer(found.facts(found.get(request.path_params["app"])))
 
     async def feedback(self, request: Request) -> Response:
-        return JSONAnswer(await self.applications.feedback(request.path_params["app"], await self._json(request)))
+        try:
+            return JSONAnswer(await self.applications.feedback(request.path_params["app"], await self._json(request)))
+        except BadRequest as error:
+            if error.code != Code.NOT_HERE:
+                raise
+            # a balancer may have another gateway asked, which made the prediction
+            _, headers, body = error_answer(error)
+            return Response(body, 404, {name.decode(): value.decode() for name, value in headers})
 
     async def invalidate(self, request: Request) -> Response:
         body = await self._json(request)

@@ -132,7 +132,8 @@ class Desk:
         self._counting = threading.Lock()
         self._folder = Path(store.path).parent
         self._random = random.Random(settings.seed)
-        self._next_id = secrets.randbits(40) << 22
+        #: ids count up from a random number: who made one can be told by it
+        self._first_id = self._next_id = secrets.randbits(40) << 22
         self._serving: dict[str, Serving] = {}
         self._stamp: Any = None
         self._looked_ns = 0
@@ -260,9 +261,10 @@ class Desk:
     def _observation(self, request_id: int, label: Any, feedback_id: str | None, now_ns: int) -> Observation:
         found = self.recent.get(request_id, now_ns)
         serving = self.find(found.app, now_ns) if found is not None else None
-        if found is None or serving is None or serving.app.key != found.key:
-            raise BadRequest(f"no prediction {request_id:016x} is remembered here: feedback comes within "
-                             f"{self.settings.recent_ns // NS_PER_S} s of it, and to the process that made it",
+        if found is None:
+            raise self._not_remembered(request_id)
+        if serving is None or serving.app.key != found.key:
+            raise BadRequest(f"{found.app}, which made prediction {request_id:016x}, has been removed since",
                              code=Code.BAD_ARGUMENT)
         truth = np.asarray(label)
         if truth.dtype == object:
@@ -275,6 +277,16 @@ class Desk:
             None if found.answer is None else loss(found.answer, truth),
             {member: answer.tolist() for member, answer in sorted(answers.items()) if answer.size <= _LOGGED_MAX},
             truth.tolist() if truth.size <= _LOGGED_MAX else None, time.time_ns())
+
+    def _not_remembered(self, request_id: int) -> BadRequest:
+        """Why nothing is known of a prediction; NOT_HERE if somebody else may know it."""
+        if self._first_id < request_id <= self._next_id:
+            return BadRequest(f"prediction {request_id:016x} is not remembered any more, or never was: feedback comes within "
+                              f"{self.settings.recent_ns // NS_PER_S} s of it, and while it is among the last "
+                              f"{self.settings.recent_bytes >> 20} MiB of them", code=Code.BAD_ARGUMENT)
+        return BadRequest(f"prediction {request_id:016x} was not made here, but by another gateway or process, or before this one "
+                          "was started: send feedback to the one that answered, or send the inputs in place of the id",
+                          code=Code.NOT_HERE)
 
     def learn(self, observation: Observation) -> bool:
         """Keep a feedback durably; False if its id was known. Waits for the disk; any thread may call it.

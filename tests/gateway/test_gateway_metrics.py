@@ -168,7 +168,7 @@ def test_apps_cache_choices_and_feedback(world):  # noqa: F811
             assert (await infer("vote")).status == 200
         number = first.json["parameters"]["request_id"]
         assert [await feed(request_id=number, label=X.tolist()) for _ in range(3)] == [200] * 3
-        assert await feed(request_id="12", label=1) == 400
+        assert await feed(request_id="12", label=1) == 404
         controller.silent_members = {0}
         assert (await infer("late", 50_000)).status == 203 and (await infer("faulty", 50_000)).status == 503
         assert (await infer("vote", 400_000, X + 1)).json["parameters"]["members_answered"] == 1
