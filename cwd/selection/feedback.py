@@ -39,8 +39,6 @@ class Journal:
         self._behind = True
         self._log = FeedbackLog(folder, part_bytes, keep_bytes)
         try:
-            if _is_ahead(self._log.last, states):
-                restore(states, folder)
             self._catch_up()
         except BaseException:
             self._log.close()
@@ -62,8 +60,14 @@ class Journal:
         return [bool(record) for record in records]
 
     def _catch_up(self) -> None:
-        """Append what the store has applied for this log and cannot know to be in it; twice does no harm."""
+        """Put back what the store has lost, and append what it has applied for this log and cannot know to be in it.
+
+        Twice does no harm.
+        """
         self._behind = True
+        if _is_ahead(self._log.last, self._states):
+            restored = restore(self._states, self._folder)
+            LOG.warning("the store of states had lost what the log has; %d states were put back", restored)
         self._to_log(self._states.unlogged(self._log.log_id))
         self._behind = False
 

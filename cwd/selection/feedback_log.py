@@ -54,7 +54,7 @@ class FeedbackLog:
         self._folder, self._part_bytes, self._keep_bytes = Path(folder), part_bytes, keep_bytes
         self._lock, self._writer = _take(self._folder)
         self._file, self.path = self._lock, _part_of(self._folder, self._writer, 0)
-        #: the last record of what was there when it was opened
+        #: the last record that is in it
         self.last = b""
         try:
             self.log_id = self._prepare()
@@ -102,6 +102,7 @@ class FeedbackLog:
         except OSError as error:
             self._cut_back()
             raise CwdError(f"{self.path}: {error.strerror or error}", code=Code.CORRUPT) from error
+        self.last = records[-1]
 
     def _begin_part(self) -> None:
         """Go on in a new file. Whatever of this fails or is cut short, it is done once more with the next record."""

@@ -23,7 +23,7 @@ from cwd.selection.apps import App, AppStore, Member
 from cwd.selection.blocking import Apps
 from cwd.selection.desk import Desk, Settings, feedback_folder
 from cwd.selection.entry import Entry, after
-from cwd.selection.feedback import rebuild
+from cwd.selection.feedback import Journal, rebuild
 from cwd.selection.reader import Known, Reader
 from cwd.selection.redis_states import RedisStates
 
@@ -236,6 +236,56 @@ def test_a_redis_that_is_not_there_costs_no_start_and_no_answer(redis_server: Re
         apps.predict("app", X)
         assert apps.desk.choices[Known.CURRENT] == 1
     store.close()
+
+
+@pytest.mark.parametrize("idle", [False, True])
+def test_a_redis_that_comes_back_empty_gets_everything_back(redis_server: RedisServer, tmp_path: Path, idle: bool) -> None:
+    """While gateways go on: one hears that it was away, another (`idle`) only finds it empty."""
+    store = RedisStates(redis_server.url)
+    journal = Journal(store, tmp_path / "log", part_bytes=500)
+    for number in range(6):
+        assert journal.add(observation(number, ("", "ann")[number % 2]))
+    redis_server.stop()
+    if not idle:
+        with pytest.raises(RequestError):
+            journal.add(observation(6))
+    redis_server.start()
+    # the client may find out by itself that its connection is gone, and get another: only the counts tell then
+    for _ in range(3):
+        try:
+            assert journal.add(observation(6)) is True
+            break
+        except RequestError as error:
+            assert error.code == Code.NOT_HERE
+    found = {(app, context): entry for app, context, entry in store.entries()}
+    assert found == rebuild(tmp_path / "log") and [entry.version for _, entry in sorted(found.items())] == [4, 3]
+    assert journal.add_all([observation(number) for number in range(8)]) == [False] * 7 + [True]
+    assert {(app, context): entry for app, context, entry in store.entries()} == rebuild(tmp_path / "log")
+    journal.close()
+    store.close()
+
+
+def test_a_part_of_all_logs_puts_nothing_back(redis_server: RedisServer, tmp_path: Path) -> None:
+    """Two machines, one Redis that loses all: neither log alone is the history, both in one folder are."""
+    stores = [RedisStates(redis_server.url) for _ in range(2)]
+    journals = [Journal(store, tmp_path / name) for store, name in zip(stores, "ab", strict=True)]
+    for number in range(6):
+        assert journals[number % 2].add(observation(number))
+    redis_server.stop()
+    redis_server.start()
+    for journal in journals:
+        for _ in range(4):
+            with pytest.raises(CwdError) as caught:
+                journal.add(observation(7))
+        assert "no log has" in caught.value.text
+        journal.close()
+    (tmp_path / "b" / "feedback-0000.log").rename(tmp_path / "a" / "feedback-0001.log")
+    journal = Journal(stores[0], tmp_path / "a")
+    assert journal.add_all([observation(number) for number in range(7)]) == [False] * 6 + [True]
+    assert rebuild(tmp_path / "a")["app", ""] == stores[0].get("app", "")
+    journal.close()
+    for store in stores:
+        store.close()
 
 
 def test_what_can_never_be_opened_is_said_at_once(tmp_path: Path) -> None:
