@@ -80,15 +80,15 @@ class Families:
 
     def _answers(self) -> Iterator[Metric]:
         totals = self._gateway.statistics.totals
-        yield GaugeMetricFamily("cwd_gateway_requests_in_flight", "Requests to infer that have come and were not answered yet.",
-                                self._gateway.infer.in_flight)
-        yield _counters("cwd_gateway_answers", "Requests to infer that were answered in time, by whether a model or an "
-                        "application was asked.", "asked", {"model": totals.models, "app": totals.apps})
+        yield GaugeMetricFamily("cwd_gateway_requests_in_flight", "Requests to infer that have come and were not answered yet, "
+                                "Clipper's apart.", self._gateway.infer.in_flight)
+        yield _counters("cwd_gateway_answers", "Predictions that were answered in time, Clipper's included, by whether a model or "
+                        "an application was asked.", "asked", {"model": totals.models, "app": totals.apps})
         yield CounterMetricFamily("cwd_gateway_cold", "Answers of models whose weights were on no device when they were asked.",
                                   totals.cold)
         yield CounterMetricFamily("cwd_gateway_cancelled", "Requests to infer whose client hung up.", totals.cancelled)
         refused = totals.codes + self._gateway.statistics.strays
-        yield _counters("cwd_gateway_refusals", "Requests to infer that got no answer, by the reason.", "reason",
+        yield _counters("cwd_gateway_refusals", "Predictions that got no answer, by the reason.", "reason",
                         {name.lower(): refused[name] for name in sorted(refused.keys() | {Code.DEADLINE_UNREACHABLE.name})})
 
     def _controllers(self) -> Iterator[Metric]:

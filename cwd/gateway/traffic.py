@@ -1,7 +1,8 @@
 """What came in over HTTP and what became of it: requests by route and status, and how long answers took.
 
-It stands around the whole application, so what was refused before it reached a route is counted too. Routes are labels:
-there are as many as the application has, whatever paths are asked for.
+It stands around the whole application, so what was refused before it reached a route is counted too; but not what the HTTP
+server itself turns away: connections beyond its limit, and what is no HTTP. Routes are labels: there are as many as the
+application has, whatever paths are asked for.
 """
 
 from __future__ import annotations

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import sys
 from collections import Counter
 from types import SimpleNamespace
 
@@ -148,6 +149,15 @@ def test_metrics_need_the_token_that_requests_need(tmp_path):
     assert value(found, "cwd_gateway_http_requests_total", route="none", code="401") == 1
     open_app = make_app(Gateway(GatewayOptions(apps="none"), FakeClient()))
     assert run(ask(open_app, "GET", "/metrics", headers={"Host": "other.example"})).status == 403
+
+
+def test_without_the_package_a_gateway_serves_all_but_its_metrics(monkeypatch):
+    monkeypatch.setitem(sys.modules, "prometheus_client", None)
+    monkeypatch.delitem(sys.modules, "cwd.gateway.families")
+    app = make_app(Gateway(GatewayOptions(apps="none"), FakeClient()))
+    refused = run(ask(app, "GET", "/metrics"))
+    assert refused.status == 503 and "prometheus-client" in refused.json["error"]
+    assert run(ask(app, "POST", "/v2/models/double/infer", *request({"x": np.ones((2, 3), "f4")}))).status == 200
 
 
 def test_apps_cache_choices_and_feedback(world):  # noqa: F811
