@@ -12,6 +12,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from asgi import FakeClient, ask, request, run
+from fake_controller import FakeController
+from fake_controller import X as DOUBLE_X
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from members import X
@@ -20,6 +22,7 @@ pytest.importorskip("prometheus_client")
 
 from prometheus_client.parser import text_string_to_metric_families  # noqa: E402
 from test_gateway_apps import M0, M1, world  # noqa: E402, F401
+from test_gateway_server import Door  # noqa: E402
 from test_gateway_shards import A, B, two  # noqa: E402, F401
 
 from cwd.errors import DeadlineUnreachable  # noqa: E402
@@ -138,6 +141,33 @@ def test_of_several_controllers_one_scrape_has_the_sum_and_says_who_is_away(two)
     b.connected = False
     found = samples_of(run(ask(app, "GET", "/metrics")))
     assert [value(found, "cwd_gateway_controller_up", endpoint=at) for at in (A, B)] == [1, 0]
+
+
+def test_a_gateway_s_process_before_two_controllers_is_scraped_as_one(tmp_path):
+    """Over HTTP, as Prometheus does it: with the token of a file."""
+    (tmp_path / "tokens").write_text("secret\n")
+    (tmp_path / "other").mkdir()
+    controllers = [FakeController(tmp_path / "c.sock"), FakeController(tmp_path / "other" / "c.sock")]
+    ends = [each.endpoint for each in controllers]
+    door = Door(tmp_path, "ipc:///nowhere", "--drain", "0s", "--token-file", str(tmp_path / "tokens"),
+                "--shards", f"double={ends[0]} *={ends[1]}")
+    try:
+        token = {"Authorization": "Bearer secret"}
+        body, headers = request({"x": DOUBLE_X}, timeout=5_000_000)
+        assert door.ask("POST", "/v2/models/double/infer", body, headers | token)[0] == 200
+        assert door.ask("POST", "/v2/models/nobody/infer", body, headers | token)[0] == 404
+        assert door.ask("GET", "/metrics")[0] == 401
+        status, told, text = door.ask("GET", "/metrics", headers=token)
+        found = samples_of(SimpleNamespace(status=status, headers={"content-type": told["content-type"]}, body=text))
+        assert value(found, "cwd_gateway_answers_total") == 1
+        assert value(found, "cwd_gateway_refusals_total", reason="unknown_model") == 1
+        assert value(found, "cwd_gateway_http_requests_total") == 3 and value(found, "cwd_gateway_build_info") == 1
+        assert {dict(labels)["endpoint"]: up for labels, up in found["cwd_gateway_controller_up"].items()} == {
+            ends[0]: 1, ends[1]: 1}
+    finally:
+        door.child.stop(5)
+        for each in controllers:
+            each.stop()
 
 
 def test_metrics_need_the_token_that_requests_need(tmp_path):
