@@ -46,8 +46,8 @@ LAYERS: dict[str, tuple[str, ...]] = {
                 "cwd.worker.rules", "cwd.workload.traces", "cwd.workload.arrivals", "cwd.workload.population"),
     # a library over the client, for whoever answers applications
     "cwd.selection": (*_BASE, "cwd.wire", "cwd.net", "cwd.client"),
-    # one more client of the controller, and a daemon that tells its supervisor
-    "cwd.gateway": (*_BASE, "cwd.client", "cwd.selection", "cwd.wire", "cwd.net.notify"),
+    # one more client of the controller, and a daemon that tells its supervisor; its histograms have the controller's bounds
+    "cwd.gateway": (*_BASE, "cwd.client", "cwd.selection", "cwd.wire", "cwd.net.notify", "cwd.observe.histogram"),
     # a replay is a client that also reads the controller's log
     "cwd.workload": (*_BASE, "cwd.client", "cwd.wire.messages", "cwd.controller.telemetry", "cwd.controller.record",
                      "cwd.controller.config"),

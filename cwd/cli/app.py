@@ -192,9 +192,13 @@ def replay_feedback(name: str, policy: str | None, parameters: str | None, seed:
     facts: dict[str, Any] = {"app": name, "policy": judged.name, "parameters": judged.parameters(), "logged_by": found.policy,
                              **evaluate(told, judged, seed=seed, confidence=confidence, kind=found.combine or "vote",
                                         loss=make_loss(found.loss, found.loss_parameters)).facts()}
+    # of a bounded log (--feedback-keep) only what is left can be judged by
+    facts["dropped"] = any(not history.complete for history in told)
     rows = [[key, *(facts[key][word] for word in ("loss", "low", "high"))] for key in ("logged", "ips", "snips", "dr")]
     emit(facts, as_json, [f"{judged.name} on {facts['records']} feedbacks of {name}, of which it learned from "
-                          f"{facts['learned']}:", *table(["estimate", "mean loss", "low", "high"], rows)])
+                          f"{facts['learned']}:",
+                          *(["older feedback was dropped to keep within a bound, and is not in this"] if facts["dropped"] else []),
+                          *table(["estimate", "mean loss", "low", "high"], rows)])
 
 
 def _opened(path: str | None) -> AppStore:

@@ -32,6 +32,7 @@ from cwd.gateway.options import GatewayOptions
 from cwd.gateway.refusals import error_answer
 from cwd.gateway.shards import Shards
 from cwd.gateway.statistics import Statistics
+from cwd.gateway.traffic import Traffic
 from cwd.selection.desk import Serving
 
 LOG = logging.getLogger("cwd.gateway")
@@ -61,11 +62,13 @@ class Gateway:
         self.client = client
         self.catalog = Catalog(client, options.admin_endpoint)
         self.statistics = Statistics()
+        self.traffic = Traffic()
         self.applications = Applications(options, client, self.catalog)
         self.infer = Infer(client, self.catalog, self.statistics, self.applications)
         #: set when it is about to end: it says that it is not ready, and goes on serving
         self.stopping = False
         self._began_s = time.monotonic()
+        self._families = _families(self)
         self.configure(options)
 
     def configure(self, options: GatewayOptions) -> None:
@@ -77,11 +80,15 @@ class Gateway:
     def ready(self) -> bool:
         return self.client.connected and not self.stopping
 
+    def controllers(self) -> dict[str, bool]:
+        """The controllers' endpoints, and whether each answers."""
+        if isinstance(self.client, Shards):
+            return self.client.controllers()
+        return {self.client.endpoint: self.client.connected}
+
     def away(self) -> list[str]:
         """The endpoints where no controller answers."""
-        if isinstance(self.client, Shards):
-            return self.client.away()
-        return [] if self.client.connected else [self.client.endpoint]
+        return [endpoint for endpoint, answers in self.controllers().items() if not answers]
 
     # health
 
@@ -155,6 +162,16 @@ class Gateway:
         keys = [(name, version) for name, found in versions.items() for version in found]
         return JSONAnswer({"model_stats": await _in_steps(self.statistics.report, keys)})
 
+    async def metrics(self, request: Request) -> Response:
+        if self._families is None:
+            raise BadRequest("metrics need the package prometheus-client: pip install 'cwd[metrics]'", code=Code.NOT_HERE)
+        found = self._families
+        parts = []
+        for family in found.collect():
+            parts.append(found.text(family))
+            await asyncio.sleep(0)  # requests are served in between
+        return Response(b"".join(parts), media_type=found.CONTENT_TYPE)
+
     # the status page
 
     async def file(self, request: Request) -> Response:
@@ -194,7 +211,14 @@ class Gateway:
         return JSONAnswer(found.facts(found.get(request.path_params["app"])))
 
     async def feedback(self, request: Request) -> Response:
-        return JSONAnswer(await self.applications.feedback(request.path_params["app"], await self._json(request)))
+        try:
+            return JSONAnswer(await self.applications.feedback(request.path_params["app"], await self._json(request)))
+        except BadRequest as error:
+            if error.code != Code.NOT_HERE:
+                raise
+            # a balancer may have another gateway asked, which made the prediction
+            _, headers, body = error_answer(error)
+            return Response(body, 404, {name.decode(): value.decode() for name, value in headers})
 
     async def invalidate(self, request: Request) -> Response:
         body = await self._json(request)
@@ -220,6 +244,15 @@ class Gateway:
         return oip.read_json(body) if body.strip() else {}
 
 
+def _families(gateway: Gateway) -> Any:
+    """The metrics; None without the package that writes them."""
+    try:
+        from cwd.gateway.families import Families
+    except ImportError:
+        return None
+    return Families(gateway)
+
+
 async def _in_steps(make: Callable[[str, int], Any], keys: Sequence[tuple[str, int]]) -> list[Any]:
     """`make` of each key; there may be thousands, so requests are served in between."""
     found: list[Any] = []
@@ -239,7 +272,7 @@ def make_app(gateway: Gateway, tokens: Tokens | None = None, clipper_port: int =
     if clipper_port < 0:
         return app
     shim = Clipper(gateway.applications, gateway.catalog, gateway.statistics, lambda: gateway.options.body_max_bytes)
-    clipper = _guarded(gateway, tokens, shim.routes())
+    clipper = _guarded(gateway, tokens, shim.routes(), "clipper:")
 
     async def by_port(scope: Any, receive: Any, send: Any) -> None:
         server = scope.get("server")
@@ -248,8 +281,8 @@ def make_app(gateway: Gateway, tokens: Tokens | None = None, clipper_port: int =
     return by_port
 
 
-def _guarded(gateway: Gateway, tokens: Tokens | None, routes: list[Route]) -> Starlette:
-    """Routes behind who may ask, with errors told."""
+def _guarded(gateway: Gateway, tokens: Tokens | None, routes: list[Route], prefix: str = "") -> Any:
+    """Routes behind who may ask, with errors told and requests counted; `prefix` is of the routes' names in the counts."""
     options = gateway.options
     guard = Middleware(Guard, tokens=tokens, origins=options.origins,
                        local_names_only=tokens is None and not options.insecure)
@@ -257,9 +290,10 @@ def _guarded(gateway: Gateway, tokens: Tokens | None, routes: list[Route]) -> St
                        allow_headers=["Authorization", "Content-Type", "Content-Encoding",
                                       "Inference-Header-Content-Length"],
                        expose_headers=["Inference-Header-Content-Length", "Retry-After", "Retry-After-Ms"])]
-    return Starlette(routes=routes, middleware=[*(cors if options.origins else []), guard],
-                     exception_handlers={CwdError: _told, HTTPException: _http, ClientGone: _nobody,
-                                         ClientDisconnect: _nobody, Exception: _bug})
+    app = Starlette(routes=routes, middleware=[*(cors if options.origins else []), guard],
+                    exception_handlers={CwdError: _told, HTTPException: _http, ClientGone: _nobody,
+                                        ClientDisconnect: _nobody, Exception: _bug})
+    return gateway.traffic.around(app, routes, prefix)
 
 
 def _routes(gateway: Gateway) -> list[Route]:
@@ -270,7 +304,8 @@ def _routes(gateway: Gateway) -> list[Route]:
     routes += [_get("/v2/health/live", gateway.live), _get("/v2/health/ready", gateway.health), _get("/v2", gateway.server),
                _get("/v2/models/stats", gateway.stats), _post("/v2/repository/index", gateway.index),
                _post("/v2/repository/models/{model}/load", gateway.load),
-               _post("/v2/repository/models/{model}/unload", gateway.unload), _get("/status.json", gateway.status)]
+               _post("/v2/repository/models/{model}/unload", gateway.unload), _get("/status.json", gateway.status),
+               _get("/metrics", gateway.metrics)]
     routes += [_get("/v2/apps", gateway.list_apps), _get("/v2/apps/{app}", gateway.app),
                _post("/v2/apps/{app}/feedback", gateway.feedback), _post("/v2/cache/invalidate", gateway.invalidate)]
     for base in (model, model + "/versions/{version}"):

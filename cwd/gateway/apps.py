@@ -64,7 +64,8 @@ class Applications:
     def _open(self) -> AsyncApps:
         options = self._options
         self._opened = AsyncApps(self._client, options.apps or None, Settings(
-            cache_bytes=options.cache_bytes, compare=options.cache_compare, states=options.states), patient=False)
+            cache_bytes=options.cache_bytes, compare=options.cache_compare, states=options.states,
+            feedback_part_bytes=options.feedback_part_bytes, feedback_keep_bytes=options.feedback_keep_bytes), patient=False)
         return self._opened
 
     @property

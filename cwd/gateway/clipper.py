@@ -163,7 +163,8 @@ class Clipper:
         name = _text(await self._body(request), "name")
         key = self._store().get(name).key
         self._store().remove(name)
-        self._applications.apps.desk.states().forget(key)
+        desk = self._applications.apps.desk
+        await asyncio.to_thread(lambda: desk.states().forget(key))
         return self._done(f"application {name} was removed")
 
     async def add_links(self, request: Request) -> Response:
@@ -199,7 +200,7 @@ class Clipper:
         serving = self._applications.get(_text(body, "app_name"))
         desk = self._applications.apps.desk
         context = "" if serving.app.context == "app" else str(body.get("uid", 0))
-        entry = desk.states().get(serving.app.key, context)
+        entry = await asyncio.to_thread(lambda: desk.states().get(serving.app.key, context))
         found: dict[str, Any] = {"policy": serving.app.policy, "members": list(serving.names), "observations": 0}
         if entry is not None:
             found.update(members=list(entry.members), observations=entry.version, plays=list(entry.state.plays),

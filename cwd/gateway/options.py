@@ -49,8 +49,15 @@ class GatewayOptions:
     cache_compare: bool = True
     #: where policies' states are: "" for a file beside the applications, else redis://HOST
     states: str = ""
+    #: a feedback log goes on in a new file when one is this long
+    feedback_part_bytes: int = 64 << 20
+    #: what all files of feedback may take, but for those that are written to: the oldest are deleted, and the states of
+    #: policies can then no longer be rebuilt from all that made them. 0 keeps all
+    feedback_keep_bytes: int = 0
     #: a port for Clipper's own REST calls, to query and to administer; 0 for any free one, -1 for none
     clipper_port: int = -1
+    #: how many applications, the hottest, have metrics of their own; all others are counted together
+    metrics_apps: int = 50
     #: connections at once; what comes beyond is answered 503
     connections: int = 2048
     #: after SIGTERM it says that it is not ready, and for so long goes on serving
@@ -72,7 +79,8 @@ class GatewayOptions:
             raise _fault("Clipper's calls are about applications, and --apps none serves none")
         if bool(self.tls_cert) != bool(self.tls_key):
             raise _fault("TLS needs both --tls-cert and --tls-key")
-        for name, low in (("slo_ns", 1), ("body_max_bytes", 1), ("connections", 1), ("drain_ns", 0), ("cache_bytes", 0)):
+        for name, low in (("slo_ns", 1), ("body_max_bytes", 1), ("connections", 1), ("drain_ns", 0), ("cache_bytes", 0),
+                          ("metrics_apps", 0), ("feedback_part_bytes", 1), ("feedback_keep_bytes", 0)):
             if getattr(self, name) < low:
                 raise _fault(f"{name} is {getattr(self, name)}, wanted at least {low}")
         if not (self.is_local or self.token_file or self.insecure):

@@ -87,9 +87,9 @@ class Shards:
         """After how long without any controller it helps to ask again."""
         return min(client.retry_ns for client in self._clients.values())
 
-    def away(self) -> list[str]:
-        """The endpoints where no controller answers."""
-        return [endpoint for endpoint, client in self._clients.items() if not client.connected]
+    def controllers(self) -> dict[str, bool]:
+        """Their endpoints, and whether each answers."""
+        return {endpoint: client.connected for endpoint, client in self._clients.items()}
 
     def admin_endpoints(self) -> dict[int, str]:
         """Those of the controllers that answer, by a controller's number."""

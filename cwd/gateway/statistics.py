@@ -58,10 +58,20 @@ class _Batch:
         self.requests = self.exec_ns = self.input_ns = self.output_ns = 0
 
 
+class Totals:
+    """Of all models, those that are gone included: nothing here ever gets less."""
+
+    def __init__(self) -> None:
+        self.models = self.apps = self.cold = self.cancelled = 0
+        #: codes of the requests that failed
+        self.codes: Counter[str] = Counter()
+
+
 class ModelStatistics:
     """What became of one model's requests."""
 
-    def __init__(self) -> None:
+    def __init__(self, totals: Totals | None = None) -> None:
+        self._totals = totals or Totals()
         self.success = self.success_ns = self.fail = self.fail_ns = self.cancel = self.cancel_ns = 0
         self.queue_ns = self.load_ns = self.exec_ns = self.input_ns = self.output_ns = 0
         self.cold = 0
@@ -75,6 +85,8 @@ class ModelStatistics:
 
     def answered(self, result: Result, duration_ns: int, input_ns: int, output_ns: int) -> None:
         """A request was answered in time; `duration_ns` is all of its time here."""
+        self._totals.models += 1
+        self._totals.cold += result.cold
         self.success += 1
         self.success_ns += duration_ns
         self.queue_ns += result.queued_ns
@@ -93,6 +105,7 @@ class ModelStatistics:
 
     def answered_by_app(self, duration_ns: int, hits: int, misses: int) -> None:
         """An app answered; its members' executions are counted with the models."""
+        self._totals.apps += 1
         self.success += 1
         self.success_ns += duration_ns
         self.cache_hit += hits
@@ -104,9 +117,11 @@ class ModelStatistics:
         self.fail += 1
         self.fail_ns += duration_ns
         self.codes[code] += 1
+        self._totals.codes[code] += 1
 
     def cancelled(self, duration_ns: int) -> None:
         """The client hung up."""
+        self._totals.cancelled += 1
         self.cancel += 1
         self.cancel_ns += duration_ns
 
@@ -143,11 +158,12 @@ class Statistics:
 
     def __init__(self) -> None:
         self.models: dict[tuple[str, int], ModelStatistics] = {}
+        self.totals = Totals()
         #: requests that named no model which is there, by code
         self.strays: Counter[str] = Counter()
 
     def of(self, name: str, version: int) -> ModelStatistics:
-        return self.models.get((name, version)) or self.models.setdefault((name, version), ModelStatistics())
+        return self.models.get((name, version)) or self.models.setdefault((name, version), ModelStatistics(self.totals))
 
     def report(self, name: str, version: int) -> dict[str, Any]:
         """The entry of one model; zeros where nothing was asked of it."""

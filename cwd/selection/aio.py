@@ -84,7 +84,10 @@ class AsyncApps:
                     context: str | None = None) -> AppResult:
         """`predict`, for an app that the desk found, or for what was made of one."""
         now = _now()
-        run = self.desk.begin(serving, now, serving.app.slo_ns if slo is None else slo_to_ns(slo), context)
+        slo_ns = serving.app.slo_ns if slo is None else slo_to_ns(slo)
+        if (reading := self.desk.reading(serving, slo_ns, context)) is not None:
+            await asyncio.wait([asyncio.wrap_future(reading.done)], timeout=reading.patience_s)
+        run = self.desk.begin(serving, now, slo_ns, context)
         if len(run.choice.members) == 1 and not serving.app.cache and serving.app.default is None:
             run.start(now)
             await self._execute(run, run.to_call.pop(), inputs)

@@ -6,6 +6,7 @@ executions mean for it. `_lock` guards the desk and all runs; it is taken before
 
 from __future__ import annotations
 
+import concurrent.futures
 import os
 import threading
 import time
@@ -65,7 +66,12 @@ class Apps:
         now = _now()
         with self._lock:
             serving = self.desk.serving(app, now)
-            run = self.desk.begin(serving, now, serving.app.slo_ns if slo is None else slo_to_ns(slo), context)
+            slo_ns = serving.app.slo_ns if slo is None else slo_to_ns(slo)
+            reading = self.desk.reading(serving, slo_ns, context)
+        if reading is not None:
+            concurrent.futures.wait([reading.done], reading.patience_s)
+        with self._lock:
+            run = self.desk.begin(serving, now, slo_ns, context)
         if len(run.choice.members) == 1 and not serving.app.cache and serving.app.default is None:
             run.start(now)
             self._alone(run, run.to_call.pop(), inputs)

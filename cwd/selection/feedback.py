@@ -1,102 +1,28 @@
-"""The feedback log: append-only files that every acknowledged feedback is in, and the states rebuilt from them.
+"""Feedback that counts once and is not lost: the store of states with its log, and the states rebuilt from the log.
 
-A file is a header (magic, a random id) and frames. A frame is 12 bytes, u32 little-endian each: the payload's length, the
-payload's crc32, and the crc32 of those eight bytes; then the payload, a msgpack array of records. One frame is written and
-brought to the disk (fsync) by one append, so that a torn write can only be the last frame: it is cut off when the file is
-next opened, and held nothing that was acknowledged. Damage anywhere else is an error, and never cut.
-
-A folder has one file for each process that writes at the same time, locked while it does. Which of two records came first
-is said by the version of the state that they made; so all files of a folder together are one history.
+What the files look like stands in `feedback_log.py`. Which of two records came first is said by the version of the state
+that they made; so all files of a folder together are one history, whoever wrote them and in however many parts.
 """
 
 from __future__ import annotations
 
-import fcntl
-import os
-import secrets
-import struct
+import dataclasses
+import logging
 import threading
-import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
-
-import msgpack
 
 from cwd.errors import Code, CwdError, InvariantError
 from cwd.selection.entry import Entry, after
+from cwd.selection.feedback_log import PART_BYTES, FeedbackLog, Scan, has_dropped, log_files
 from cwd.selection.observation import Observation
 from cwd.selection.states import States
 
-_MAGIC = b"CWDFB\x00\x00\x01"
-_ID_BYTES = 8
-_HEAD_BYTES = len(_MAGIC) + _ID_BYTES
-#: a new file whose header did not get to the disk is no longer than this, and all zeros after what did
-_TORN_HEAD_BYTES_MAX = 1 << 16
-_FRAME = struct.Struct("<III")
-#: of one frame's payload: what says more is damaged; what holds more is written as several frames
-_PAYLOAD_BYTES_MAX = 1 << 26
+LOG = logging.getLogger("cwd.selection")
+
+#: of one frame
 _PAYLOAD_BYTES_AIM = 1 << 22
-#: files of one folder that are tried for one that nobody else writes
-_WRITERS_MAX = 1024
-
-
-class FeedbackLog:
-    """One file of a folder, open for appending: the first that no other process holds."""
-
-    def __init__(self, folder: Path | str) -> None:
-        self._file, self.path = _take(Path(folder))
-        #: the last record of what was there when it was opened
-        self.last = b""
-        try:
-            self.log_id = self._prepare()
-        except OSError as error:
-            os.close(self._file)
-            raise CwdError(f"{self.path}: {error.strerror or error}", code=Code.CORRUPT) from error
-        except BaseException:
-            os.close(self._file)
-            raise
-
-    def _prepare(self) -> str:
-        """Write the header of a new file, or cut the torn tail of an old one; the file's id."""
-        scan = _Scan(self.path)
-        for self.last in scan.records():
-            pass
-        self._end = scan.end
-        if self._end < os.fstat(self._file).st_size:
-            os.ftruncate(self._file, self._end)
-            os.fsync(self._file)
-        if self._end == 0:
-            self._write(_MAGIC + secrets.token_bytes(_ID_BYTES))
-            _sync_folder(self.path.parent)
-        return os.pread(self._file, _ID_BYTES, len(_MAGIC)).hex()
-
-    def append(self, records: Sequence[bytes]) -> None:
-        """Write them as one frame; they are on the disk when this returns. Raises `CwdError` where that failed."""
-        try:
-            self._write(_framed(msgpack.packb(list(records))))
-        except OSError as error:
-            self._cut_back()
-            raise CwdError(f"{self.path}: {error.strerror or error}", code=Code.CORRUPT) from error
-
-    def _write(self, data: bytes) -> None:
-        written = 0
-        while written < len(data):
-            written += os.pwrite(self._file, data[written:], self._end + written)
-        os.fsync(self._file)
-        self._end += len(data)
-
-    def _cut_back(self) -> None:
-        """Leave no half a frame that a later one would follow. Should even this fail, the next write starts at the same place."""
-        try:
-            os.ftruncate(self._file, self._end)
-        except OSError:
-            pass
-
-    def close(self) -> None:
-        """Let go of the file; another process may then take it."""
-        os.close(self._file)
 
 
 class Journal:
@@ -105,15 +31,14 @@ class Journal:
     Opening it makes good what a crash left between the two, whichever of them has more.
     """
 
-    def __init__(self, states: States, folder: Path | str) -> None:
+    def __init__(self, states: States, folder: Path | str, part_bytes: int = PART_BYTES, keep_bytes: int = 0) -> None:
+        """See `FeedbackLog` for the bytes. Of feedback in parts that were dropped, nothing can be put back."""
         self._states, self._folder = states, Path(folder)
         self._lock = threading.Lock()
         #: the store may have applied what the log lacks
         self._behind = True
-        self._log = FeedbackLog(folder)
+        self._log = FeedbackLog(folder, part_bytes, keep_bytes)
         try:
-            if _is_ahead(self._log.last, states):
-                restore(states, folder)
             self._catch_up()
         except BaseException:
             self._log.close()
@@ -135,8 +60,14 @@ class Journal:
         return [bool(record) for record in records]
 
     def _catch_up(self) -> None:
-        """Append what the store has applied for this log and cannot know to be in it; twice does no harm."""
+        """Put back what the store has lost, and append what it has applied for this log and cannot know to be in it.
+
+        Twice does no harm.
+        """
         self._behind = True
+        if _is_ahead(self._log.last, self._states):
+            restored = restore(self._states, self._folder)
+            LOG.warning("the store of states had lost what the log has; %d states were put back", restored)
         self._to_log(self._states.unlogged(self._log.log_id))
         self._behind = False
 
@@ -158,12 +89,20 @@ class History:
     app: str
     context: str
     observations: tuple[Observation, ...]
+    #: the version that each made; () for 1, 2, 3, ...
+    versions: tuple[int, ...] = ()
 
-    def entry(self) -> Entry:
-        """The entry that they make."""
-        entry: Entry | None = None
-        for observation in self.observations:
-            entry = after(entry, observation)
+    @property
+    def complete(self) -> bool:
+        """Whether none is missing; else older ones were dropped."""
+        return not self.versions or self.versions == tuple(range(1, len(self.versions) + 1))
+
+    def entry(self, known: Entry | None = None) -> Entry:
+        """The entry that they make, after a `known` one: exactly that of the store if the history is complete."""
+        entry, numbers = known, self.versions or range(1, len(self.observations) + 1)
+        for number, observation in zip(numbers, self.observations, strict=True):
+            if entry is None or number > entry.version:
+                entry = dataclasses.replace(after(entry, observation), version=number)
         if entry is None:
             raise InvariantError(f"a history of {self.app}/{self.context} without observations")
         return entry
@@ -173,10 +112,11 @@ def histories(folder: Path | str, app: str | None = None) -> list[History]:
     """What the logs of a folder say, by (app, context); of one app if it is named.
 
     Raises `CwdError` (CORRUPT) for damage, for a version that is in no log and for one that is in them with two contents.
+    Where parts were dropped, versions may be missing: then a history is of those that are there.
     """
     found: dict[tuple[str, str], dict[int, tuple[bytes, Observation]]] = {}
     for path in log_files(folder):
-        for record in _Scan(path).records():
+        for record in Scan(path).records():
             version, observation = Observation.from_bytes(record)
             if app is not None and observation.app != app:
                 continue
@@ -184,31 +124,54 @@ def histories(folder: Path | str, app: str | None = None) -> list[History]:
             if known[0] != record:
                 raise CwdError(f"{path}: two different feedbacks made version {version} of {observation.app}"
                                f"/{observation.context}", code=Code.CORRUPT)
+    dropped = has_dropped(folder)  # it says so before it drops, so this is asked after all was read
     told = []
     for (name, context), versions in sorted(found.items()):
         missing = next((version for version in range(1, len(versions) + 1) if version not in versions), 0)
-        if missing:
+        if missing and not dropped:
             raise CwdError(f"{folder}: no log has the feedback that made version {missing} of {name}/{context}",
                            code=Code.CORRUPT)
-        told.append(History(name, context, tuple(versions[version][1] for version in range(1, len(versions) + 1))))
+        order = tuple(sorted(versions))
+        told.append(History(name, context, tuple(versions[version][1] for version in order), order))
     return told
 
 
 def rebuild(folder: Path | str) -> dict[tuple[str, str], Entry]:
-    """The states that the logs of a folder make, by (app, context); equal to what the store has."""
-    return {(history.app, history.context): history.entry() for history in histories(folder)}
+    """The states that the logs of a folder make, by (app, context); equal to what the store has.
+
+    Raises `CwdError` (CORRUPT) also where older feedback was dropped: what is left does not make them.
+    """
+    found = histories(folder)
+    for history in found:
+        if not history.complete:
+            raise CwdError(f"{folder}: older feedback on {history.app}/{history.context} was dropped to keep within a bound",
+                           code=Code.CORRUPT)
+    return {(history.app, history.context): history.entry() for history in found}
 
 
 def restore(states: States, folder: Path | str) -> int:
-    """Put back what the logs know and the store does not (it was lost, or is an old copy); how many entries."""
-    return sum(states.restore(history.app, history.context, history.entry(),
-                              [observation.feedback_id for observation in history.observations])
-               for history in histories(folder))
+    """Put back what the logs know and the store does not (it was lost, or is an old copy); how many entries.
+
+    Of a history whose beginning was dropped, what is left is learned from after what the store has, which is the entry that
+    was lost only if the two meet; versions go on from the last. Ids of dropped feedback are not known any more.
+    """
+    count = 0
+    for history in histories(folder):
+        known = None if history.complete else states.get(history.app, history.context)
+        entry = history.entry(known)
+        done = states.restore(history.app, history.context, entry, [one.feedback_id for one in history.observations])
+        count += done
+        if done and not history.complete and (known is None or not _meets(known.version, history.versions)):
+            LOG.warning("%s/%s: the store of states had lost %s, and older feedback was dropped: its policy goes on from the "
+                        "last %d feedbacks alone", history.app, history.context,
+                        "it" if known is None else f"all after version {known.version}", len(history.observations))
+    return count
 
 
-def log_files(folder: Path | str) -> list[Path]:
-    """The files of a folder, in their order."""
-    return [path for path in (_file_of(Path(folder), number) for number in range(_WRITERS_MAX)) if path.exists()]
+def _meets(version: int, versions: Sequence[int]) -> bool:
+    """Whether every version after that one is there, up to the last."""
+    later = [each for each in versions if each > version]
+    return later == list(range(version + 1, version + 1 + len(later)))
 
 
 def _is_ahead(last: bytes, states: States) -> bool:
@@ -223,68 +186,6 @@ def _is_ahead(last: bytes, states: States) -> bool:
     return entry is None or entry.version < version
 
 
-class _Scan:
-    """One file from front to back. `end` is where its whole frames end so far, of all of it once the records are read."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self.end = 0
-
-    def records(self) -> Iterator[bytes]:
-        """The records of all whole frames; raises `CwdError` for damage that is not a torn end."""
-        try:
-            with self._path.open("rb") as file:
-                head = file.read(_HEAD_BYTES)
-                if len(head) < _HEAD_BYTES or not head.startswith(_MAGIC):
-                    head += file.read(_TORN_HEAD_BYTES_MAX)
-                    if _is_torn_head(head):
-                        return
-                if not head.startswith(_MAGIC):
-                    raise CwdError(f"{self._path}: not a feedback log", code=Code.CORRUPT)
-                self.end = _HEAD_BYTES
-                while (payload := _next_payload(file)) is not None:
-                    self.end += _FRAME.size + len(payload)
-                    yield from msgpack.unpackb(payload)
-                file.seek(self.end)
-                rest = file.read()
-        except OSError as error:
-            raise CwdError(f"{self._path}: {error.strerror or error}", code=Code.CORRUPT) from error
-        if any(_whole_frame_at(rest, at) for at in range(1, len(rest) - _FRAME.size + 1)):
-            raise CwdError(f"{self._path}: damaged at byte {self.end}, and whole after it; nothing was cut off",
-                           code=Code.CORRUPT)
-
-
-def _is_torn_head(start: bytes) -> bool:
-    """Is this all that was written of a new file? A part of the header, perhaps with zeros that the disk was given."""
-    if len(start) < _HEAD_BYTES and start.startswith(_MAGIC):
-        return True
-    return len(start) <= _TORN_HEAD_BYTES_MAX and _MAGIC.startswith(start.rstrip(b"\0"))
-
-
-def _next_payload(file: BinaryIO) -> bytes | None:
-    """The next frame's payload; None at the end, and where there is no whole frame."""
-    head = file.read(_FRAME.size)
-    if not _sound(head):
-        return None
-    length, crc, _ = _FRAME.unpack(head)
-    payload = file.read(length)
-    return payload if len(payload) == length and zlib.crc32(payload) == crc else None
-
-
-def _sound(head: bytes) -> bool:
-    """Is this the head of a frame? Its own checksum says so."""
-    return (len(head) == _FRAME.size and zlib.crc32(head[:8]) == int.from_bytes(head[8:], "little")
-            and int.from_bytes(head[:4], "little") <= _PAYLOAD_BYTES_MAX)
-
-
-def _whole_frame_at(data: bytes, at: int) -> bool:
-    if not _sound(data[at:at + _FRAME.size]):
-        return False
-    length, crc, _ = _FRAME.unpack_from(data, at)
-    payload = data[at + _FRAME.size:at + _FRAME.size + length]
-    return len(payload) == length and zlib.crc32(payload) == crc
-
-
 def _parts(records: list[bytes]) -> Iterator[list[bytes]]:
     """The records in groups that are one frame each; one group, unless they are very many."""
     part: list[bytes] = []
@@ -297,37 +198,3 @@ def _parts(records: list[bytes]) -> Iterator[list[bytes]]:
             part, size = [], 0
     if part:
         yield part
-
-
-def _framed(payload: bytes) -> bytes:
-    words = struct.pack("<II", len(payload), zlib.crc32(payload))
-    return words + struct.pack("<I", zlib.crc32(words)) + payload
-
-
-def _file_of(folder: Path, number: int) -> Path:
-    return folder / f"feedback-{number:04}.log"
-
-
-def _take(folder: Path) -> tuple[int, Path]:
-    """The first file of the folder that nobody holds, locked; made if need be."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for number in range(_WRITERS_MAX):
-            path = _file_of(folder, number)
-            file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                return file, path
-            except BlockingIOError:
-                os.close(file)
-    except OSError as error:
-        raise CwdError(f"{folder}: {error.strerror or error}", code=Code.BAD_ARGUMENT) from error
-    raise CwdError(f"{folder}: {_WRITERS_MAX} processes write there already", code=Code.PEERS_FULL)
-
-
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

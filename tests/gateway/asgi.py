@@ -34,6 +34,7 @@ class FakeClient:
 
     def __init__(self, *models):
         self.there = {model.name: model for model in models or (DOUBLE, MIXED)}
+        self.endpoint = "ipc:///fake"
         self.connected = True
         self.retry_ns = 400_000_000
         self.asked = []

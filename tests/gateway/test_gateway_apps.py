@@ -143,9 +143,9 @@ def test_feedback_and_what_is_told_of_apps(world):
         assert (await feed(inputs=given, label=X.tolist(), feedback_id="f")).json == {"applied": True}
         assert (await feed(inputs=given, label=X.tolist(), feedback_id="f")).json == {"applied": False}
         assert controller.executions == {0: 1, 1: 1}
-        for body in ({"label": 1}, {"request_id": number}, {"request_id": "zz", "label": 1}, {"request_id": 5, "label": 1},
-                     {"request_id": "12", "label": 1}):
+        for body in ({"label": 1}, {"request_id": number}, {"request_id": "zz", "label": 1}, {"request_id": 5, "label": 1}):
             assert (await feed(**body)).status == 400, body
+        assert (await feed(request_id="12", label=1)).status == 404
         assert (await feed("nobody", label=1)).status == 404
         assert (await ask("POST", "/v2/models/users/infer", *request({"x": X}))).status == 400
         assert (await ask("POST", "/v2/models/users/infer", *request({"x": X}, context="anna", timeout=5_000_000))).status == 200
@@ -203,3 +203,40 @@ def test_a_gateway_sees_the_first_app_of_the_usual_store(world, tmp_path, monkey
             await gateway.applications.close()
 
     asyncio.run(asyncio.wait_for(main(), 30))
+
+
+def test_feedback_goes_to_the_gateway_that_answered(world, tmp_path):
+    """Two gateways over one store: an id of the one is told apart at the other from what nobody remembers."""
+    play, store, controller = world
+    store.create(App("app", (M0, M1), "exp4", combine="mean", loss="absolute", cache=True, slo_ns=5 * 10**9))
+    given = [{"name": "x", "datatype": "FP32", "shape": [3], "data": X.tolist()}]
+
+    async def main(first):
+        async def feed(ask, **body):
+            answer = await ask("POST", "/v2/apps/app/feedback", json.dumps({"label": X.tolist(), **body}).encode())
+            return answer.status, answer.json.get("code", answer.json.get("applied"))
+
+        async with AsyncClient(controller.endpoint) as client:
+            await client.connect()
+            gateway = Gateway(GatewayOptions(apps=str(tmp_path / "apps.db")), client)
+            app = make_app(gateway)
+
+            async def second(*args, **kwargs):
+                return await ask(app, *args, **kwargs)
+
+            answer = await first("POST", "/v2/models/app/infer", *request({"x": X}, timeout=5_000_000))
+            number = answer.json["parameters"]["request_id"]
+            assert await feed(second, request_id=number) == (404, "NOT_HERE")
+            assert await feed(first, request_id=number) == (200, True)
+            # the inputs, under an id of the sender's own, are taken by both, and count once
+            assert await feed(second, inputs=given, feedback_id="mine") == (200, True)
+            assert await feed(first, inputs=given, feedback_id="mine") == (200, False)
+            store.remove("app")
+            await asyncio.sleep(0.15)
+            store.create(App("app", (M0,)))
+            await asyncio.sleep(0.15)
+            assert await feed(first, request_id=number) == (400, "BAD_ARGUMENT")
+            await gateway.applications.close()
+            gateway.catalog.close()
+
+    play(main)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 from types import SimpleNamespace
 
@@ -18,6 +19,7 @@ from cwd.errors import ControllerLost, CwdError, UnknownModel
 from cwd.gateway.app import Gateway, make_app
 from cwd.gateway.options import GatewayOptions
 from cwd.gateway.shards import Shard, Shards, parse_shards
+from cwd.selection.apps import App, AppStore, Member
 
 A, B = "ipc:///a", "ipc:///b"
 
@@ -32,6 +34,10 @@ class Client(FakeClient):
     def __init__(self, endpoint, *names):
         super().__init__(*map(renamed, names))
         self.endpoint = endpoint
+        self.visit = (0, 0, True)
+
+    def interrupted(self, visit):
+        return False
 
     async def connect(self, timeout=None):
         if not self.connected:
@@ -166,3 +172,24 @@ def test_two_controllers_behind_one_gateway(tmp_path):
     finally:
         first.stop()
         second.stop()
+
+
+def test_feedback_is_of_the_gateway_whichever_controller_executed(two, tmp_path):
+    """An app over members of two controllers; another gateway before the same two is another one."""
+    shards, a, b = two
+    with contextlib.closing(AppStore(tmp_path / "apps.db")) as store:
+        store.create(App("both", (Member("cat"), Member("dog")), "exp4", combine="mean", loss="absolute"))
+    first, second = (Gateway(GatewayOptions(apps=str(tmp_path / "apps.db")), shards) for _ in range(2))
+
+    async def main():
+        body, headers = request({"x": np.ones((2, 3), "f4")}, timeout=5_000_000)
+        answer = await ask(make_app(first), "POST", "/v2/models/both/infer", body, headers)
+        assert answer.status == 200 and (len(a.asked), len(b.asked)) == (1, 1)
+        said = json.dumps({"request_id": answer.json["parameters"]["request_id"], "label": [[2.0] * 3] * 2}).encode()
+        told = [await ask(make_app(gateway), "POST", "/v2/apps/both/feedback", said) for gateway in (second, first, first)]
+        assert [each.status for each in told] == [404, 200, 200]
+        assert [each.json.get("applied") for each in told[1:]] == [True, False]
+        for gateway in (first, second):
+            await gateway.applications.close()
+
+    run(main())

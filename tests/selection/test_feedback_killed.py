@@ -13,16 +13,18 @@ from pathlib import Path
 import pytest
 from observed import observation
 
-from cwd.selection.feedback import Journal, histories, rebuild
+from cwd.selection.feedback import Journal, histories, log_files, rebuild
 from cwd.selection.states import SqliteStates
 
 pytestmark = pytest.mark.e2e
+#: a new file every few feedbacks, so that some die while they begin one
+PART_BYTES = 1000
 
 
 def write_feedback(folder: str, begin: str) -> None:
     """In a process of its own: say each id once it is acknowledged. Every tenth is sent again."""
     store = SqliteStates(Path(folder) / "states.sqlite")
-    journal = Journal(store, Path(folder) / "log")
+    journal = Journal(store, Path(folder) / "log", PART_BYTES)
     for number in range(int(begin), int(begin) + 100_000):
         context = ("", "ann")[number % 2]
         journal.add(observation(number, context, draw=0.37, loss=number % 3 / 2, entry=store.get("app", context)))
@@ -49,8 +51,9 @@ def test_kill_9_loses_nothing_that_was_acknowledged(tmp_path: Path) -> None:
             acknowledged |= {1_000_000 * begin, *map(int, said)}
     store = SqliteStates(tmp_path / "states.sqlite")
     # both files are taken over, and what their writers left undone is made good
-    journals = [Journal(store, tmp_path / "log") for _ in range(2)]
+    journals = [Journal(store, tmp_path / "log", PART_BYTES) for _ in range(2)]
     told = [int(one.feedback_id.partition("-")[2]) for history in histories(tmp_path / "log") for one in history.observations]
+    assert len(log_files(tmp_path / "log")) >= len(told) // 8
     assert len(acknowledged) > 12 and len(told) == len(set(told))
     assert acknowledged <= set(told)
     # a writer sends one at a time: it was killed with one unacknowledged at most
