@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 
 import numpy as np
 import pytest
@@ -29,6 +30,11 @@ from cwd.selection.losses import LOSSES, make_loss
     ("log", {"logits": True}, [[0.0, 0.0]], [1], math.log(2) / 5),
     ("log", {"logits": True, "bound": 2.0}, [1e30, 0.0], 0, 0.0),
     ("absolute", {}, math.nan, 0.0, 1.0),
+    # scores where probabilities were promised
+    ("log", {}, [7.0, -3.0], 0, 1.0),
+    ("log", {}, [7.0, -3.0], 1, 1.0),
+    ("log", {}, [math.inf, 0.0], 0, 1.0),
+    ("log", {}, [1.0002, 0.0], 0, 0.0),
 ])
 def test_by_hand(name: str, parameters: dict[str, object], answer: object, label: object, wanted: float) -> None:
     assert make_loss(name, parameters)(np.asarray(answer), label) == pytest.approx(wanted)
@@ -39,8 +45,9 @@ def test_by_hand(name: str, parameters: dict[str, object], answer: object, label
        hnp.arrays(np.float64, (2, 3)))
 @settings(deadline=None)
 def test_always_between_0_and_1(name: str, logits: bool, answer: np.ndarray, classes: list[int], numbers: np.ndarray) -> None:
-    with np.errstate(all="ignore"):
-        loss = make_loss(name, {"logits": logits} if name == "log" else {})
+    loss = make_loss(name, {"logits": logits} if name == "log" else {})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
         assert 0.0 <= loss(answer, classes if name in ("log", "zero_one") else numbers) <= 1.0
 
 
