@@ -9,12 +9,14 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from observed import observation
 
 from cwd.cli.main import run
 from cwd.errors import Code, CwdError, UnknownModel
 from cwd.selection.apps import App, AppStore, Member
 from cwd.selection.feedback import Journal
 from cwd.selection.observation import Observation
+from cwd.selection.redis_states import RedisStates
 from cwd.selection.state import Choice
 from cwd.selection.states import SqliteStates
 
@@ -154,5 +156,18 @@ def test_replay_feedback_evaluates_another_policy(cwd_app, tmp_path, capsys):
     assert run(["app", "replay-feedback", "shop", "--policy", "thompson"]) == 0 and "snips" in capsys.readouterr().out
     cwd_app("rm", "shop")
     states = SqliteStates(tmp_path / "states.db")
+    assert states.get(key, "") is None
+    states.close()
+
+
+def test_states_in_redis_are_shown_and_forgotten(cwd_app, redis_url):
+    """As gateways on several machines keep them; without --states the file beside the applications counts, and is not made."""
+    key = f"shop#{cwd_app('create', 'shop', 'a', 'b', '--policy', 'exp3')['life']}"
+    states = RedisStates(redis_url, fresh_s=0.0)
+    states.apply([observation(1, app=key, members=("a", "b"))], "log")
+    assert "states" not in cwd_app("show", "shop")
+    (row,) = cwd_app("show", "shop", "--states", redis_url)["states"]
+    assert row["observations"] == 1 and row["members"] == ["a", "b"]
+    cwd_app("rm", "shop", "--states", redis_url)
     assert states.get(key, "") is None
     states.close()
