@@ -19,6 +19,7 @@ BENCHES = {
     "ensemble": "Eight members, one of which is late: the answer's time and who took part.",
     "serve": "Goodput under SLOs, closed loop, against the best batch rate of the module alone.",
     "selection": "Which model answers: regret of the selection policies while the best model degrades.",
+    "tuning": "Where the defaults of exp3 and exp4 are from: a grid of parameters, on texts and seeds of its own.",
     "wire": "The codecs, in Python and compiled.",
 }
 

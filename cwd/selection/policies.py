@@ -243,11 +243,12 @@ class Weighing(Policy):
 
     After each observation every member gives away the part `share` of its weight, and all get an equal portion of what was
     given (fixed share: Herbster and Warmuth 1998, section 5; with bandits it is Exp3.S of Auer et al. 2002, section 8).
-    Without it a member that was bad for an hour needs an hour to come back.
+    Without it a member that was bad for an hour needs an hour to come back. The defaults of `eta`, `share` and `gamma` are the
+    least regret of a grid on streams of 10,000 predictions by five members, of which one changes (`cwd bench tuning`).
     """
 
-    eta: float = 0.02
-    share: float = 5e-3
+    eta: float
+    share: float
 
     def __post_init__(self) -> None:
         _within(self, "eta", 0.0, 10.0)
@@ -283,8 +284,8 @@ class Exp3(Weighing):
     """
 
     name: ClassVar[str] = "exp3"
-    eta: float = 0.03
-    share: float = 1e-5
+    eta: float = 0.1
+    share: float = 1e-7
     gamma: float = 0.05
     gains: bool = False
 
@@ -326,6 +327,8 @@ class Exp4(Weighing):
     """
 
     name: ClassVar[str] = "exp4"
+    eta: float = 0.05
+    share: float = 1e-2
 
     def probabilities(self, state: State) -> tuple[float, ...]:
         return (1.0,) * len(state)
