@@ -191,9 +191,14 @@ def replay_feedback(name: str, policy: str | None, parameters: str | None, seed:
     facts: dict[str, Any] = {"app": name, "policy": judged.name, "parameters": judged.parameters(), "logged_by": found.policy,
                              **evaluate(told, judged, seed=seed, confidence=confidence, kind=found.combine or "vote",
                                         loss=make_loss(found.loss, found.loss_parameters)).facts()}
+    lines = [f"{judged.name} on {facts['records']} feedbacks of {name}, of which it learned from {facts['learned']}:"]
+    if facts["incomplete"]:
+        lines.append(f"{facts['incomplete']} more say nothing: a member was asked and its loss is not known")
+    if facts["unsupported"]:
+        lines.append(f"it would ask members that could not have been asked with a probability of {facts['unsupported']:.3g}: "
+                     "no estimate knows of those")
     rows = [[key, *(facts[key][word] for word in ("loss", "low", "high"))] for key in ("logged", "ips", "snips", "dr")]
-    emit(facts, as_json, [f"{judged.name} on {facts['records']} feedbacks of {name}, of which it learned from "
-                          f"{facts['learned']}:", *table(["estimate", "mean loss", "low", "high"], rows)])
+    emit(facts, as_json, [*lines, *table(["estimate", "mean loss", "low", "high"], rows)])
 
 
 def _opened(path: str | None) -> AppStore:
