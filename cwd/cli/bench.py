@@ -23,6 +23,9 @@ BENCHES = {
     "wire": "The codecs, in Python and compiled.",
 }
 
+#: a longer list is a curve, which nobody reads as numbers
+_LISTED_MAX = 32
+
 
 class Benches(click.Group):
     """One command per module; its options are read off its `run`."""
@@ -87,6 +90,8 @@ def lines_of(facts: dict[str, Any], indent: str = "") -> list[str]:
         elif isinstance(value, dict):
             lines.append(f"{indent}{name}:")
             lines += lines_of(value, indent + "  ")
+        elif len(rows) > _LISTED_MAX:
+            lines.append(f"{indent}{name}: {len(rows)} values from {rows[0]} to {rows[-1]}; --json has all")
         else:
             lines.append(f"{indent}{name}: {value:.4g}" if isinstance(value, float) else f"{indent}{name}: {value}")
     return lines

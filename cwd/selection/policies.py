@@ -321,8 +321,8 @@ class Exp4(Weighing):
     """All members, their votes by weight; each is judged by its own loss: w <- w exp(-eta loss).
 
     As in Clipper's paper (section 5.2), where every member's loss is seen: this is Hedge of Freund and Schapire 1997, with
-    a fixed share. Members that did not answer keep their weight, and those that did share what they had together (Freund,
-    Schapire, Singer and Warmuth 1997, "specialists"): who is late often is neither punished nor favoured by it.
+    a fixed share. Before it, members that did not answer keep their weight, and those that did share what they had together
+    (Freund, Schapire, Singer and Warmuth 1997, "specialists"): who is late often is neither punished nor favoured by it.
     The defaults leave the weaker members with votes: a group whose errors differ is right more often than its best.
     """
 

@@ -14,6 +14,7 @@ import pytest
 
 from cwd.bench import selection, tuning
 from cwd.bench.students import DEGRADED, WANTED, digest_of, population, read_texts
+from cwd.cli.bench import lines_of
 from cwd.errors import CwdError
 from cwd.selection.policies import make_policy
 
@@ -74,6 +75,8 @@ def test_tuning_takes_the_least_regret_of_its_grid() -> None:
         # the defaults are of the grid, and those with which the policy is made
         assert found[name]["defaults"] in [{word: row[word] for word in grid} for row in rows]
         assert found[name]["defaults_are_best"] == (found[name]["best"] == found[name]["defaults"])
+    people = population()
+    assert all(selection.policy_of(name, people) == make_policy(name) for name in selection.POLICIES if name != "static")
     assert all(make_policy(name) == make_policy(name, found[name]["defaults"]) for name in tuning.GRID)
 
 
@@ -154,3 +157,9 @@ def test_recovery_is_where_a_good_window_begins() -> None:
     losses = np.concatenate([np.ones(300), np.zeros(700)])
     assert selection.recovery(losses, 0.0) == 300 and selection.recovery(losses, 0.5) == 50
     assert selection.recovery(np.ones(900), 0.5) == -1
+
+
+def test_curves_are_one_short_line_for_people(facts: dict) -> None:
+    lines = lines_of(facts)
+    assert "    exp3: 100 values from" in "\n".join(lines) and max(map(len, lines)) < 120
+    assert "models: [" in "\n".join(lines)
