@@ -92,6 +92,7 @@ class LogLoss(Loss):
 
     Answers are probabilities of the classes, or with `logits` what softmax makes such of; the last axis is the classes. What
     is no probability (negative, above 1) is all wrong: an app whose models give scores, and that does not say so, sees it.
+    An answer that is a class, as a vote's is, says it with probability 1.
     """
 
     name: ClassVar[str] = "log"
@@ -104,6 +105,9 @@ class LogLoss(Loss):
             raise CwdError("log: logits is true or false", code=Code.BAD_ARGUMENT)
 
     def of(self, answer: np.ndarray, label: np.ndarray) -> np.ndarray:
+        if answer.dtype.kind in "iu" and label.dtype.kind in "iu":
+            found, label = _fitted(answer, label)
+            return np.asarray(found != label)
         if answer.dtype.kind != "f" or answer.ndim == 0 or label.dtype.kind not in "iu":
             raise CwdError("the log loss is of classes' probabilities and a label that is a class", code=Code.BAD_DTYPE)
         rows, labels = _fitted(answer[..., 0], label)
