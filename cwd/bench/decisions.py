@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from cwd.bench.histogram import BUCKETS, bucket_of, quantile_ns
-from cwd.bench.stand_in import PENDING, perform, random, spread
+from cwd.bench.stand_in import ENDS, PENDING, RANDOM, perform, random, spread
 from cwd.core import engine, heap
 from cwd.core.presets import PRESETS
 from cwd.core.world import TIMER, Config, World, make_world
@@ -35,8 +35,8 @@ SLO_NS, SLO_BITS, TRIES = 250 * MS, 5, 9
 BOUND_US = 20
 #: what is timed: every tick, those of them that issued an action, and what the core is told in between
 TICK, ISSUING, ARRIVAL, RESULT, KINDS = 0, 1, 2, 3, 4
-#: one row: what the driver has done; the first four are `perform`'s
-_RANDOM, _ENDS, _ANSWERED, _NOT_ANSWERED, _NEXT_ID, _RUNNING, _FEWEST, _MOST, _TICKS, _GPUS = range(10)
+#: one row: what the driver has done, behind the places of `perform`
+_NEXT_ID, _RUNNING, _FEWEST, _MOST, _TICKS, _GPUS = range(4, 10)
 
 
 @lean_kernel
@@ -57,9 +57,9 @@ def clock_cost(histogram, most_ns, times):
 @inline
 def _results(world, now_ns, pending, ends, state, histogram, most_ns):
     """Report the actions that have ended by now."""
-    while state[_ENDS] > 0 and ends[0]["key"] <= now_ns:
+    while state[ENDS] > 0 and ends[0]["key"] <= now_ns:
         a = ends[0]["id"]
-        state[_ENDS] = heap.drop(ends, state[_ENDS], a)
+        state[ENDS] = heap.drop(ends, state[ENDS], a)
         row = pending[a]
         state[_RUNNING] -= row["rows"]
         begin_ns = monotonic_ns()
@@ -122,7 +122,7 @@ def _drive(world, now_ns, ticks, queued, models, targets, pending, ends, free_at
             _arrival(world, now_ns, models, targets, state, histogram, most_ns)
         else:
             due_ns = engine.next_timer(world, now_ns)
-            if state[_ENDS] > 0 and ends[0]["key"] < due_ns:
+            if state[ENDS] > 0 and ends[0]["key"] < due_ns:
                 due_ns = ends[0]["key"]
             now_ns = max(due_ns, now_ns)
             _results(world, now_ns, pending, ends, state, histogram, most_ns)
@@ -164,7 +164,7 @@ class Drive:
         pending, ends = np.zeros(len(self.world.actions), PENDING), np.zeros(len(self.world.actions), TIMER)
         ends["place"] = -1
         self.state = np.zeros(10, np.int64)
-        self.state[_RANDOM] = 12345
+        self.state[RANDOM] = 12345
         self.histogram, self.most_ns = np.zeros((KINDS, BUCKETS), np.int64), np.zeros(KINDS, np.int64)
         # so that popularity has nothing to do with size
         shuffled = np.random.default_rng(0).permutation(handles)

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from cwd.bench import decisions
-from cwd.bench.stand_in import PENDING, perform, random, spread
+from cwd.bench.stand_in import ANSWERED, ENDS, NOT_ANSWERED, PENDING, RANDOM, perform, random, spread
 from cwd.core import engine, heap
 from cwd.core.world import FOREVER_NS, TIMER, Config, World, make_world
 from cwd.jit import lean_kernel
@@ -25,14 +25,16 @@ EXEC_NS = (2_730 * US, 4_050 * US, 5_870 * US, 9_930 * US, 17_300 * US)
 LOAD_NS = 8_320 * US
 PAGES = 7
 SLO_NS = 100 * MS
+#: behind what `perform` has in `state`
+_NEXT_ID = 4
 
 
 @lean_kernel
 def _results(world, now_ns, pending, ends, state):
     """Report the actions that have ended by now."""
-    while state[1] > 0 and ends[0]["key"] <= now_ns:
+    while state[ENDS] > 0 and ends[0]["key"] <= now_ns:
         a = ends[0]["id"]
-        state[1] = heap.drop(ends, state[1], a)
+        state[ENDS] = heap.drop(ends, state[ENDS], a)
         row = pending[a]
         engine.action_done(world, now_ns, row["action"], 0, row["begin_ns"], row["end_ns"], 0, row["rows"], -1, -1)
 
@@ -40,14 +42,14 @@ def _results(world, now_ns, pending, ends, state):
 @lean_kernel
 def _drive(world, now_ns, requests, gap_ns, models, targets, pending, ends, free_at, state):
     """Feed `requests` arrivals, `gap_ns` apart, with results and timers in between; returns the time reached."""
-    next_id = state[4]
+    next_id = state[_NEXT_ID]
     arrival_ns = now_ns
     for _ in range(requests):
         arrival_ns += gap_ns
         # what is due before the arrival, one batch of events at a time
         while True:
             due_ns = engine.next_timer(world, now_ns)
-            if state[1] > 0 and ends[0]["key"] < due_ns:
+            if state[ENDS] > 0 and ends[0]["key"] < due_ns:
                 due_ns = ends[0]["key"]
             if due_ns > arrival_ns:
                 break
@@ -62,7 +64,7 @@ def _drive(world, now_ns, requests, gap_ns, models, targets, pending, ends, free
         engine.request_arrived(world, now_ns, next_id & 63, next_id, model, 0, 0, SLO_NS, 0, -1)
         engine.tick(world, now_ns)
         perform(world, now_ns, pending, ends, free_at, state)
-    state[4] = next_id
+    state[_NEXT_ID] = next_id
     return now_ns
 
 
@@ -95,7 +97,8 @@ def measure(models: int, *, gpus: int = 16, rps: int = 4_000, requests: int = 20
     ends = np.zeros(len(world.actions), TIMER)
     ends["place"] = -1
     free_at = np.zeros(2 * gpus, np.int64)
-    state = np.array([12345, 0, 0, 0, 0], np.int64)
+    state = np.zeros(_NEXT_ID + 1, np.int64)
+    state[RANDOM] = 12345
     targets = spread(models, zipf)
     now_ns, gap_ns = 2000 * MS, 1_000_000_000 // rps
     arguments = (gap_ns, handles, targets, pending, ends, free_at, state)
@@ -108,7 +111,7 @@ def measure(models: int, *, gpus: int = 16, rps: int = 4_000, requests: int = 20
     counters = world.counters[0]
     if counters["broken"]:
         raise AssertionError(f"invariant {counters['broken']} broken")
-    answered, refused = int(state[2]), int(state[3])
+    answered, refused = int(state[ANSWERED]), int(state[NOT_ANSWERED])
     return {
         "models": models, "gpus": gpus, "rps": rps, "resident": resident, "zipf": zipf, "requests": requests,
         "ns_per_request": int(best), "answered": answered, "refused": refused,

@@ -1,4 +1,4 @@
-"""The picture of `cwd bench selection`: regret over time, and how often each policy was right before and after.
+"""The picture of `cwd bench selection`: regret over time with its spread, and how often each policy was right before and after.
 
 Colours are Okabe and Ito's, which stay apart for colour-blind people, and every line has a marker of its own besides.
 Needs matplotlib (extra `plot`).
@@ -36,20 +36,23 @@ def draw(path: Path, facts: dict[str, Any]) -> None:
 
 
 def _curves(axes: Any, facts: dict[str, Any]) -> None:
-    steps = facts["curves"]["steps"]
-    regret = facts["curves"]["regret"]
+    curves, regret = facts["curves"], facts["curves"]["regret"]
+    steps = curves["steps"]
     for place, (name, curve) in enumerate(sorted(regret.items(), key=lambda item: -item[1][-1])):
         axes.plot(steps, curve, color=COLOURS[name], marker=MARKERS[name], markevery=(3 + 2 * place, 14), markersize=6,
                   linestyle="--" if name == "oracle" else "-", label=_LABELS.get(name, name))
+        axes.fill_between(steps, curves["lowest"][name], curves["highest"][name], color=COLOURS[name], alpha=0.15, linewidth=0)
     axes.axvline(facts["degrades_at"], color="#777777", linewidth=1, linestyle=":")
     # static goes far off: what the others do would be a line at the bottom
-    others = [value for name, curve in regret.items() if name != "static" for value in curve]
+    others = [value for side in ("lowest", "highest") for name, curve in curves[side].items() if name != "static"
+              for value in curve]
     low, high = min(0.0, *others), max(others)
     axes.set_ylim(low - 0.12 * (high - low), high + 0.12 * (high - low))
     axes.text(facts["degrades_at"], axes.get_ylim()[0], " the best model degrades", va="bottom", ha="left", fontsize=9)
     axes.set_xlabel("predictions with feedback")
     axes.set_ylabel("wrong answers more than the oracle")
-    axes.set_title(f"regret, mean of {facts['streams']} streams ({facts['source']})", fontsize=10)
+    axes.set_title(f"regret on {facts['reported_on']['source']}: mean, lowest and highest of {facts['streams']} streams",
+                   fontsize=10)
     axes.legend(fontsize=9, loc="upper left")
 
 

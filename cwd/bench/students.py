@@ -2,12 +2,16 @@
 
 The teacher is a fixed random network over WordPiece ids: the mean of the tokens' embeddings, one hidden layer, a score for
 each of six classes. A student is the teacher with noise on its weights, so much that it is right about as often as wanted;
-it is wrong where the noise leads it, mostly on texts that are hard, and differently from its fellows. A degraded student has
-more noise, as one whose inputs have drifted. numpy alone; a seed decides everything.
+it is wrong where the noise leads it, mostly on texts that are hard, and differently from its fellows. Later one of them
+changes: more noise degrades it, as one whose inputs have drifted; less makes it better, as one that was trained again.
+numpy alone; a seed decides everything.
 """
 
 from __future__ import annotations
 
+import hashlib
+import zipfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +26,8 @@ WANTED = (0.72, 0.88, 0.55, 0.80, 0.64)
 DEGRADED = 0.40
 #: WordPiece ids that frame every text
 _FRAME_IDS = (101, 102)
+#: with fewer texts a share of them that are right says little of an accuracy
+_TEXTS_MIN = 100
 _SYNTHETIC_TEXTS, _SYNTHETIC_VOCABULARY = 6000, 8000
 
 
@@ -31,12 +37,14 @@ class Population:
 
     #: where the texts are from, for people
     source: str
+    #: of the texts' tokens: tells whether two figures are of the same texts
+    sha256: str
     #: i64[texts]
     labels: np.ndarray
     #: i64[texts, students]
     answers: np.ndarray
-    #: the same once the best has degraded
-    degraded_answers: np.ndarray
+    #: the same once one student has changed
+    later_answers: np.ndarray
 
     @property
     def accuracies(self) -> np.ndarray:
@@ -44,18 +52,25 @@ class Population:
         return (self.answers == self.labels[:, None]).mean(axis=0)
 
     @property
-    def degraded_accuracies(self) -> np.ndarray:
-        """f64[students], once the best has degraded."""
-        return (self.degraded_answers == self.labels[:, None]).mean(axis=0)
+    def later_accuracies(self) -> np.ndarray:
+        """f64[students], once one has changed."""
+        return (self.later_answers == self.labels[:, None]).mean(axis=0)
 
 
-def population(tokens: str = "", seed: int = 0) -> Population:
-    """The students of a file of token texts (`ids`, `offsets` in an npz), or of a made-up population without one."""
+def population(tokens: str = "", seed: int = 0, wanted: Sequence[float] = WANTED, change: tuple[int, float] | None = None
+               ) -> Population:
+    """The students of a file of token texts (`ids`, `offsets` in an npz), or of a made-up population without one.
+
+    `wanted` says how often each is right, about; `change` is (student, how often it is right later), else the best
+    degrades. Raises `CwdError` (BAD_ARGUMENT) for a file that is no such texts.
+    """
     randoms = np.random.default_rng(seed)
     if tokens:
         source, ids, offsets = Path(tokens).name, *read_texts(Path(tokens))
     else:
         source, ids, offsets = "synthetic: no --tokens were given", *synthetic_texts(randoms)
+    if len(offsets) <= _TEXTS_MIN:
+        raise CwdError(f"{source}: {len(offsets) - 1} texts; accuracies need {_TEXTS_MIN}", code=Code.BAD_ARGUMENT)
     features = features_of(ids, offsets, randoms)
     inner = randoms.normal(size=(WIDTH, HIDDEN)) / np.sqrt(WIDTH) * 1.5
     outer = randoms.normal(size=(HIDDEN, CLASSES)) / np.sqrt(HIDDEN)
@@ -64,19 +79,20 @@ def population(tokens: str = "", seed: int = 0) -> Population:
     balance = np.median(scores, axis=0)
     labels = (scores - balance).argmax(axis=1)
 
-    def student(wanted: float) -> np.ndarray:
+    def student(share: float) -> np.ndarray:
         noise = randoms.normal(size=inner.shape) / np.sqrt(WIDTH), randoms.normal(size=outer.shape) / np.sqrt(HIDDEN)
         low, high = 0.0, 8.0
         for _ in range(16):
             middle = (low + high) / 2.0
             said = (np.tanh(features @ (inner + middle * noise[0])) @ (outer + middle * noise[1]) - balance).argmax(axis=1)
-            low, high = (middle, high) if (said == labels).mean() > wanted else (low, middle)
+            low, high = (middle, high) if (said == labels).mean() > share else (low, middle)
         return said
 
-    answers = np.stack([student(wanted) for wanted in WANTED], axis=1)
-    degraded = answers.copy()
-    degraded[:, int((answers == labels[:, None]).mean(axis=0).argmax())] = student(DEGRADED)
-    return Population(source, labels, answers, degraded)
+    answers = np.stack([student(share) for share in wanted], axis=1)
+    changed, share = change or (int(np.argmax(wanted)), DEGRADED)
+    later = answers.copy()
+    later[:, changed] = student(share)
+    return Population(source, digest_of(ids, offsets), labels, answers, later)
 
 
 def features_of(ids: np.ndarray, offsets: np.ndarray, randoms: np.random.Generator) -> np.ndarray:
@@ -91,15 +107,22 @@ def features_of(ids: np.ndarray, offsets: np.ndarray, randoms: np.random.Generat
 def read_texts(path: Path) -> tuple[np.ndarray, np.ndarray]:
     """(ids, offsets) of the texts that have a token besides the frame; raises `CwdError` for another kind of file."""
     try:
-        with np.load(path, allow_pickle=False) as file:
-            ids, offsets = file["ids"].astype(np.int64), file["offsets"].astype(np.int64)
-    except (OSError, ValueError, KeyError) as error:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+            ids, offsets = arrays["ids"].astype(np.int64), arrays["offsets"].astype(np.int64)
+    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
         raise CwdError(f"{path}: no file of token texts (ids and offsets in an npz): {error}", code=Code.BAD_ARGUMENT) from error
-    if offsets[0] != 0 or offsets[-1] != len(ids) or (np.diff(offsets) < 2).any() or not 0 <= ids.min() <= ids.max() < WORDS:
+    if ids.ndim != 1 or offsets.ndim != 1 or len(offsets) < 2 or not len(ids):
+        raise CwdError(f"{path}: there is no text in it", code=Code.BAD_ARGUMENT)
+    lengths = np.diff(offsets)
+    if offsets[0] != 0 or offsets[-1] != len(ids) or (lengths < 2).any() or not 0 <= ids.min() <= ids.max() < WORDS:
         raise CwdError(f"{path}: offsets and ids do not fit each other", code=Code.BAD_ARGUMENT)
-    keep = np.diff(offsets) > 2
-    kept = np.repeat(keep, np.diff(offsets))
-    return ids[kept], np.concatenate([[0], np.cumsum(np.diff(offsets)[keep])])
+    keep = lengths > 2
+    return ids[np.repeat(keep, lengths)], np.concatenate([[0], np.cumsum(lengths[keep])])
+
+
+def digest_of(ids: np.ndarray, offsets: np.ndarray) -> str:
+    """The SHA-256 of texts, however a file packs them."""
+    return hashlib.sha256(ids.astype("<i8").tobytes() + offsets.astype("<i8").tobytes()).hexdigest()
 
 
 def synthetic_texts(randoms: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:

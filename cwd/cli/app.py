@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,11 +18,15 @@ from cwd.units import format_duration
 
 if TYPE_CHECKING:
     from cwd.selection.apps import App, AppStore
+    from cwd.selection.states import States
 
 _store = click.option("--store", "path", envvar="CWD_APPS", metavar="FILE", help="The file of applications. "
                       "[default: /var/lib/cwd/apps.db for root, else ~/.local/state/cwd/apps.db]")
+_states = click.option("--states", envvar="CWD_STATES", default="", metavar="URL", help="What the gateways were given: "
+                       "redis://HOST. [default: the file beside the applications]")
 _policy = click.option("--policy", metavar="NAME", help="static, epsilon_greedy, ucb1, thompson, exp3 or exp4.")
-_parameters = click.option("--parameters", metavar="JSON", help="The policy's parameters, such as '{\"eta\": 0.1}'.")
+_parameters = click.option("--parameters", metavar="JSON", help="The policy's parameters, such as "
+                           "'{\"eta\": 0.1}'. [default: its paper's; for exp3 and exp4 what `cwd bench tuning` chose]")
 
 
 def _fields(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -120,24 +125,20 @@ def list_apps(path: str | None, as_json: bool) -> None:
 
 @app.command()
 @click.argument("name")
+@_states
 @_store
 @json_option
-def show(name: str, path: str | None, as_json: bool) -> None:
+def show(name: str, states: str, path: str | None, as_json: bool) -> None:
     """What application NAME is, and what its policy has learned."""
-    from cwd.selection.desk import open_states
-
     with _opened(path) as store:
         found = store.get(name)
     facts = _facts(found)
-    # only to look: a store of states that is not there is not made
-    if (folder := Path(store.path).parent / "states.db").exists():
-        states = open_states("", folder.parent)
-        entries = [(context, entry) for key, context, entry in states.entries() if key == found.key]
-        states.close()
-        facts["states"] = [{"context": context, "observations": entry.version, "members": list(entry.members),
-                            "plays": list(entry.state.plays), "losses": list(entry.state.losses),
-                            "log_weights": [max(weight, -1e300) for weight in entry.state.log_weights]}
-                           for context, entry in entries]
+    with _learned(store, states) as learned:
+        if learned is not None:
+            facts["states"] = [{"context": context, "observations": entry.version, "members": list(entry.members),
+                                "plays": list(entry.state.plays), "losses": list(entry.state.losses),
+                                "log_weights": [max(weight, -1e300) for weight in entry.state.log_weights]}
+                               for key, context, entry in learned.entries() if key == found.key]
     lines = [f"{key}: {value}" for key, value in facts.items() if key != "states"]
     for row in facts.get("states", []):
         lines.append(f"state{' of ' + row['context'] if row['context'] else ''} after {row['observations']} feedbacks:")
@@ -148,19 +149,17 @@ def show(name: str, path: str | None, as_json: bool) -> None:
 
 @app.command()
 @click.argument("name")
+@_states
 @_store
 @json_option
-def rm(name: str, path: str | None, as_json: bool) -> None:
-    """Forget application NAME; its feedback log stays."""
-    from cwd.selection.desk import open_states
-
+def rm(name: str, states: str, path: str | None, as_json: bool) -> None:
+    """Forget application NAME and what its policy has learned; its feedback log stays."""
     with _opened(path) as store:
         key = store.get(name).key
         store.remove(name)
-    if (Path(store.path).parent / "states.db").exists():
-        states = open_states("", Path(store.path).parent)
-        states.forget(key)
-        states.close()
+    with _learned(store, states) as learned:
+        if learned is not None:
+            learned.forget(key)
     emit({"removed": name}, as_json, [f"removed {name}"])
 
 
@@ -194,17 +193,35 @@ def replay_feedback(name: str, policy: str | None, parameters: str | None, seed:
                                         loss=make_loss(found.loss, found.loss_parameters)).facts()}
     # of a bounded log (--feedback-keep) only what is left can be judged by
     facts["dropped"] = any(not history.complete for history in told)
+    lines = [f"{judged.name} on {facts['records']} feedbacks of {name}, of which it learned from {facts['learned']}:"]
+    if facts["dropped"]:
+        lines.append("older feedback was dropped to keep within a bound, and is not in this")
+    if facts["incomplete"]:
+        lines.append(f"{facts['incomplete']} more say nothing: a member was asked and its loss is not known")
+    if facts["unsupported"]:
+        lines.append(f"it would ask members that could not have been asked with a probability of {facts['unsupported']:.3g}: "
+                     "no estimate knows of those")
     rows = [[key, *(facts[key][word] for word in ("loss", "low", "high"))] for key in ("logged", "ips", "snips", "dr")]
-    emit(facts, as_json, [f"{judged.name} on {facts['records']} feedbacks of {name}, of which it learned from "
-                          f"{facts['learned']}:",
-                          *(["older feedback was dropped to keep within a bound, and is not in this"] if facts["dropped"] else []),
-                          *table(["estimate", "mean loss", "low", "high"], rows)])
+    emit(facts, as_json, [*lines, *table(["estimate", "mean loss", "low", "high"], rows)])
 
 
 def _opened(path: str | None) -> AppStore:
     from cwd.selection.apps import AppStore
 
     return AppStore(path or None)
+
+
+@contextlib.contextmanager
+def _learned(store: AppStore, where: str) -> Iterator[States | None]:
+    """The policies' states; None where there is no file of them: it is not made by a look."""
+    from cwd.selection.desk import open_states
+
+    folder = Path(store.path).parent
+    if not where and not (folder / "states.db").exists():
+        yield None
+        return
+    with contextlib.closing(open_states(where, folder)) as states:
+        yield states
 
 
 def _given(options: dict[str, Any]) -> dict[str, Any]:

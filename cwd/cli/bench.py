@@ -19,8 +19,12 @@ BENCHES = {
     "ensemble": "Eight members, one of which is late: the answer's time and who took part.",
     "serve": "Goodput under SLOs, closed loop, against the best batch rate of the module alone.",
     "selection": "Which model answers: regret of the selection policies while the best model degrades.",
+    "tuning": "Where the defaults of exp3 and exp4 are from: a grid of parameters, on texts and seeds of its own.",
     "wire": "The codecs, in Python and compiled.",
 }
+
+#: a longer list is a curve, which nobody reads as numbers
+_LISTED_MAX = 32
 
 
 class Benches(click.Group):
@@ -86,6 +90,8 @@ def lines_of(facts: dict[str, Any], indent: str = "") -> list[str]:
         elif isinstance(value, dict):
             lines.append(f"{indent}{name}:")
             lines += lines_of(value, indent + "  ")
+        elif len(rows) > _LISTED_MAX:
+            lines.append(f"{indent}{name}: {len(rows)} values from {rows[0]} to {rows[-1]}; --json has all")
         else:
             lines.append(f"{indent}{name}: {value:.4g}" if isinstance(value, float) else f"{indent}{name}: {value}")
     return lines

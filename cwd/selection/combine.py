@@ -79,20 +79,29 @@ def _alike(arrays: list[np.ndarray]) -> list[np.ndarray]:
     if len({array.shape for array in arrays}) > 1:
         shapes = ", ".join(str(list(array.shape)) for array in arrays)
         raise CwdError(f"answers of different shapes cannot be combined: {shapes}", code=Code.BAD_SHAPE)
+    if len({array.dtype.kind in "US" for array in arrays}) > 1:
+        raise CwdError("texts and numbers cannot be combined", code=Code.BAD_DTYPE)
     return arrays
 
 
 def _vote(votes: list[np.ndarray], parts: list[float]) -> tuple[np.ndarray, float]:
-    """The heaviest class at each place (ties: the lower), and the smallest share with which one won."""
+    """The heaviest class at each place (ties: the lower), and the smallest share with which one won.
+
+    Memory goes with the votes, and not with how many different classes there are: whole numbers may be anything.
+    """
     if len(votes) == 1:
         return votes[0], 1.0
+    # [members, ...], each place in rising order of classes, so that the first of equal shares is the lower class
     stacked = np.stack(votes)
-    candidates = np.unique(stacked)
-    share = np.zeros((len(candidates), *stacked.shape[1:]))
+    order = stacked.argsort(axis=0, kind="stable")
+    share = np.zeros(stacked.shape)
     for vote, part in zip(stacked, parts, strict=True):
-        share += part * (vote == candidates.reshape(-1, *[1] * vote.ndim))
-    won = share.max(axis=0)
-    return candidates[share.argmax(axis=0)], float(min(1.0, (won / math.fsum(parts)).min(initial=1.0)))
+        share += part * (stacked == vote)
+    ranked = np.take_along_axis(share, order, axis=0)
+    place = ranked.argmax(axis=0)[None]
+    won = np.take_along_axis(ranked, place, axis=0)
+    classes = np.take_along_axis(np.take_along_axis(stacked, order, axis=0), place, axis=0)[0]
+    return classes, float(min(1.0, (won / math.fsum(parts)).min(initial=1.0)))
 
 
 def _mean(arrays: list[np.ndarray], parts: list[float], scale: float) -> tuple[np.ndarray, float]:

@@ -17,6 +17,9 @@ import numpy as np
 from cwd.errors import Code, CwdError
 from cwd.selection.combine import classes_of
 
+#: more than this is no probability; a sum of float16 may be a little above 1
+_PROBABILITY_MAX = 1.001
+
 
 @dataclass(frozen=True)
 class Loss:
@@ -30,7 +33,8 @@ class Loss:
 
     def __call__(self, answer: Any, label: Any) -> float:
         """In [0, 1]; raises `CwdError` where answer and label do not fit each other. What is no number is all wrong."""
-        found = self.of(np.asarray(answer), np.asarray(label))
+        with np.errstate(all="ignore"):  # what overflows is as wrong as can be, and no news
+            found = self.of(np.asarray(answer), np.asarray(label))
         if found.size == 0:
             raise CwdError("an empty answer has no loss", code=Code.BAD_SHAPE)
         return float(np.clip(np.nan_to_num(found.astype(np.float64), nan=1.0), 0.0, 1.0).mean())
@@ -86,7 +90,9 @@ class Squared(Loss):
 class LogLoss(Loss):
     """-log of the label's probability as a part of `bound` (nats); 1 from there on, so that one answer cannot cost all.
 
-    Answers are probabilities of the classes, or with `logits` what softmax makes such of; the last axis is the classes.
+    Answers are probabilities of the classes, or with `logits` what softmax makes such of; the last axis is the classes. What
+    is no probability (negative, above 1) is all wrong: an app whose models give scores, and that does not say so, sees it.
+    An answer that is a class, as a vote's is, says it with probability 1.
     """
 
     name: ClassVar[str] = "log"
@@ -99,6 +105,9 @@ class LogLoss(Loss):
             raise CwdError("log: logits is true or false", code=Code.BAD_ARGUMENT)
 
     def of(self, answer: np.ndarray, label: np.ndarray) -> np.ndarray:
+        if answer.dtype.kind in "iu" and label.dtype.kind in "iu":
+            found, label = _fitted(answer, label)
+            return np.asarray(found != label)
         if answer.dtype.kind != "f" or answer.ndim == 0 or label.dtype.kind not in "iu":
             raise CwdError("the log loss is of classes' probabilities and a label that is a class", code=Code.BAD_DTYPE)
         rows, labels = _fitted(answer[..., 0], label)
@@ -106,11 +115,11 @@ class LogLoss(Loss):
         if labels.size and not 0 <= labels.min() <= labels.max() < scores.shape[-1]:
             raise CwdError(f"a label past the {scores.shape[-1]} classes", code=Code.BAD_ARGUMENT)
         picked = np.take_along_axis(scores, labels[..., None].astype(np.int64), axis=-1)[..., 0]
-        with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-            if not self.logits:
-                return -np.log(picked) / self.bound
-            top = scores.max(axis=-1)
-            return (top + np.log(np.exp(scores - top[..., None]).sum(axis=-1)) - picked) / self.bound
+        if not self.logits:
+            # scores that were never made probabilities would else count as right
+            return -np.log(np.where(picked <= _PROBABILITY_MAX, picked, np.nan)) / self.bound
+        top = scores.max(axis=-1)
+        return (top + np.log(np.exp(scores - top[..., None]).sum(axis=-1)) - picked) / self.bound
 
 
 LOSSES: dict[str, type[Loss]] = {kind.name: kind for kind in (ZeroOne, Absolute, Squared, LogLoss)}

@@ -5,6 +5,7 @@ Members are named here (`resnet50:3`), since apps change: what a policy numbers 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -86,6 +87,10 @@ class Observation:
         lengths = {len(self.choice.probabilities), len(self.choice.weights)}
         if lengths != {count} or not all(0 <= member < count for member in (*self.choice.members, *self.answers)):
             raise CwdError(f"a choice that is not among {count} members", code=Code.BAD_ARGUMENT)
+        if not (all(0.0 <= part <= 1.0 for part in (*self.choice.probabilities, *self.choice.weights))
+                and all(self.choice.probabilities[member] > 0.0 for member in self.choice.members)):
+            raise CwdError("a choice whose probabilities or weights are not from 0 to 1, or that asked a member against them",
+                           code=Code.BAD_ARGUMENT)
         if self.loss is not None and not 0.0 <= self.loss <= 1.0:
             raise CwdError(f"a loss of {self.loss!r} is not in [0, 1]", code=Code.BAD_ARGUMENT)
         if (size := len(self.to_bytes(0))) > RECORD_BYTES_MAX:
@@ -98,12 +103,16 @@ def translated(choice: Choice, values: Mapping[int, Any], then: Sequence[str], n
         Choice, dict[int, Any]]:
     """A choice, and values of its members, that number the members `now` and not `then`.
 
-    Who is no longer there is left out; who is new could not have been asked.
+    Who is no longer there is left out; who is new could not have been asked. Where one alone was asked, the probabilities are
+    then those of asking each, given that it is one of those who are still there: what was seen must stand for no more.
     """
     places = {name: place for place, name in enumerate(then)}
     come_from = [places.get(name, -1) for name in now]
     goes_to = {old: new for new, old in enumerate(come_from) if old >= 0}
+    whole = 1.0
+    if len(choice.members) == 1 and len(goes_to) < len(then):
+        whole = math.fsum(choice.probabilities[old] for old in goes_to) or 1.0
     moved = Choice(tuple(sorted(goes_to[member] for member in choice.members if member in goes_to)),
-                   tuple(choice.probabilities[old] if old >= 0 else 0.0 for old in come_from),
+                   tuple(choice.probabilities[old] / whole if old >= 0 else 0.0 for old in come_from),
                    tuple(choice.weights[old] if old >= 0 else 0.0 for old in come_from))
     return moved, {goes_to[member]: value for member, value in values.items() if member in goes_to}

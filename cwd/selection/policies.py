@@ -138,7 +138,8 @@ class Counting(Policy):
 class Static(Counting):
     """Always the same: one `member`, or with `ensemble` all of them with equal votes. Losses are counted for people alone.
 
-    When the member leaves, the first of the others takes its place.
+    `member` is a place among the app's members as they are now; where one before it is unlinked, another stands there. A
+    state whose member has left goes on with the first of the others.
     """
 
     name: ClassVar[str] = "static"
@@ -242,11 +243,12 @@ class Weighing(Policy):
 
     After each observation every member gives away the part `share` of its weight, and all get an equal portion of what was
     given (fixed share: Herbster and Warmuth 1998, section 5; with bandits it is Exp3.S of Auer et al. 2002, section 8).
-    Without it a member that was bad for an hour needs an hour to come back.
+    Without it a member that was bad for an hour needs an hour to come back. The defaults of `eta`, `share` and `gamma` are the
+    least regret of a grid on streams of 10,000 predictions by five members, of which one changes (`cwd bench tuning`).
     """
 
-    eta: float = 0.02
-    share: float = 5e-3
+    eta: float
+    share: float
 
     def __post_init__(self) -> None:
         _within(self, "eta", 0.0, 10.0)
@@ -263,9 +265,7 @@ class Weighing(Policy):
         weights = _stepped(state.log_weights, steps)
         if self.share > 0.0:
             weights = _topped(weights)
-            parts = [math.exp(weight) for weight in weights]
-            portion = self.share * math.fsum(parts) / len(parts)
-            weights = tuple(math.log((1.0 - self.share) * part + portion) for part in parts)
+            weights = _shared(weights, 1.0 - self.share, self.share * math.fsum(map(math.exp, weights)) / len(weights))
         return State(state.policy, state.steps + 1, _topped(weights), state.plays, state.losses)
 
 
@@ -284,14 +284,18 @@ class Exp3(Weighing):
     """
 
     name: ClassVar[str] = "exp3"
-    eta: float = 0.03
-    share: float = 1e-5
+    eta: float = 0.1
+    share: float = 1e-7
     gamma: float = 0.05
     gains: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
         _within(self, "gamma", 0.0, 1.0)
+        if not isinstance(self.gains, bool):
+            raise CwdError("exp3: gains is true or false", code=Code.BAD_ARGUMENT)
+        if self.gains and self.gamma == 0.0:
+            raise CwdError("exp3: with gains, gamma is how fast it learns, and not 0", code=Code.BAD_ARGUMENT)
 
     def probabilities(self, state: State) -> tuple[float, ...]:
         return _mixed(self.weights(state), self.gamma)
@@ -305,13 +309,10 @@ class Exp3(Weighing):
 
     def _gained(self, state: State, steps: dict[int, float]) -> State:
         """Exp3.S: the portion that all get is of the weights as they were, and nobody gives it away."""
-        parts = [math.exp(weight) for weight in state.log_weights]
-        portion = math.e * self.share * math.fsum(parts) / len(parts)
+        portion = math.e * self.share * math.fsum(map(math.exp, state.log_weights)) / len(state)
         weights = _stepped(state.log_weights, steps)
-        top = max(weights)
-        if portion > 0.0:
-            given = portion * math.exp(-top)
-            weights = tuple(math.log(max(math.exp(weight - top) + given, _PROBABILITY_MIN)) for weight in weights)
+        if self.share > 0.0:
+            weights = _shared(_topped(weights), 1.0, portion * math.exp(-max(weights)))
         return State(state.policy, state.steps + 1, _topped(weights), state.plays, state.losses)
 
 
@@ -320,12 +321,14 @@ class Exp4(Weighing):
     """All members, their votes by weight; each is judged by its own loss: w <- w exp(-eta loss).
 
     As in Clipper's paper (section 5.2), where every member's loss is seen: this is Hedge of Freund and Schapire 1997, with
-    a fixed share. Members that did not answer keep their weight, and those that did share what they had together (Freund,
-    Schapire, Singer and Warmuth 1997, "specialists"): who is late often is neither punished nor favoured by it.
+    a fixed share. Before it, members that did not answer keep their weight, and those that did share what they had together
+    (Freund, Schapire, Singer and Warmuth 1997, "specialists"): who is late often is neither punished nor favoured by it.
     The defaults leave the weaker members with votes: a group whose errors differ is right more often than its best.
     """
 
     name: ClassVar[str] = "exp4"
+    eta: float = 0.05
+    share: float = 1e-2
 
     def probabilities(self, state: State) -> tuple[float, ...]:
         return (1.0,) * len(state)
@@ -373,6 +376,11 @@ def _stepped(log_weights: tuple[float, ...], steps: dict[int, float]) -> tuple[f
     for member, step in steps.items():
         weights[member] += max(-_STEP_MAX, min(_STEP_MAX, step))
     return tuple(weights)
+
+
+def _shared(log_weights: tuple[float, ...], kept: float, portion: float) -> tuple[float, ...]:
+    """The part `kept` of each weight and the same `portion` for all; what is too little for a float stays above nothing."""
+    return tuple(math.log(max(kept * math.exp(weight) + portion, _PROBABILITY_MIN)) for weight in log_weights)
 
 
 def _topped(log_weights: tuple[float, ...]) -> tuple[float, ...]:

@@ -36,5 +36,9 @@ def best_probabilities(plays: tuple[float, ...], losses: tuple[float, ...]) -> t
     upto = np.cumsum(mass, axis=1)
     # below the middle of the cell, as far as a cell can be resolved
     below = upto - mass / 2.0
-    best = np.array([(mass[i] * np.prod(np.delete(below, i, axis=0), axis=0)).sum() for i in range(len(plays))])
+    # all the others: those before it and those behind it, so that many members do not cost their square
+    ones = np.ones((1, below.shape[1]))
+    before = np.cumprod(np.concatenate([ones, below[:-1]]), axis=0)
+    behind = np.cumprod(np.concatenate([ones, below[:0:-1]]), axis=0)[::-1]
+    best = (mass * before * behind).sum(axis=1)
     return tuple((best / best.sum()).tolist())

@@ -98,8 +98,8 @@ def _is_count(value: Any) -> bool:
 
 
 def _are_columns(columns: list[Any]) -> bool:
-    """Three tuples of floats, equally long; -inf is a log weight, NaN is nothing."""
+    """Three tuples of floats, equally long, of which the log weights have 0 as their largest; NaN is nothing."""
     return (all(isinstance(column, tuple) and all(isinstance(value, float) for value in column) for column in columns)
             and len({len(column) for column in columns}) == 1 and 1 <= len(columns[0]) <= MEMBERS_MAX
-            and all(value <= 0.0 for value in columns[0])
+            and max(columns[0]) == 0.0 and all(value <= 0.0 for value in columns[0])
             and all(0.0 <= value < math.inf for column in columns[1:] for value in column))

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from observed import observation
 
 from cwd.cli.main import run
 from cwd.errors import Code, CwdError, UnknownModel
@@ -16,6 +17,7 @@ from cwd.selection.apps import App, AppStore, Member
 from cwd.selection.feedback import Journal
 from cwd.selection.feedback_log import drop, log_files
 from cwd.selection.observation import Observation
+from cwd.selection.redis_states import RedisStates
 from cwd.selection.state import Choice
 from cwd.selection.states import SqliteStates
 
@@ -175,5 +177,34 @@ def test_replay_feedback_evaluates_another_policy(cwd_app, tmp_path, capsys):
     assert run(["app", "replay-feedback", "shop"]) == 0 and "was dropped" in capsys.readouterr().out
     cwd_app("rm", "shop")
     states = SqliteStates(tmp_path / "states.db")
+    assert states.get(key, "") is None
+    states.close()
+
+
+def test_replay_feedback_says_what_it_cannot_know(cwd_app, tmp_path, capsys):
+    """A log of one member alone, and of one prediction whose loss nobody knows."""
+    key = f"shop#{cwd_app('create', 'shop', 'a', 'b')['life']}"
+    states = SqliteStates(tmp_path / "states.db")
+    journal = Journal(states, tmp_path / "feedback")
+    journal.add_all([Observation(f"f{number}", key, "", "static", {}, ("a", "b"), Choice((0,), (1.0, 0.0), (1.0, 0.0)),
+                                 {0: 1.0} if number else {}, None) for number in range(5)])
+    journal.close()
+    states.close()
+    assert run(["app", "replay-feedback", "shop", "--policy", "epsilon_greedy", "--parameters", '{"epsilon": 1}']) == 0
+    said = capsys.readouterr().out
+    assert "on 4 feedbacks" in said and "1 more say nothing" in said and "probability of 0.5: no estimate knows" in said
+    assert run(["app", "replay-feedback", "shop", "--policy", "static"]) == 0
+    assert "no estimate knows" not in capsys.readouterr().out
+
+
+def test_states_in_redis_are_shown_and_forgotten(cwd_app, redis_url):
+    """As gateways on several machines keep them; without --states the file beside the applications counts, and is not made."""
+    key = f"shop#{cwd_app('create', 'shop', 'a', 'b', '--policy', 'exp3')['life']}"
+    states = RedisStates(redis_url, fresh_s=0.0)
+    states.apply([observation(1, app=key, members=("a", "b"))], "log")
+    assert "states" not in cwd_app("show", "shop")
+    (row,) = cwd_app("show", "shop", "--states", redis_url)["states"]
+    assert row["observations"] == 1 and row["members"] == ["a", "b"]
+    cwd_app("rm", "shop", "--states", redis_url)
     assert states.get(key, "") is None
     states.close()

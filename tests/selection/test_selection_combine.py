@@ -37,6 +37,32 @@ def test_a_vote_is_its_twin(weights: list[int], data: st.DataObject) -> None:
     assert (again.output, again.confidence) == (found.output, found.confidence)
 
 
+@given(st.lists(st.integers(1, 4), min_size=2, max_size=5), st.booleans(), st.data())
+@settings(deadline=None)
+def test_each_place_has_a_vote_of_its_own(weights: list[int], texts: bool, data: st.DataObject) -> None:
+    rows = [data.draw(st.lists(st.integers(0, 3), min_size=4, max_size=4)) for _ in weights]
+    said = {member: np.array([f"class {k}" for k in row] if texts else row) for member, row in enumerate(rows)}
+    # powers of two, so that equal shares are equal in floats too
+    total = 1 << (sum(weights) - 1).bit_length()
+    given = [weight / total for weight in weights]
+    found = combine("vote", said, given)
+    heaviest = []
+    for place in range(4):
+        single = combine("vote", {member: array[place] for member, array in said.items()}, given)
+        votes = {k: sum(w for w, row in zip(weights, rows, strict=True) if row[place] == k) for k in range(4)}
+        best = min(k for k, share in votes.items() if share == max(votes.values()))
+        assert str(single.output) == str(found.output[place]) == (f"class {best}" if texts else str(best))
+        heaviest.append(single.confidence)
+    assert found.confidence == min(heaviest) and found.output.shape == (4,) and found.output.dtype == said[0].dtype
+
+
+def test_a_vote_on_many_classes_takes_no_more_memory_than_the_answers() -> None:
+    """A table of places by classes would here be one of 10^12 numbers."""
+    places = np.arange(1_000_000)
+    found = combine("vote", {0: places, 1: places + 1, 2: places}, [0.25, 0.5, 0.25])
+    assert np.array_equal(found.output, places) and found.confidence == 0.5
+
+
 @given(WEIGHTS, st.data())
 @settings(deadline=None)
 def test_a_mean_is_its_twin(weights: list[int], data: st.DataObject) -> None:
@@ -80,7 +106,8 @@ def test_what_cannot_be_combined_is_one_clear_error() -> None:
     for kind, outputs, weights in (("vote", {}, [1.0]), ("median", {0: 1}, [1.0]), ("vote", {2: 1}, [0.5, 0.5]),
                                    ("vote", {0: [1, 2], 1: [1]}, [0.5, 0.5]), ("vote", {0: 0.5}, [1.0]),
                                    ("mean", {0: np.array("a")}, [1.0]), ("vote", {0: np.array([1j])}, [1.0]),
-                                   ("vote", {0: np.zeros((2, 1))}, [1.0])):
+                                   ("vote", {0: np.zeros((2, 1))}, [1.0]),
+                                   ("vote", {0: np.array(["1"]), 1: np.array([1])}, [0.5, 0.5])):
         with pytest.raises(CwdError):
             combine(kind, outputs, weights)
     with pytest.raises(CwdError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from cwd.errors import CwdError
+from cwd.selection.combine import combine
 from cwd.selection.losses import LOSSES, make_loss
 
 
@@ -29,6 +31,14 @@ from cwd.selection.losses import LOSSES, make_loss
     ("log", {"logits": True}, [[0.0, 0.0]], [1], math.log(2) / 5),
     ("log", {"logits": True, "bound": 2.0}, [1e30, 0.0], 0, 0.0),
     ("absolute", {}, math.nan, 0.0, 1.0),
+    # classes alone
+    ("log", {}, 3, 3, 0.0),
+    ("log", {"logits": True}, [3, 1], [3, 0], 0.5),
+    # scores where probabilities were promised
+    ("log", {}, [7.0, -3.0], 0, 1.0),
+    ("log", {}, [7.0, -3.0], 1, 1.0),
+    ("log", {}, [math.inf, 0.0], 0, 1.0),
+    ("log", {}, [1.0002, 0.0], 0, 0.0),
 ])
 def test_by_hand(name: str, parameters: dict[str, object], answer: object, label: object, wanted: float) -> None:
     assert make_loss(name, parameters)(np.asarray(answer), label) == pytest.approx(wanted)
@@ -39,8 +49,9 @@ def test_by_hand(name: str, parameters: dict[str, object], answer: object, label
        hnp.arrays(np.float64, (2, 3)))
 @settings(deadline=None)
 def test_always_between_0_and_1(name: str, logits: bool, answer: np.ndarray, classes: list[int], numbers: np.ndarray) -> None:
-    with np.errstate(all="ignore"):
-        loss = make_loss(name, {"logits": logits} if name == "log" else {})
+    loss = make_loss(name, {"logits": logits} if name == "log" else {})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
         assert 0.0 <= loss(answer, classes if name in ("log", "zero_one") else numbers) <= 1.0
 
 
@@ -57,3 +68,11 @@ def test_what_does_not_fit_is_one_clear_error() -> None:
             make_loss(name)(np.asarray(answer), label)
     for name in LOSSES:
         assert make_loss(name, make_loss(name).parameters()) == make_loss(name)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_what_a_vote_makes_of_scores_has_a_loss(name: str) -> None:
+    """Feedback judges the members' answers and the one that was given, by one and the same loss."""
+    scores = {0: np.float32([[0.2, 0.8]]), 1: np.float32([[0.4, 0.6]])}
+    voted = combine("vote", scores, [0.5, 0.5]).output
+    assert [make_loss(name)(voted, label) for label in (1, 0)] == [0.0, 1.0]

@@ -12,7 +12,7 @@ from cwd.errors import CwdError
 from cwd.selection.combine import combine
 from cwd.selection.feedback import History
 from cwd.selection.losses import make_loss
-from cwd.selection.observation import Observation
+from cwd.selection.observation import Observation, translated
 from cwd.selection.offpolicy import evaluate
 from cwd.selection.policies import Counting, Policy, make_policy
 from cwd.selection.state import State
@@ -70,6 +70,21 @@ def test_fixed_policies_are_estimated_without_bias(logging: str) -> None:
         # the doubly robust one is the calmer of the two that are unbiased, where there is much to correct
         if member == 0:
             assert np.std([one.dr.loss for one in found]) < np.std([one.ips.loss for one in found])
+
+
+def test_a_member_that_left_before_the_feedback_biases_nothing() -> None:
+    """What was asked of the others stands for them alone: weights that add up to more would make every loss larger."""
+    found = []
+    for seed in range(40):
+        history, _ = played(UNIFORM, world(150, seed), seed)
+        told = []
+        for one in history.observations:
+            choice, losses = translated(one.choice, one.losses, MEMBERS, MEMBERS[1:])
+            told.append(dataclasses.replace(one, members=MEMBERS[1:], choice=choice, losses=losses, answers={}))
+        found.append(evaluate([History("app", "", tuple(told))], make_policy("static", {"member": 1})))
+    values = np.array([one.ips.loss for one in found])
+    assert abs(values.mean() - WRONG[2]) < 3.5 * values.std() / np.sqrt(len(values))
+    assert all(one.records + one.incomplete == 150 and one.incomplete > 20 for one in found)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -35,6 +35,8 @@ def told(choice: Choice, losses: list[float]) -> dict[int, float]:
 @settings(max_examples=60, deadline=None)
 def test_exp3_is_its_formula(members: int, eta: float, gamma: float, share: float, gains: bool,
                              steps: list[tuple[float, float]]) -> None:
+    # gains without gamma learn nothing, and are refused
+    gains = gains and gamma > 0.0
     policy = make_policy("exp3", {"eta": eta, "gamma": gamma, "share": share, "gains": gains})
     naive = NaiveExp3(members, eta, gamma, share, gains)
     state = policy.start(members)
@@ -159,6 +161,15 @@ def test_a_member_without_probability_is_never_asked(row: list[float], draw: flo
     assert row[member] > 0.0
 
 
+@pytest.mark.parametrize(("name", "parameters"), [("exp3", {}), ("exp3", {"gains": True}), ("exp4", {})])
+def test_a_share_too_small_for_a_float_is_next_to_nothing(name: str, parameters: dict[str, object]) -> None:
+    policy = make_policy(name, {**parameters, "share": 5e-324})
+    state = State(name, 1, (0.0, -1e8, -1e8), (0.0,) * 3, (0.0,) * 3)
+    choice = policy.choose(state, 0.0)
+    after = policy.observe(state, choice, told(choice, [1.0, 1.0, 1.0]))
+    assert max(after.log_weights) == 0.0 and all(map(math.isfinite, after.log_weights))
+
+
 @pytest.mark.parametrize(("name", "parameters"), [
     ("exp3", {"eta": 10.0, "gamma": 0.0, "share": 0.0}), ("exp3", {"eta": 10.0, "gamma": 0.0, "share": 1e-5}), ("exp3", {}),
     ("exp3", {"gains": True}), ("exp4", {"eta": 10.0, "share": 0.0}), ("exp4", {})])
@@ -221,7 +232,8 @@ def test_a_state_that_was_tampered_with_is_refused() -> None:
     good = make_policy("exp3").start(3)
     for bad in (State("exp3", -1, *[(0.0,)] * 3), State("exp3", 0, (0.5,), (0.0,), (0.0,)), State("exp3", 0, (), (), ()),
                 State("exp3", 0, (math.nan,), (0.0,), (0.0,)), State("exp3", 0, (0.0,), (math.inf,), (0.0,)),
-                State("exp3", 0, (0.0,), (0.0, 0.0), (0.0,)), State("exp3", 0, (0,), (0.0,), (0.0,))):
+                State("exp3", 0, (0.0,), (0.0, 0.0), (0.0,)), State("exp3", 0, (0,), (0.0,), (0.0,)),
+                State("exp3", 0, (-math.inf, -math.inf), (0.0,) * 2, (0.0,) * 2)):
         with pytest.raises(CwdError):
             State.from_bytes(bad.to_bytes())
     with pytest.raises(CwdError, match="version"):
@@ -230,6 +242,7 @@ def test_a_state_that_was_tampered_with_is_refused() -> None:
 
 def test_what_makes_no_sense_is_one_clear_error() -> None:
     for name, parameters in (("exp5", {}), ("exp3", {"eat": 1}), ("exp3", {"eta": -1}), ("exp3", {"gamma": "x"}),
+                             ("exp3", {"gains": "no"}), ("exp3", {"gains": True, "gamma": 0.0}),
                              ("exp4", {"share": math.nan}), ("static", {"member": 1.5}), ("static", {"ensemble": 1}),
                              ("epsilon_greedy", {"epsilon": True}), ("ucb1", {"discount": 0.1})):
         with pytest.raises(CwdError):

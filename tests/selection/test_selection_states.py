@@ -184,9 +184,22 @@ def test_a_choice_is_told_in_the_numbers_of_now() -> None:
     assert translated(choice, {0: 1.0}, ("a", "b", "c"), ("a", "b", "c")) == (choice, {0: 1.0})
 
 
+def test_one_that_was_asked_alone_stands_for_those_who_are_still_there() -> None:
+    choice = Choice((0,), (0.25, 0.25, 0.5), (1.0, 0.0, 0.0))
+    moved, losses = translated(choice, {0: 1.0}, ("a", "b", "c"), ("b", "a", "d"))
+    assert moved == Choice((1,), (0.5, 0.5, 0.0), (0.0, 1.0, 0.0)) and losses == {1: 1.0}
+    gone, losses = translated(choice, {0: 1.0}, ("a", "b", "c"), ("b",))
+    assert gone.members == () and gone.probabilities == (1.0,) and losses == {}
+    # the probability of each of several is its own
+    both = Choice((0, 1), (1.0, 1.0), (0.5, 0.5))
+    assert translated(both, {}, ("a", "b"), ("b",))[0] == Choice((0,), (1.0,), (0.5,))
+
+
 @pytest.mark.parametrize("change", [
     {"feedback_id": ""}, {"app": ""}, {"context": None}, {"members": ("a", "a", "b")}, {"members": ("a",)},
-    {"choice": Choice((5,), (1.0,) * 3, (1.0,) * 3)}, {"losses": {2: 0.5}}, {"losses": {0: float("nan")}}, {"loss": 1.5},
+    {"choice": Choice((5,), (1.0,) * 3, (1.0,) * 3)}, {"choice": Choice((0,), (0.0, 0.5, 0.5), (1.0, 0.0, 0.0))},
+    {"choice": Choice((0,), (1.5, 0.0, 0.0), (1.0, 0.0, 0.0))}, {"choice": Choice((0,), (1.0, 0.0, 0.0), (float("nan"),) * 3)},
+    {"losses": {2: 0.5}}, {"losses": {0: float("nan")}}, {"loss": 1.5},
     {"policy": "nonsense"}, {"parameters": {"x": 1}}, {"label": object()}, {"label": b"x" * (2 << 20)}, {"label": "\ud800"},
     {"label": 1 << 70}, {"answers": {7: 1}}])
 def test_a_feedback_that_makes_no_sense_is_refused(change: dict[str, object]) -> None:
