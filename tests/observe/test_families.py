@@ -19,7 +19,8 @@ pytest.importorskip("prometheus_client")
 from prometheus_client import CollectorRegistry, generate_latest  # noqa: E402
 from prometheus_client.parser import text_string_to_metric_families  # noqa: E402
 
-from cwd.controller.writer import listen, loop_stats  # noqa: E402
+from cwd.controller.carrier import loop_stats  # noqa: E402
+from cwd.controller.writer import listen  # noqa: E402
 from cwd.errors import CwdError  # noqa: E402
 from cwd.observe.families import LOOP_EVENTS  # noqa: E402
 from cwd.observe.scrape import Scraped, serve  # noqa: E402
