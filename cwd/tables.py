@@ -45,7 +45,7 @@ class Tables:
             self._block[_WORDS * i] = array.ctypes.data
             self._block[_WORDS * i + 1:_WORDS * i + 1 + array.ndim] = array.shape
         self.address = self._block.ctypes.data
-        self._numba_type_ = TablesType.of(type(self).__name__, {name: typeof(arrays[name]) for name in names})
+        self._numba_type_ = TablesType.of_fields(type(self).__name__, arrays, names)
 
     def replaced(self, **arrays: np.ndarray | Tables) -> Any:
         """A new bundle with these fields instead of its own; the others are shared."""
@@ -63,6 +63,18 @@ class TablesType(types.Type):
         super().__init__(name=name)
 
     @classmethod
+    def of_fields(cls, name: str, arrays: dict[str, np.ndarray | Tables], names: tuple[str, ...]) -> TablesType:
+        """The type of a bundle of such fields, in the order of `names`.
+
+        numba needs 2 ms to type the core's tables, and tests make thousands of worlds: what was typed once is remembered.
+        """
+        key = (name, *((field, *_kind(arrays[field])) for field in names))
+        found = _KNOWN.get(key)
+        if found is None:
+            found = _KNOWN[key] = cls.of(name, {field: typeof(arrays[field]) for field in names})
+        return found
+
+    @classmethod
     def of(cls, name: str, arrays: dict[str, types.Type]) -> TablesType:
         # the name goes into every symbol, so it is a digest: 20 record types spelled out are 10 kB
         digest = hashlib.sha256(repr([(key, str(value)) for key, value in arrays.items()]).encode()).hexdigest()
@@ -70,6 +82,16 @@ class TablesType(types.Type):
 
     def index(self, attribute: str) -> int:
         return [name for name, _ in self.fields].index(attribute)
+
+
+_KNOWN: dict[tuple[Any, ...], TablesType] = {}
+
+
+def _kind(array: np.ndarray | Tables) -> tuple[Any, ...]:
+    """What the type of a field depends on, which is contiguous if it is an array."""
+    if isinstance(array, Tables):
+        return (array._numba_type_,)
+    return array.dtype, array.dtype.isalignedstruct, array.ndim, array.flags.writeable
 
 
 register_model(TablesType)(models.OpaqueModel)

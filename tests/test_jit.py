@@ -1,9 +1,12 @@
 """The cache of compiled kernels: found again by a second process, lost when anything that it was made from changes."""
 
+import ast
 import json
 import os
 import subprocess
 import sys
+import textwrap
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -54,6 +57,35 @@ def test_sources_are_transitive(package: Path) -> None:
     found = {path.relative_to(package / "p").as_posix() for path in jit.sources(package / "p/a.py", package, "p")}
     assert found == {"a.py", "b.py", "sub/__init__.py", "sub/c.py"}
     assert jit.sources(package / "p/d.py", package, "p") == [package / "p/d.py"]
+
+
+@pytest.mark.parametrize("text", [
+    "from p.b import thing\n", "    from .sub import c\n", "x = 1; import p.a\n", "if x: from p import b\n",
+    "import os, p.a\n", "from \\\n    p import d\n", "from p import (b, d); import p.e\n",
+    "from p.b import (  # one (or two)\n    thing,  # :)\n    other,\n)\n",
+    "from p.b import \\\n    thing, \\\n    other\n", "from p import \\\n    (b,\n     d)\n",
+])
+def test_every_form_of_import_is_seen(text: str) -> None:
+    assert _imported(jit._import_statements(text, "p")) == _imported(ast.walk(ast.parse(textwrap.dedent(text))))
+
+
+def test_the_statements_found_are_the_parser_s() -> None:
+    """In every file of the project."""
+    for path in sorted([*ROOT.glob("cwd/**/*.py"), *ROOT.glob("tests/**/*.py"), *ROOT.glob("tools/*.py")]):
+        text = path.read_text()
+        wanted = {name for name in _imported(ast.walk(ast.parse(text))) if name.split(".")[0] in ("cwd", "")}
+        assert wanted <= _imported(jit._import_statements(text, "cwd")), path
+
+
+def _imported(nodes: Iterable[ast.AST]) -> set[str]:
+    """Dotted names, what is relative with its dots."""
+    found = set()
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found |= {f"{'.' * node.level}{node.module or ''}.{alias.name}" for alias in node.names}
+    return found
 
 
 @pytest.mark.parametrize("edited", ["a.py", "b.py", "sub/c.py"])

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from cwd.errors import InvariantError
 from cwd.jit import JIT
-from cwd.net import sync, wake
+from cwd.net import ring_block, sync, wake
 from cwd.net.clock import monotonic_ns
 from cwd.net.warm import warm
 
@@ -60,6 +60,30 @@ def test_ring_is_a_bounded_queue(pushes: list[bool]) -> None:
         else:
             assert not model
         assert sync.ring_len(ring) == len(model)
+
+
+@pytest.mark.skipif(not ring_block.ORDERED, reason="not for this processor")
+@given(st.lists(st.one_of(st.none(), st.integers(0, 11)), max_size=100))
+@settings(max_examples=50, deadline=None)
+def test_what_is_taken_at_once_is_what_was_pushed_one_by_one(steps: list[int | None]) -> None:
+    """A taker that is not compiled, at the other end of a block: None pushes, a number takes up to so many."""
+    block = ring_block.shared_block(ring_block.ring_bytes(RECORD, 8))[0]
+    ring = sync.make_ring(RECORD, 8, block)
+    taker, model = ring_block.Taker(RECORD, 8, block), collections.deque[int]()
+    row, out = np.zeros(1, RECORD), np.zeros(11, RECORD)
+    for number, step in enumerate(steps):
+        if step is None:
+            row[0] = (number, number + 1, number & 255)
+            assert sync.ring_push(ring, row[0]) == (len(model) < 8)
+            if len(model) < 8:
+                model.append(number)
+        else:
+            count = taker.take(out[:step])
+            wanted = [model.popleft() for _ in range(min(step, len(model)))]
+            assert out[:count].tolist() == [(number, number + 1, number & 255) for number in wanted]
+        assert sync.ring_len(ring) == len(model)
+    with pytest.raises(InvariantError):
+        ring_block.Taker(RECORD, 4, block)
 
 
 @given(st.lists(st.one_of(st.none(), st.binary(max_size=60)), max_size=200))

@@ -2,7 +2,7 @@
 
 One thread. `serve` calls the loop for a slice; between two slices it runs rare messages and tasks for `chunk_ns` at
 most, which is measured (`python_max_ns`). SIGTERM drains and ends, a second one ends at once; SIGHUP has the settings
-read again. Files, JSON and the log are other processes' (reader.py, writer.py). A supervisor is told how it goes by this
+read again. Files, JSON and the log are other processes' (reader.py, carrier.py). A supervisor is told how it goes by this
 thread, between two slices, so that it hears nothing more when either of them hangs. With an election a controller begins
 as a standby (standby.py), and this here is what it becomes: a leader that stops at once when its time is over.
 """

@@ -2,7 +2,7 @@
 
 Files are `log-<epoch>[.<part>].cwdlog`: eight bytes of magic, the header's length as u32, a JSON header (dtype, epoch,
 configuration), then raw records. Names of models and clients lie beside them in `log-<epoch>.names`. Importing this
-module starts nothing and loads numpy only; the writing end is `cwd.controller.writer`.
+module starts nothing and loads numpy only; the writing end is `cwd.controller.carrier`.
 """
 
 from __future__ import annotations

@@ -6,6 +6,8 @@ to the tables and changes nothing. The numbers go on from those that the core se
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 
 from cwd.core import ordered
@@ -15,9 +17,8 @@ from cwd.core.hashmap import get as map_get
 from cwd.core.histograms import SCATTERED
 from cwd.core.queues import lookup
 from cwd.core.world import (
-    ACTION_EXEC, ACTION_FREE, ACTION_LOAD, ACTION_UNLOAD, BUCKETS, COPY_FREE, COPY_LOADING, COPY_READY,
-    COPY_UNKNOWN, COPY_UNLOADING, GPU_ABSENT, GPU_UP, MODEL_FREE, MODEL_READY, NONE, REQUEST_FREE, REQUEST_QUEUED,
-    REQUEST_RUNNING, World,
+    ACTION_EXEC, ACTION_FREE, ACTION_LOAD, ACTION_UNLOAD, BUCKETS, COPY_LOADING, COPY_READY, COPY_UNKNOWN,
+    COPY_UNLOADING, GPU_ABSENT, GPU_UP, MODEL_FREE, MODEL_READY, NONE, REQUEST_QUEUED, REQUEST_RUNNING, World,
 )
 
 (FREE_LISTS, QUEUES, BACKLOG, CLIENTS, REQUEST_MAP, ACTIONS, LANES, COPIES, PAGES, READY_SETS, WANTED, TIMERS, HISTOGRAMS,
@@ -33,42 +34,87 @@ NAMES = {
 }
 
 
+class _Columns(dict[str, list[int]]):
+    """A table's fields as lists, each made when it is first asked for: an element of numpy's costs ten times as much."""
+
+    def __init__(self, table: np.ndarray) -> None:
+        super().__init__()
+        self._table = table
+
+    def __missing__(self, field: str) -> list[int]:
+        found = self[field] = self._table[field].tolist()
+        return found
+
+    def __len__(self) -> int:
+        return len(self._table)
+
+    @functools.cached_property
+    def live(self) -> list[int]:
+        """The rows that are in use: the state of a free one is 0 in every table."""
+        return np.flatnonzero(self._table["state"]).tolist()
+
+
+class _View:
+    """A world at one instant."""
+
+    def __init__(self, world: World) -> None:
+        self.world, self.counters = world, _first(world.counters)
+        self.requests, self.request_nodes = _Columns(world.requests), _Columns(world.request_nodes)
+        self.models, self.wanted_nodes = _Columns(world.models), _Columns(world.wanted_nodes)
+        self.copies, self.copy_nodes = _Columns(world.copies), _Columns(world.copy_nodes)
+        self.gpus, self.lanes, self.actions = _Columns(world.gpus), _Columns(world.lanes), _Columns(world.actions)
+        self.timers, self.load_lanes = _Columns(world.timers), _Columns(world.load_lanes)
+        self.clients = _Columns(world.clients)
+
+    @functools.cached_property
+    def present(self) -> list[int]:
+        """GPUs that there are."""
+        return [gpu for gpu, state in enumerate(self.gpus["state"]) if state != GPU_ABSENT]
+
+
+def _first(table: np.ndarray) -> dict[str, int]:
+    return dict(zip(table.dtype.names, table[0].tolist(), strict=True))
+
+
 def check(world: World) -> int:
     """The number of the first broken invariant, or 0."""
-    if world.counters[0]["broken"]:
-        return int(world.counters[0]["broken"])
+    view = _View(world)
+    if view.counters["broken"]:
+        return view.counters["broken"]
     for number, holds in (
         (FREE_LISTS, _free_lists), (QUEUES, _queues), (BACKLOG, _backlog), (CLIENTS, _clients),
         (REQUEST_MAP, _request_map), (ACTIONS, _actions), (LANES, _lanes), (COPIES, _copies), (PAGES, _pages),
         (READY_SETS, _ready_sets), (WANTED, _wanted), (TIMERS, _timers),
         (HISTOGRAMS, _histograms), (BACKGROUND, _background), (PRICES, _prices),
     ):
-        if not holds(world):
+        if not holds(view):
             return number
     return 0
 
 
-def _rows(table, free_state=0):
-    return np.flatnonzero(table["state"] != free_state).tolist()
-
-
-def members(nodes, root) -> list[int]:
+def members(nodes: np.ndarray | _Columns, root: int) -> list[int]:
     """The nodes of an ordered set in order, by its links alone; [-1] if the links are wrong."""
-    found, stack, at = [], [], int(root)
+    found: list[int] = []
+    stack: list[int] = []
+    at = int(root)
+    if at == NONE:
+        return found
+    nodes = nodes if isinstance(nodes, _Columns) else _Columns(nodes)
+    left, right, parent, rank = nodes["left"], nodes["right"], nodes["parent"], nodes["rank"]
     while stack or at != NONE:
         while at != NONE:
             stack.append(at)
             if len(stack) > len(nodes):
                 return [NONE]
-            at = int(nodes[at]["left"])
+            at = left[at]
         at = stack.pop()
         found.append(at)
-        for side in ("left", "right"):
-            child = nodes[at][side]
-            if child != NONE and (nodes[child]["parent"] != at or nodes[child]["rank"] > nodes[at]["rank"]):
+        for child in (left[at], right[at]):
+            if child != NONE and (parent[child] != at or rank[child] > rank[at]):
                 return [NONE]
-        at = int(nodes[at]["right"])
-    keys = [(int(nodes[i]["key"]), int(nodes[i]["tie"])) for i in found]
+        at = right[at]
+    key, tie = nodes["key"], nodes["tie"]
+    keys = [(key[i], tie[i]) for i in found]
     return found if all(a < b for a, b in zip(keys, keys[1:])) else [NONE]
 
 
@@ -77,271 +123,258 @@ def _set_is(nodes, root, head, wanted) -> bool:
     return sorted(found) == sorted(wanted) and head == (found[0] if found else NONE)
 
 
-def _free_lists(world) -> bool:
-    counters = world.counters[0]
+def _free_lists(view: _View) -> bool:
+    counters = view.counters
     for table, free, live in (
-        (world.requests, "free_request", "requests_live"), (world.models, "free_model", "models_live"),
-        (world.copies, "free_copy", "copies_live"), (world.actions, "free_action", "actions_live"),
+        (view.requests, "free_request", "requests_live"), (view.models, "free_model", "models_live"),
+        (view.copies, "free_copy", "copies_live"), (view.actions, "free_action", "actions_live"),
     ):
-        seen, i = set(), int(counters[free])
+        seen, i, states, following = set(), counters[free], table["state"], table["next"]
         while i != NONE:
-            if i in seen or table[i]["state"] != 0:
+            if i in seen or states[i] != 0:
                 return False
             seen.add(i)
-            i = int(table[i]["next"])
-        if len(seen) + counters[live] != len(table) or len(_rows(table)) != counters[live]:
+            i = following[i]
+        if len(seen) + counters[live] != len(table) or len(table.live) != counters[live]:
             return False
-    return bool(counters["gpus_up"] == sum(1 for gpu in world.gpus if gpu["state"] == GPU_UP))
+    return counters["gpus_up"] == view.gpus["state"].count(GPU_UP)
 
 
-def _queues(world) -> bool:
+def _queues(view: _View) -> bool:
+    requests, models = view.requests, view.models
     queued: dict[int, list[int]] = {}
-    for r in _rows(world.requests, REQUEST_FREE):
-        if world.requests[r]["state"] == REQUEST_QUEUED:
-            queued.setdefault(int(world.requests[r]["model"]), []).append(r)
-    for m in range(len(world.models)):
-        model, mine = world.models[m], queued.get(m, [])
-        if model["state"] == MODEL_FREE:
+    for r in requests.live:
+        if requests["state"][r] == REQUEST_QUEUED:
+            queued.setdefault(requests["model"][r], []).append(r)
+    for m in range(len(models)):
+        mine = queued.get(m, [])
+        if models["state"][m] == MODEL_FREE:
             if mine:
                 return False
             continue
-        if model["queued"] != len(mine) or model["work_ns"] != sum(world.requests[r]["cost_ns"] for r in mine):
+        if models["queued"][m] != len(mine) or models["work_ns"][m] != sum(requests["cost_ns"][r] for r in mine):
             return False
-        if not _set_is(world.request_nodes, model["queue_root"], model["queue_head"], mine):
-            return False
-    return True
-
-
-def _backlog(world) -> bool:
-    totals: dict[tuple[int, int], int] = {}
-    for r in _rows(world.requests):
-        request = world.requests[r]
-        home = int(request["home"])
-        if request["state"] == REQUEST_QUEUED and home != NONE:
-            if request["home_epoch"] == world.gpus[home]["epoch"]:
-                key = (home, int(request["bucket"]))
-                totals[key] = totals.get(key, 0) + int(request["cost_ns"])
-    for gpu in range(len(world.gpus)):
-        if world.gpus[gpu]["state"] == GPU_ABSENT:
-            continue
-        mine = [totals.get((gpu, bucket), 0) for bucket in range(BUCKETS + 1)]
-        if mine != world.backlog[gpu].tolist() or world.gpus[gpu]["backlog_ns"] != sum(mine):
+        if not _set_is(view.request_nodes, models["queue_root"][m], models["queue_head"][m], mine):
             return False
     return True
 
 
-def _clients(world) -> bool:
+def _backlog(view: _View) -> bool:
+    requests, gpus = view.requests, view.gpus
+    totals = {gpu: [0] * (BUCKETS + 1) for gpu in range(len(gpus))}
+    for r in requests.live:
+        home = requests["home"][r]
+        if requests["state"][r] == REQUEST_QUEUED and home != NONE:
+            if requests["home_epoch"][r] == gpus["epoch"][home]:
+                totals[home][requests["bucket"][r]] += requests["cost_ns"][r]
+    for gpu in view.present:
+        if totals[gpu] != view.world.backlog[gpu].tolist() or gpus["backlog_ns"][gpu] != sum(totals[gpu]):
+            return False
+    return True
+
+
+def _clients(view: _View) -> bool:
+    requests, clients = view.requests, view.clients
     owned: dict[int, int] = {}
-    for r in _rows(world.requests):
-        client = int(world.requests[r]["client"])
+    for r in requests.live:
+        client = requests["client"][r]
         if client != NONE:
             owned[client] = owned.get(client, 0) + 1
-    for client in np.flatnonzero((world.clients["first"] != NONE) | (world.clients["count"] != 0)).tolist() + list(owned):
-        count, previous, r = 0, NONE, int(world.clients[client]["first"])
+    known = [i for i in range(len(clients)) if clients["first"][i] != NONE or clients["count"][i] != 0]
+    for client in known + list(owned):
+        count, previous, r = 0, NONE, clients["first"][client]
         while r != NONE:
-            if world.requests[r]["client"] != client or world.requests[r]["client_previous"] != previous:
+            if requests["client"][r] != client or requests["client_previous"][r] != previous:
                 return False
-            count, previous, r = count + 1, r, int(world.requests[r]["client_next"])
-        if count != owned.get(client, 0) or count != world.clients[client]["count"]:
+            count, previous, r = count + 1, r, requests["client_next"][r]
+        if count != owned.get(client, 0) or count != clients["count"][client]:
             return False
     return True
 
 
-def _request_map(world) -> bool:
-    live = 0
-    for r in _rows(world.requests):
-        request = world.requests[r]
-        if request["client"] != NONE:
+def _request_map(view: _View) -> bool:
+    requests, live = view.requests, 0
+    for r in requests.live:
+        if requests["client"][r] != NONE:
             live += 1
-            if lookup(world, request["client"], request["request_id"]) != r:
+            if lookup(view.world, requests["client"][r], requests["request_id"][r]) != r:
                 return False
-    return bool((world.request_map["value"] != NONE).sum() == live)
+    return bool((view.world.request_map["value"] != NONE).sum() == live)
 
 
-def _actions(world) -> bool:
+def _actions(view: _View) -> bool:
+    requests, actions = view.requests, view.actions
     running: set[int] = set()
     copies: dict[int, int] = {}
     models: dict[int, int] = {}
-    for a in _rows(world.actions, ACTION_FREE):
-        action = world.actions[a]
-        if world.gpus[action["gpu"]]["state"] == GPU_ABSENT:
+    for a in actions.live:
+        if view.gpus["state"][actions["gpu"][a]] == GPU_ABSENT:
             return False
-        rows, r = 0, int(action["first"])
+        rows, r = 0, actions["first"][a]
         while r != NONE:
-            if r in running or world.requests[r]["state"] != REQUEST_RUNNING or world.requests[r]["action"] != a:
+            if r in running or requests["state"][r] != REQUEST_RUNNING or requests["action"][r] != a:
                 return False
             running.add(r)
-            rows, r = rows + 1, int(world.requests[r]["next"])
-        if rows != action["rows"]:
+            rows, r = rows + 1, requests["next"][r]
+        if rows != actions["rows"][a]:
             return False
-        if action["state"] == ACTION_EXEC:
-            if not 0 < rows <= action["batch"]:
+        if actions["state"][a] == ACTION_EXEC:
+            if not 0 < rows <= actions["batch"][a]:
                 return False
-            copies[int(action["copy"])] = copies.get(int(action["copy"]), 0) + 1
-            models[int(action["model"])] = models.get(int(action["model"]), 0) + 1
-    if running != {r for r in _rows(world.requests) if world.requests[r]["state"] == REQUEST_RUNNING}:
+            copy, model = actions["copy"][a], actions["model"][a]
+            copies[copy] = copies.get(copy, 0) + 1
+            models[model] = models.get(model, 0) + 1
+    if running != {r for r in requests.live if requests["state"][r] == REQUEST_RUNNING}:
         return False
-    return (all(world.copies[i]["running"] == copies.get(i, 0) for i in _rows(world.copies))
-            and all(world.models[i]["running"] == models.get(i, 0) for i in _rows(world.models)))
+    return (all(view.copies["running"][i] == copies.get(i, 0) for i in view.copies.live)
+            and all(view.models["running"][i] == models.get(i, 0) for i in view.models.live))
 
 
-def _dirty(world) -> bool:
-    listed, gpu = [], int(world.counters[0]["dirty_first"])
-    while gpu != NONE and len(listed) <= len(world.gpus):
+def _dirty(view: _View) -> bool:
+    listed, gpu, marks = [], view.counters["dirty_first"], view.gpus["dirty"]
+    while gpu != NONE and len(listed) <= len(marks):
         listed.append(gpu)
-        gpu = int(world.gpus[gpu]["dirty_next"])
-    marks = world.gpus["dirty"]
-    if sorted(listed) != np.flatnonzero(marks).tolist() or not np.isin(marks, (0, 1)).all():
+        gpu = view.gpus["dirty_next"][gpu]
+    if sorted(listed) != [i for i, mark in enumerate(marks) if mark] or not {0, 1}.issuperset(marks):
         return False
-    return world.counters[0]["dirty_last"] == (listed or [NONE])[-1]
+    return view.counters["dirty_last"] == (listed or [NONE])[-1]
 
 
-def _lanes(world) -> bool:
-    if not _dirty(world):
+def _lanes(view: _View) -> bool:
+    if not _dirty(view):
         return False
+    lanes, actions = view.lanes, view.actions
     inside: set[int] = set()
-    for i in range(len(world.lanes)):
-        row = world.lanes[i]
-        if world.gpus[i // 2]["state"] == GPU_ABSENT:
+    for i in range(len(lanes)):
+        if view.gpus["state"][i // 2] == GPU_ABSENT:
             continue
-        count, previous, a = 0, NONE, int(row["first"])
+        count, previous, a = 0, NONE, lanes["first"][i]
         while a != NONE:
-            action = world.actions[a]
-            if a in inside or action["state"] == ACTION_FREE or action["lane_previous"] != previous:
+            if a in inside or actions["state"][a] == ACTION_FREE or actions["lane_previous"][a] != previous:
                 return False
-            if 2 * action["gpu"] + action["lane"] != i or action["parked"]:
+            if 2 * actions["gpu"][a] + actions["lane"][a] != i or actions["parked"][a]:
                 return False
             inside.add(a)
-            count, previous, a = count + 1, a, int(action["lane_next"])
-        if row["last"] != previous or row["count"] != count:
+            count, previous, a = count + 1, a, actions["lane_next"][a]
+        if lanes["last"][i] != previous or lanes["count"][i] != count:
             return False
-        if count and row["available_ns"] != world.actions[row["last"]]["end_ns"]:
+        if count and lanes["available_ns"][i] != actions["end_ns"][previous]:
             return False
-    outside = [a for a in _rows(world.actions) if a not in inside]
-    return all(world.actions[a]["parked"] == 1 and world.actions[a]["state"] == ACTION_UNLOAD for a in outside)
+    outside = [a for a in actions.live if a not in inside]
+    return all(actions["parked"][a] == 1 and actions["state"][a] == ACTION_UNLOAD for a in outside)
 
 
-def _copies(world) -> bool:
-    live = _rows(world.copies, COPY_FREE)
-    for copy in live:
-        row = world.copies[copy]
-        key = int(row["model"]) * len(world.gpus) + int(row["gpu"])
-        if map_get(world.copy_map, key) != copy:
+def _copies(view: _View) -> bool:
+    copies, models = view.copies, view.models
+    expected = {COPY_LOADING: ACTION_LOAD, COPY_UNLOADING: ACTION_UNLOAD, COPY_UNKNOWN: ACTION_UNLOAD}
+    of_model: dict[int, set[int]] = {}
+    for copy in copies.live:
+        model, state, action = copies["model"][copy], copies["state"][copy], copies["action"][copy]
+        of_model.setdefault(model, set()).add(copy)
+        if map_get(view.world.copy_map, model * len(view.gpus) + copies["gpu"][copy]) != copy:
             return False
-        verb = world.actions[row["action"]]["state"] if row["action"] != NONE else 0
-        expected = {COPY_LOADING: ACTION_LOAD, COPY_UNLOADING: ACTION_UNLOAD, COPY_UNKNOWN: ACTION_UNLOAD}
-        if verb != expected.get(int(row["state"]), 0):
+        if (view.actions["state"][action] if action != NONE else 0) != expected.get(state, 0):
             return False
-        if row["running"] and row["state"] in (COPY_LOADING, COPY_UNLOADING):
+        if copies["running"][copy] and state in (COPY_LOADING, COPY_UNLOADING):
             return False
-    if (world.copy_map["value"] != NONE).sum() != len(live):
+    if (view.world.copy_map["value"] != NONE).sum() != len(copies.live):
         return False
-    for m in _rows(world.models):
-        model = world.models[m]
-        mine = {i for i in live if world.copies[i]["model"] == m}
-        ring, i = set(), int(model["copies"])
+    for m in models.live:
+        mine = of_model.get(m, set())
+        ring, i = set(), models["copies"][m]
         while i != NONE and i not in ring:
             ring.add(i)
-            if world.copies[world.copies[i]["next"]]["previous"] != i:
+            if copies["previous"][copies["next"][i]] != i:
                 return False
-            i = int(world.copies[i]["next"])
-        ready = sum(1 for i in mine if world.copies[i]["state"] == COPY_READY)
-        if ring != mine or model["copies_count"] != len(mine) or model["copies_ready"] != ready:
+            i = copies["next"][i]
+        ready = sum(1 for i in mine if copies["state"][i] == COPY_READY)
+        if ring != mine or models["copies_count"][m] != len(mine) or models["copies_ready"][m] != ready:
             return False
     return True
 
 
-def _pages(world) -> bool:
-    for gpu in range(len(world.gpus)):
-        place = world.gpus[gpu]
-        if place["state"] == GPU_ABSENT:
-            continue
-        order, previous, copy = [], NONE, int(place["lru_first"])
-        while copy != NONE and len(order) <= len(world.copies):
-            if world.copies[copy]["gpu"] != gpu or world.copies[copy]["lru_previous"] != previous:
+def _pages(view: _View) -> bool:
+    copies, gpus = view.copies, view.gpus
+    for gpu in view.present:
+        order, previous, copy = [], NONE, gpus["lru_first"][gpu]
+        while copy != NONE and len(order) <= len(copies):
+            if copies["gpu"][copy] != gpu or copies["lru_previous"][copy] != previous:
                 return False
             order.append(copy)
-            previous, copy = copy, int(world.copies[copy]["lru_next"])
-        mine = {i for i in _rows(world.copies) if world.copies[i]["gpu"] == gpu}
-        if set(order) != mine or len(order) != place["copies"] or place["lru_last"] != previous:
+            previous, copy = copy, copies["lru_next"][copy]
+        mine = {i for i in copies.live if copies["gpu"][i] == gpu}
+        if set(order) != mine or len(order) != gpus["copies"][gpu] or gpus["lru_last"][gpu] != previous:
             return False
-        charged = sum(int(world.copies[i]["pages"]) for i in mine)
-        if place["pages_free"] < 0 or place["pages_free"] + charged != place["pages_total"]:
+        charged = sum(copies["pages"][i] for i in mine)
+        if gpus["pages_free"][gpu] < 0 or gpus["pages_free"][gpu] + charged != gpus["pages_total"][gpu]:
             return False
     return True
 
 
-def _ready_sets(world) -> bool:
-    active = {i for i in _rows(world.copies) if world.copies[i]["active"]}
-    for gpu in range(len(world.gpus)):
-        place = world.gpus[gpu]
-        if place["state"] == GPU_ABSENT:
-            continue
-        mine = [i for i in active if world.copies[i]["gpu"] == gpu]
-        if not _set_is(world.copy_nodes, place["ready_root"], place["ready_head"], mine):
+def _ready_sets(view: _View) -> bool:
+    copies, gpus = view.copies, view.gpus
+    active = [i for i in copies.live if copies["active"][i]]
+    for gpu in view.present:
+        mine = [i for i in active if copies["gpu"][i] == gpu]
+        if not _set_is(view.copy_nodes, gpus["ready_root"][gpu], gpus["ready_head"][gpu], mine):
             return False
-    return all(world.copies[i]["state"] == COPY_READY for i in active)
+    return all(copies["state"][i] == COPY_READY for i in active)
 
 
-def _wanted(world) -> bool:
-    wanted = [m for m in _rows(world.models) if world.models[m]["wanted"]]
-    counters = world.counters[0]
-    if not _set_is(world.wanted_nodes, counters["wanted_root"], counters["wanted_head"], wanted):
+def _wanted(view: _View) -> bool:
+    models, counters = view.models, view.counters
+    wanted = [m for m in models.live if models["wanted"][m]]
+    if not _set_is(view.wanted_nodes, counters["wanted_root"], counters["wanted_head"], wanted):
         return False
-    if any(world.models[m]["queued"] == 0 and world.models[m]["missed_ns"] == 0 for m in wanted):
+    if any(models["queued"][m] == 0 and models["missed_ns"][m] == 0 for m in wanted):
         return False
-    return ordered.first(world.wanted_nodes, counters["wanted_root"]) == counters["wanted_head"]
+    return ordered.first(view.world.wanted_nodes, counters["wanted_root"]) == counters["wanted_head"]
 
 
-def _background(world) -> bool:
-    counters = world.counters[0]
-    running = sum(int(world.actions[a]["background"]) for a in _rows(world.actions))
-    return running == counters["background_runs"] and 0 <= counters["background_care"] <= CARE_MAX
+def _background(view: _View) -> bool:
+    running = sum(view.actions["background"][a] for a in view.actions.live)
+    return running == view.counters["background_runs"] and 0 <= view.counters["background_care"] <= CARE_MAX
 
 
-def _prices(world) -> bool:
-    counters, owed = world.counters[0], world.memory["owed"]
+def _prices(view: _View) -> bool:
+    counters, owed = view.counters, view.world.memory["owed"]
     return (min(counters["price_ns"], counters["usual_ns"], counters["spent_ns"], counters["spent_rows"]) >= 0
             and 0 <= counters["share"] <= ONE and bool(((-AHEAD_MAX * ONE <= owed) & (owed <= OWED_MAX * ONE)).all()))
 
 
-def _heap_holds(table, count) -> set[int] | None:
+def _heap_holds(table: _Columns, count: int) -> set[int] | None:
     """The ids in a heap, or None if order or places are wrong."""
-    inside = set()
+    ids, keys, places = table["id"], table["key"], table["place"]
     for i in range(count):
-        if table[table[i]["id"]]["place"] != i:
+        if places[ids[i]] != i:
             return None
-        inside.add(int(table[i]["id"]))
-        if i:
-            parent = table[(i - 1) >> 2]
-            if (parent["key"], parent["id"]) > (table[i]["key"], table[i]["id"]):
-                return None
-    placed = set(np.flatnonzero(table["place"] != NONE).tolist())
-    return inside if inside == placed else None
+        parent = (i - 1) >> 2
+        if i and (keys[parent], ids[parent]) > (keys[i], ids[i]):
+            return None
+    inside = set(ids[:count])
+    return inside if inside == {i for i, place in enumerate(places) if place != NONE} else None
 
 
-def _timers(world) -> bool:
-    counters, settings = world.counters[0], world.settings[0]
-    armed = _heap_holds(world.timers, int(counters["timers_count"]))
-    lanes = _heap_holds(world.load_lanes, int(counters["loads_count"]))
+def _timers(view: _View) -> bool:
+    counters, models = view.counters, view.models
+    armed = _heap_holds(view.timers, counters["timers_count"])
+    lanes = _heap_holds(view.load_lanes, counters["loads_count"])
     if armed is None or lanes is None:
         return False
-    if lanes != {gpu for gpu in range(len(world.gpus)) if world.gpus[gpu]["state"] == GPU_UP}:
+    if lanes != {gpu for gpu, state in enumerate(view.gpus["state"]) if state == GPU_UP}:
         return False
-    if any(int(settings["action_timer"]) + a not in armed for a in _rows(world.actions)):
+    action_timer = int(view.world.settings[0]["action_timer"])
+    live = {action_timer + a for a in view.actions.live}
+    if not live <= armed or any(timer >= action_timer and timer not in live for timer in armed):
         return False
-    live = {int(settings["action_timer"]) + a for a in _rows(world.actions)}
-    if any(timer >= settings["action_timer"] and timer not in live for timer in armed):
-        return False
-    waiting = {m for m in _rows(world.models) if world.models[m]["state"] == MODEL_READY and world.models[m]["queued"]}
-    return waiting <= armed
+    return armed.issuperset(m for m in models.live if models["state"][m] == MODEL_READY and models["queued"][m])
 
 
-def _histograms(world) -> bool:
-    rows = world.histograms
+def _histograms(view: _View) -> bool:
+    rows = view.world.histograms
     if (rows["counts"] < 0).any() or (rows["counts"].sum(axis=1) != rows["total"]).any():
         return False
-    scatter, dynamic = world.programs["scatter"], world.programs["dynamic"]
+    scatter, dynamic = view.world.programs["scatter"], view.world.programs["dynamic"]
     if (scatter < 0).any() or ((scatter == 0) & (dynamic != 0)).any() or ((scatter >= SCATTERED) & (dynamic != 1)).any():
         return False
-    return bool((world.app_map["value"] != NONE).sum() == world.counters[0]["apps"])
+    return bool((view.world.app_map["value"] != NONE).sum() == view.counters["apps"])

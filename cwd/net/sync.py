@@ -12,15 +12,15 @@ call while the consumer is awake, and no wake-up is lost.
 
 from __future__ import annotations
 
-import mmap
-import os
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from cwd.errors import InvariantError
 from cwd.jit import kernel, lean_kernel
 from cwd.net.native import address_of, aligned_zeros, copy_bytes, fence, load_acquire, load_i8, store_i8, store_release
+from cwd.net.ring_block import (
+    ARMED, CLAIMED, CONTROL_BYTES, HEAD, HEAD_SEEN, TAIL, TAIL_SEEN, lay, ring_bytes, shared_block,
+)
 from cwd.net.wake import (
     eventfd_clear,
     eventfd_signal,
@@ -42,18 +42,6 @@ __all__ = [
     "ring_push", "set_timer_slack", "shared_block", "spin_until", "timerfd_arm", "timerfd_clear", "wait_fd",
 ]
 
-_MAGIC = 0x43574452494E4731  # "CWDRING1"
-
-# Words of `control`, by who writes them. Each group has two cache lines for itself: neighbours are prefetched in pairs.
-_FORM = 0  # [magic, capacity, bytes per record]: written once
-_TAIL = 16  # producer: how many were ever published (bytes in a ByteRing)
-_HEAD_SEEN = 17  # producer: `_HEAD` when it last looked
-_CLAIMED = 18  # producer of a ByteRing: where `_TAIL` will be when the claim is published
-_HEAD = 32  # consumer: how many were ever taken
-_TAIL_SEEN = 33  # consumer: `_TAIL` when it last looked
-_ARMED = 48  # both: 1 while the consumer wants the bell
-_CONTROL_WORDS = 64
-_CONTROL_BYTES = 8 * _CONTROL_WORDS
 _SKIP = -1  # a ByteRing's length word: the rest of the block is unused, go on at its beginning
 
 
@@ -71,11 +59,6 @@ class ByteRing(NamedTuple):
     data: np.ndarray
 
 
-def ring_bytes(record: Any, capacity: int) -> int:
-    """Bytes of memory that a ring of `capacity` records (a power of two) of dtype `record` needs."""
-    return _CONTROL_BYTES + np.dtype(record).itemsize * capacity
-
-
 def make_ring(record: Any, capacity: int, block: np.ndarray | None = None) -> Ring:
     """An empty ring in `block` (u1[at least ring_bytes], aligned to 64, zeroed), or in memory of its own."""
     control, data = _lay(np.dtype(record).itemsize, capacity, block, fresh=True)
@@ -90,7 +73,7 @@ def attach_ring(record: Any, capacity: int, block: np.ndarray) -> Ring:
 
 def byte_ring_bytes(capacity: int) -> int:
     """Bytes of memory that a byte ring of `capacity` bytes (a power of two) needs."""
-    return _CONTROL_BYTES + capacity
+    return CONTROL_BYTES + capacity
 
 
 def make_byte_ring(capacity: int, block: np.ndarray | None = None) -> ByteRing:
@@ -104,40 +87,16 @@ def attach_byte_ring(capacity: int, block: np.ndarray) -> ByteRing:
 
 
 def _lay(item_bytes: int, capacity: int, block: np.ndarray | None, *, fresh: bool) -> tuple[np.ndarray, np.ndarray]:
-    if capacity < 2 or capacity & (capacity - 1):
-        raise InvariantError(f"a ring's capacity is a power of two, not {capacity}")
-    size = _CONTROL_BYTES + item_bytes * capacity
     if block is None:
-        block = aligned_zeros(size)
-    if block.size < size or block.ctypes.data % 64:
-        raise InvariantError(f"a ring needs {size} bytes aligned to 64, not {block.size} at {block.ctypes.data:#x}")
-    control = block[:_CONTROL_BYTES].view(np.int64)
-    form = (_MAGIC, capacity, item_bytes)
-    if fresh:
-        control[:] = 0
-        control[_FORM:_FORM + 3] = form
-    elif tuple(control[_FORM:_FORM + 3]) != form:
-        raise InvariantError("the shared block holds no ring of this form")
-    return control, block[_CONTROL_BYTES:size]
-
-
-def shared_block(size_bytes: int, fd: int | None = None) -> tuple[np.ndarray, int]:
-    """(u1[size_bytes], fd): zeroed memory that other processes map by inheriting or receiving `fd`, or that of theirs.
-
-    Without `fd` a memfd is made; it is closed on exec unless passed on (`pass_fds`). The array keeps the mapping.
-    """
-    if fd is None:
-        fd = os.memfd_create("cwd-ring", os.MFD_CLOEXEC)
-        os.ftruncate(fd, size_bytes)
-    mapping = mmap.mmap(fd, size_bytes)
-    return np.frombuffer(mapping, dtype=np.uint8), fd
+        block = aligned_zeros(CONTROL_BYTES + item_bytes * max(capacity, 0))
+    return lay(item_bytes, capacity, block, fresh=fresh)
 
 
 @lean_kernel
 def ring_len(ring):
     """How many are published and not taken (of a ByteRing: bytes, with lengths and padding). Either side may ask."""
-    head = load_acquire(ring.control, _HEAD)
-    return max(load_acquire(ring.control, _TAIL) - head, 0)
+    head = load_acquire(ring.control, HEAD)
+    return max(load_acquire(ring.control, TAIL) - head, 0)
 
 
 @lean_kernel
@@ -145,10 +104,10 @@ def ring_claim(ring):
     """Producer: index of the record to fill next, or -1: full. Nothing is visible before `ring_publish`."""
     control = ring.control
     capacity = ring.records.shape[0]
-    tail = control[_TAIL]
-    if tail - control[_HEAD_SEEN] >= capacity:
-        control[_HEAD_SEEN] = load_acquire(control, _HEAD)
-        if tail - control[_HEAD_SEEN] >= capacity:
+    tail = control[TAIL]
+    if tail - control[HEAD_SEEN] >= capacity:
+        control[HEAD_SEEN] = load_acquire(control, HEAD)
+        if tail - control[HEAD_SEEN] >= capacity:
             return -1
     return tail & (capacity - 1)
 
@@ -156,17 +115,17 @@ def ring_claim(ring):
 @lean_kernel
 def ring_publish(ring):
     """Producer: hand the claimed record over."""
-    store_release(ring.control, _TAIL, ring.control[_TAIL] + 1)
+    store_release(ring.control, TAIL, ring.control[TAIL] + 1)
 
 
 @lean_kernel
 def ring_peek(ring):
     """Consumer: index of the oldest record, to be read in place, or -1: empty. It stays there until `ring_advance`."""
     control = ring.control
-    head = control[_HEAD]
-    if head >= control[_TAIL_SEEN]:
-        control[_TAIL_SEEN] = load_acquire(control, _TAIL)
-        if head >= control[_TAIL_SEEN]:
+    head = control[HEAD]
+    if head >= control[TAIL_SEEN]:
+        control[TAIL_SEEN] = load_acquire(control, TAIL)
+        if head >= control[TAIL_SEEN]:
             return -1
     return head & (ring.records.shape[0] - 1)
 
@@ -174,7 +133,7 @@ def ring_peek(ring):
 @lean_kernel
 def ring_advance(ring):
     """Consumer: give the peeked record's place back."""
-    store_release(ring.control, _HEAD, ring.control[_HEAD] + 1)
+    store_release(ring.control, HEAD, ring.control[HEAD] + 1)
 
 
 @lean_kernel
@@ -203,27 +162,27 @@ def ring_pop(ring, rows, i):
 def ring_arm(ring):
     """Consumer, before it sleeps: 1 if there is still nothing (then sleep), 0 if something came (then take it)."""
     control = ring.control
-    store_release(control, _ARMED, 1)
+    store_release(control, ARMED, 1)
     fence()  # the flag must be visible before the last look; `ring_bell` has the mirror image
-    if load_acquire(control, _TAIL) == control[_HEAD]:
+    if load_acquire(control, TAIL) == control[HEAD]:
         return 1
-    store_release(control, _ARMED, 0)
+    store_release(control, ARMED, 0)
     return 0
 
 
 @lean_kernel
 def ring_disarm(ring):
     """Consumer, awake again: no more bells."""
-    store_release(ring.control, _ARMED, 0)
+    store_release(ring.control, ARMED, 0)
 
 
 @lean_kernel
 def ring_bell(ring):
     """Producer, after publishing (once for many): 1 if the consumer sleeps, or is about to, and must be signalled."""
     fence()
-    if load_acquire(ring.control, _ARMED) == 0:
+    if load_acquire(ring.control, ARMED) == 0:
         return 0
-    store_release(ring.control, _ARMED, 0)
+    store_release(ring.control, ARMED, 0)
     return 1
 
 
@@ -232,15 +191,15 @@ def bytes_claim(ring, size):
     """Producer: the address of `size` bytes to fill, or 0: no room now (or never: see `bytes_fit`)."""
     control = ring.control
     capacity = ring.data.shape[0]
-    tail = control[_TAIL]
+    tail = control[TAIL]
     whole = 8 + (size + 7) // 8 * 8
     to_end = capacity - (tail & (capacity - 1))
     needed = whole if whole <= to_end else to_end + whole
     if size < 0 or whole > capacity:
         return 0
-    if tail + needed - control[_HEAD_SEEN] > capacity:
-        control[_HEAD_SEEN] = load_acquire(control, _HEAD)
-        if tail + needed - control[_HEAD_SEEN] > capacity:
+    if tail + needed - control[HEAD_SEEN] > capacity:
+        control[HEAD_SEEN] = load_acquire(control, HEAD)
+        if tail + needed - control[HEAD_SEEN] > capacity:
             return 0
     base = address_of(ring.data)
     start = base + (tail & (capacity - 1))
@@ -248,30 +207,30 @@ def bytes_claim(ring, size):
         store_i8(start, _SKIP)
         start = base
     store_i8(start, size)
-    control[_CLAIMED] = tail + needed
+    control[CLAIMED] = tail + needed
     return start + 8
 
 
 @lean_kernel
 def bytes_publish(ring):
     """Producer: hand the claimed bytes over."""
-    store_release(ring.control, _TAIL, ring.control[_CLAIMED])
+    store_release(ring.control, TAIL, ring.control[CLAIMED])
 
 
 @lean_kernel
 def bytes_peek(ring):
     """Consumer: (address, size) of the oldest string, valid until `bytes_advance`; (0, -1): empty."""
     control = ring.control
-    if control[_HEAD] >= control[_TAIL_SEEN]:
-        control[_TAIL_SEEN] = load_acquire(control, _TAIL)
-        if control[_HEAD] >= control[_TAIL_SEEN]:
+    if control[HEAD] >= control[TAIL_SEEN]:
+        control[TAIL_SEEN] = load_acquire(control, TAIL)
+        if control[HEAD] >= control[TAIL_SEEN]:
             return 0, -1
     capacity = ring.data.shape[0]
     base = address_of(ring.data)
-    place = control[_HEAD] & (capacity - 1)
+    place = control[HEAD] & (capacity - 1)
     size = load_i8(base + place)
     if size == _SKIP:
-        store_release(control, _HEAD, control[_HEAD] + capacity - place)
+        store_release(control, HEAD, control[HEAD] + capacity - place)
         place = 0
         size = load_i8(base)
     return base + place + 8, size
@@ -280,9 +239,9 @@ def bytes_peek(ring):
 @lean_kernel
 def bytes_advance(ring):
     """Consumer: give the peeked string's place back."""
-    place = ring.control[_HEAD] & (ring.data.shape[0] - 1)
+    place = ring.control[HEAD] & (ring.data.shape[0] - 1)
     size = load_i8(address_of(ring.data) + place)
-    store_release(ring.control, _HEAD, ring.control[_HEAD] + 8 + (size + 7) // 8 * 8)
+    store_release(ring.control, HEAD, ring.control[HEAD] + 8 + (size + 7) // 8 * 8)
 
 
 @lean_kernel

@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cwd.controller import telemetry, writer
+from cwd.controller import carrier, telemetry
+from cwd.controller.carrier import delete_oldest
 from cwd.controller.config import ControllerConfig, load_config
 from cwd.controller.reader import shape_facts
 from cwd.controller.record import COLUMNS, LOG_MAGIC, RECORD, Kind
 from cwd.controller.replay import replay
 from cwd.controller.shapes import SHAPE, check_shape, set_shape
-from cwd.controller.writer import delete_oldest, new_epoch
+from cwd.controller.writer import new_epoch
 from cwd.core.world import ACTION_EXEC
 from cwd.errors import Code, CwdError
 from cwd.models.spec import ProgramSpec, TensorSpec
+from cwd.net import sync
 
 AXES = ("a", "b")
 _SHAPES = st.lists(st.one_of(st.integers(1, 5), st.sampled_from(AXES)), max_size=3)
@@ -100,7 +105,7 @@ def test_the_oldest_log_files_go_first_and_never_the_one_being_written(tmp_path)
 
 def test_the_writers_files_stay_within_their_bound(tmp_path):
     header = {"epoch": 5, "record_bytes": RECORD.itemsize, "core": {}}
-    files = writer._Files(tmp_path, header, 100 * RECORD.itemsize, 350 * RECORD.itemsize)
+    files = carrier._Files(tmp_path, header, 100 * RECORD.itemsize, 350 * RECORD.itemsize)
     files.names(b"model 9 net/1\n")
     rows = np.zeros(50, RECORD)
     for number in range(33):
@@ -167,3 +172,26 @@ def test_every_kind_of_record_says_what_its_columns_are():
     assert set(COLUMNS) == set(Kind)
     assert all(column in RECORD.names for columns in COLUMNS.values() for column in columns)
     assert ControllerConfig().credits > 0
+
+
+@pytest.mark.parametrize("ordered", [True, False])
+def test_records_are_taken_from_the_ring_on_any_processor(monkeypatch, ordered):
+    if ordered and not carrier.ORDERED:
+        pytest.skip("not for this processor")
+    monkeypatch.setattr(carrier, "ORDERED", ordered)
+    block, fd = sync.shared_block(sync.ring_bytes(RECORD, 8))
+    ring = sync.make_ring(RECORD, 8, block)
+    rows, row = np.zeros(5, RECORD), np.zeros(1, RECORD)
+    take = carrier._taker(8, fd)
+    for number in range(7):
+        row["now_ns"] = number
+        assert sync.ring_push(ring, row[0]) == 1
+    assert take(rows) == 5 and rows["now_ns"].tolist() == [0, 1, 2, 3, 4]
+    assert take(rows) == 2 and rows["now_ns"].tolist() == [5, 6, 2, 3, 4]
+    assert take(rows) == 0
+    os.close(fd)
+
+
+def test_what_carries_the_log_loads_no_compiler():
+    code = "import sys, cwd.controller.carrier; sys.exit('numba' in sys.modules or 'llvmlite' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -23,7 +23,8 @@ pytest.importorskip("starlette")
 
 from played_gateway import PlayedGateway  # noqa: E402
 
-from cwd.controller.writer import listen, loop_stats  # noqa: E402
+from cwd.controller.carrier import loop_stats  # noqa: E402
+from cwd.controller.writer import listen  # noqa: E402
 from cwd.errors import CwdError  # noqa: E402
 from cwd.observe.families import LOOP_EVENTS  # noqa: E402
 from cwd.observe.scrape import Scraped, serve  # noqa: E402
