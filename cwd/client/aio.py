@@ -68,7 +68,7 @@ class AsyncClient:
         tag = self._app if app is None else app_tag(app)
         asked_ns, deadline_ns, error, before = _now(), 0, None, None
         session = self._session or self._start()
-        visit = session.visit
+        mark = session.mark
         while True:
             found = session.models.get(key)
             if isinstance(error, UnknownModel) and found is before:
@@ -83,7 +83,7 @@ class AsyncClient:
             payload, dims = found.prepare(inputs)
             now = _now()
             if not deadline_ns:
-                deadline_ns = (asked_ns if session.interrupted(visit) else now) + slo_ns
+                deadline_ns = (asked_ns if session.lost_since(mark) else now) + slo_ns
             if now >= deadline_ns:
                 raise error or DeadlineMissed(f"{found.name}: no controller was there before the deadline")
             try:
@@ -119,13 +119,13 @@ class AsyncClient:
         return self._session.retry_ns if self._session is not None else 0
 
     @property
-    def visit(self) -> tuple[int, int, bool]:
-        """What to ask `interrupted` with later."""
-        return self._session.visit if self._session is not None else (0, 0, False)
+    def mark(self) -> tuple[int, int, bool]:
+        """What to ask `lost_since` with later."""
+        return self._session.mark if self._session is not None else (0, 0, False)
 
-    def interrupted(self, visit: tuple[int, int, bool]) -> bool:
-        """Whether a controller that we had before was away at that `visit` or has been since."""
-        return self._session is not None and self._session.interrupted(visit)
+    def lost_since(self, mark: tuple[int, int, bool]) -> bool:
+        """Whether a controller that we had before was away at that `mark` or has been since."""
+        return self._session is not None and self._session.lost_since(mark)
 
     @property
     def epoch(self) -> int:

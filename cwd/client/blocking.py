@@ -211,9 +211,9 @@ class Client:
         That is all of it, unless a controller that we had before was away: it may have come back in time.
         """
         session = self._session
-        deadline_ns, visit = _now() + slo_ns, session.visit
+        deadline_ns, mark = _now() + slo_ns, session.mark
         found = self._lookup(key, 0, deadline_ns)
-        if session.interrupted(visit):
+        if session.lost_since(mark):
             slo_ns = deadline_ns - _now()
             if slo_ns <= 0:
                 raise DeadlineMissed(f"{found.name}: no controller was there before the deadline")

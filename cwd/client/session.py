@@ -176,13 +176,13 @@ class Session:
         return self._route.round_ns() if self._route.several else self._attempt_first_ns
 
     @property
-    def visit(self) -> tuple[int, int, bool]:
-        """The connection as it is now (epoch, generation, whether it is READY): what to ask `interrupted` with later."""
+    def mark(self) -> tuple[int, int, bool]:
+        """The connection as it is now (epoch, generation, whether it is READY): what to ask `lost_since` with later."""
         return self.epoch, self.generation, self.state is State.READY
 
-    def interrupted(self, visit: tuple[int, int, bool]) -> bool:
-        """Whether a controller that we had before was away at that `visit` or has been since."""
-        epoch, generation, there = visit
+    def lost_since(self, mark: tuple[int, int, bool]) -> bool:
+        """Whether a controller that we had before was away at that `mark` or has been since."""
+        epoch, generation, there = mark
         return bool(epoch) and not (there and generation == self.generation)
 
     def wait_until(self, until_ns: int, deadline_ns: int) -> int:

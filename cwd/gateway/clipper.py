@@ -157,7 +157,7 @@ class Clipper:
         app = App(_text(body, "name"), members, slo_ns=slo_us * NS_PER_US, default=_default(_text(body, "default_output")),
                   input_type=kind)
         self._store().create(app)
-        return self._done(f"application {app.name} was registered")
+        return _done(f"application {app.name} was registered")
 
     async def delete_app(self, request: Request) -> Response:
         name = _text(await self._body(request), "name")
@@ -165,7 +165,7 @@ class Clipper:
         self._store().remove(name)
         desk = self._applications.apps.desk
         await asyncio.to_thread(lambda: desk.states().forget(key))
-        return self._done(f"application {name} was removed")
+        return _done(f"application {name} was removed")
 
     async def add_links(self, request: Request) -> Response:
         body = await self._body(request)
@@ -173,13 +173,13 @@ class Clipper:
         for model in models:
             await self._catalog.model(model)
         self._store().link(name, [Member(model) for model in models])
-        return self._done(f"{', '.join(models)} linked to {name}")
+        return _done(f"{', '.join(models)} linked to {name}")
 
     async def delete_links(self, request: Request) -> Response:
         body = await self._body(request)
         name, models = _text(body, "app_name"), _texts(body, "model_names")
         self._store().unlink(name, [Member(model) for model in models])
-        return self._done(f"{', '.join(models)} unlinked from {name}")
+        return _done(f"{', '.join(models)} unlinked from {name}")
 
     async def all_apps(self, request: Request) -> Response:
         verbose = await self._verbose(request)
@@ -223,7 +223,7 @@ class Clipper:
         self._store().note(f"{name}:{version}", {
             "input_type": kind, "labels": body.get("labels", []), "container_name": body.get("container_name", ""),
             "model_data_path": body.get("model_data_path", ""), "batch_size": body.get("batch_size", -1)})
-        return self._done(f"model {name}:{version} was registered")
+        return _done(f"model {name}:{version} was registered")
 
     async def use(self, request: Request) -> Response:
         body = await self._body(request)
@@ -256,7 +256,7 @@ class Clipper:
         name, version = _text(body, "model_name"), _version(body.get("model_version"))
         await self._catalog.admin("model.rm", name=name, version=version)
         self._store().note(f"{name}:{version}", None)
-        return self._done(f"model {name}:{version} was removed")
+        return _done(f"model {name}:{version} was removed")
 
     async def all_models(self, request: Request) -> Response:
         verbose = await self._verbose(request)
@@ -326,16 +326,16 @@ class Clipper:
     def _store(self) -> Any:
         return self._applications.apps.store
 
-    def _done(self, text: str) -> Response:
-        self._applications.apps.desk.refresh()
-        return PlainTextResponse(f"Success! {text}\n")
-
     async def _verbose(self, request: Request) -> bool:
         body = await read_body(request.scope["headers"], request.receive, self._body_max_bytes())
         return bool(oip.read_json(body).get("verbose")) if body.strip() else False
 
     async def _body(self, request: Request) -> dict[str, Any]:
         return oip.read_json(await read_body(request.scope["headers"], request.receive, self._body_max_bytes()))
+
+
+def _done(text: str) -> Response:
+    return PlainTextResponse(f"Success! {text}\n")
 
 
 def _said(handler: Handler) -> Handler:

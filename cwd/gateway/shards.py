@@ -74,13 +74,13 @@ class Shards:
         return sum(client.epoch for client in self._clients.values())
 
     @property
-    def visit(self) -> dict[str, tuple[int, int, bool]]:
-        """What to ask `interrupted` with later."""
-        return {endpoint: client.visit for endpoint, client in self._clients.items()}
+    def mark(self) -> dict[str, tuple[int, int, bool]]:
+        """What to ask `lost_since` with later."""
+        return {endpoint: client.mark for endpoint, client in self._clients.items()}
 
-    def interrupted(self, visit: dict[str, tuple[int, int, bool]]) -> bool:
-        """Whether any controller that we had before was away at that `visit` or has been since."""
-        return any(client.interrupted(visit[endpoint]) for endpoint, client in self._clients.items())
+    def lost_since(self, mark: dict[str, tuple[int, int, bool]]) -> bool:
+        """Whether any controller that we had before was away at that `mark` or has been since."""
+        return any(client.lost_since(mark[endpoint]) for endpoint, client in self._clients.items())
 
     @property
     def retry_ns(self) -> int:

@@ -31,9 +31,9 @@ class Connected(Protocol):
     def epoch(self) -> int: ...
 
     @property
-    def visit(self) -> Any: ...
+    def mark(self) -> Any: ...
 
-    def interrupted(self, visit: Any) -> bool: ...
+    def lost_since(self, mark: Any) -> bool: ...
 
     async def connect(self, timeout: float | None = None) -> object: ...
 
@@ -65,9 +65,9 @@ class AsyncApps:
         self._versions = Versions()
         #: executions and lookups under way: the loop itself keeps only weak references
         self._tasks: set[asyncio.Task[Any]] = set()
-        #: members that this visit's client has looked up, for apps without a cache
+        #: members that were looked up since `_mark`, for apps without a cache
         self._met: set[Member] = set()
-        self._visit: Any = None
+        self._mark: Any = None
         #: of members that nothing is known of yet: many may ask at once
         self._lookups: dict[Member, asyncio.Task[Any]] = {}
         self._closed = False
@@ -142,10 +142,10 @@ class AsyncApps:
         run.wake = changed.set
         timer: asyncio.TimerHandle | None = None
         try:
-            began_ns, visit = _now(), self.client.visit
-            known = self._knows(run, visit, began_ns)
+            began_ns, mark = _now(), self.client.mark
+            known = self._knows(run, mark, began_ns)
             asked, models, failed = await self._asked(run, inputs, known)
-            if not known and self._patient and not self.client.interrupted(visit):
+            if not known and self._patient and not self.client.lost_since(mark):
                 run.deadline_ns += _now() - began_ns  # as in `AsyncClient.infer`, looking models up takes nothing off an SLO
             timer = loop.call_later(max(run.deadline_ns - _now(), 0) / NS_PER_S, self._overdue, run)
             run.start(_now(), self.desk.cache if serving.app.cache else None, asked, failed)
@@ -211,13 +211,13 @@ class AsyncApps:
 
     # for the cache
 
-    def _knows(self, run: Run, visit: Any, now_ns: int) -> bool:
+    def _knows(self, run: Run, mark: Any, now_ns: int) -> bool:
         """Whether what the chosen members are is known by now, so that nothing is to be waited for."""
         members = [run.app.members[member] for member in run.choice.members]
         if run.app.cache:
             return all(self._versions.get(member, self.client.epoch, now_ns) for member in members)
-        if visit != self._visit:
-            self._visit = visit
+        if mark != self._mark:
+            self._mark = mark
             self._met.clear()
         return self._met.issuperset(members)
 

@@ -250,14 +250,14 @@ class AppStore:
             return app
 
     def unlink(self, name: str, members: Sequence[Member | str]) -> App:
-        """Take members out; raises `UnknownModel` for one that is not there."""
+        """Take members out; raises `UnknownModel` for one that is not there, and `CwdError` for the one that is always asked."""
         with self._writing():
             app, members = self._known(name), _members(members)
             for member in members:
                 if member not in app.members:
                     raise UnknownModel(f"{name} has no member {member}; it has "
                                        f"{', '.join(map(str, app.members)) or 'none'}")
-            app = dataclasses.replace(app, members=tuple(member for member in app.members if member not in members))
+            app = _without(app, members)
             self._put(app)
             return app
 
@@ -336,6 +336,19 @@ class AppStore:
         if facts is None:
             raise UnknownModel(f"no application {name!r:.60} is there")
         return App.from_json(name, facts)
+
+
+def _without(app: App, gone: Sequence[Member]) -> App:
+    """The app with fewer members; the one that `static` asks is still the same one, at its new place."""
+    kept = tuple(member for member in app.members if member not in gone)
+    place = app.parameters.get("member")
+    if app.policy != "static" or not isinstance(place, int) or not kept or place >= len(app.members):
+        return dataclasses.replace(app, members=kept)
+    asked = app.members[place]
+    if asked not in kept:
+        raise CwdError(f"{app.name}: {asked} is the member that is always asked; make the app anew (--replace), or unlink all",
+                       code=Code.BAD_ARGUMENT)
+    return dataclasses.replace(app, members=kept, parameters={**app.parameters, "member": kept.index(asked)})
 
 
 @contextlib.contextmanager

@@ -212,7 +212,7 @@ class _Waiting:
         failed: dict[int, CwdError] = {}
         apps, run = self._apps, self._run
         session = apps._client._session
-        visit = session.visit
+        mark = session.mark
         for member in run.choice.members:
             try:
                 model = self._models[member] = self._model(run.app.members[member])
@@ -222,7 +222,7 @@ class _Waiting:
                     asked[member] = Asked(key, dims, payload)
             except CwdError as error:
                 failed[member] = error
-        if not session.interrupted(visit):
+        if not session.lost_since(mark):
             run.deadline_ns += self._looking_ns  # as in `Client.infer`, looking models up takes nothing off an SLO
         return asked, failed
 

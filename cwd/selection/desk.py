@@ -43,6 +43,7 @@ from cwd.units import NS_PER_MS, NS_PER_S
 if TYPE_CHECKING:
     from cwd.selection.redis_states import RedisStates
 
+LOG = logging.getLogger("cwd.selection")
 #: how old what is known of the apps may be
 _LOOK_NS = 100 * NS_PER_MS
 #: answers and labels with more elements are not written into the feedback log
@@ -139,6 +140,8 @@ class Desk:
         self._first_id = self._next_id = secrets.randbits(40) << 22
         self._serving: dict[str, Serving] = {}
         self._stamp: Any = None
+        #: why the store could not be read at the last look
+        self._trouble = ""
         self._looked_ns = self._changes = 0
         self._opening = threading.Lock()
         #: choices of policies that learn, by what they went by
@@ -170,17 +173,24 @@ class Desk:
             self._look(now_ns)
         return self._serving
 
-    def refresh(self) -> None:
-        """Look at the store with the next question: whoever changed it wants to see that at once."""
-        self._looked_ns = 0
-
     def _look(self, now_ns: int) -> None:
+        """Follow the store. While it cannot be read the apps are as they were; raises `CwdError` if they never were known."""
         self._looked_ns, self._changes = now_ns, self.store.changes
-        stamp = self.store.stamp()
-        if stamp == self._stamp:
+        try:
+            stamp = self.store.stamp()
+            apps = self.store.all(skip=_unreadable) if stamp != self._stamp else None
+        except CwdError as error:
+            if self._stamp is None:
+                raise
+            if error.text != self._trouble:
+                LOG.error("%s; applications stay as they were", error.text)
+            self._trouble = error.text
+            return
+        self._trouble = ""
+        if apps is None:
             return
         before, self._serving = self._serving, {}
-        for app in self.store.all(skip=_unreadable):
+        for app in apps:
             known = before.get(app.name)
             self._serving[app.name] = made = known if known is not None and known.app == app else Serving(app)
             if known is not None and known.app.life == app.life:
@@ -372,7 +382,7 @@ def _count(counts: Counter[str], result: AppResult | None) -> None:
 
 
 def _unreadable(error: CwdError) -> None:
-    logging.getLogger("cwd.selection").warning("%s", error)
+    LOG.warning("%s", error)
 
 
 def open_states(where: str, folder: Path) -> States:

@@ -138,8 +138,8 @@ class Counting(Policy):
 class Static(Counting):
     """Always the same: one `member`, or with `ensemble` all of them with equal votes. Losses are counted for people alone.
 
-    `member` is a place among the app's members as they are now; where one before it is unlinked, another stands there. A
-    state whose member has left goes on with the first of the others.
+    `member` is a place among the app's members; `AppStore.unlink` moves it along. A state whose member has left goes on with
+    the first of the others.
     """
 
     name: ClassVar[str] = "static"

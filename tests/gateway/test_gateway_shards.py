@@ -34,9 +34,9 @@ class Client(FakeClient):
     def __init__(self, endpoint, *names):
         super().__init__(*map(renamed, names))
         self.endpoint = endpoint
-        self.visit = (0, 0, True)
+        self.mark = (0, 0, True)
 
-    def interrupted(self, visit):
+    def lost_since(self, mark):
         return False
 
     async def connect(self, timeout=None):

@@ -14,6 +14,7 @@ from observed import observation
 from cwd.cli.main import run
 from cwd.errors import Code, CwdError, UnknownModel
 from cwd.selection.apps import App, AppStore, Member
+from cwd.selection.desk import Desk
 from cwd.selection.feedback import Journal
 from cwd.selection.feedback_log import drop, log_files
 from cwd.selection.observation import Observation
@@ -55,6 +56,38 @@ def test_what_cannot_work_is_refused(fields):
 def test_defaults_take_the_outputs_form_where_they_can(default, dtype, shape, wanted):
     (found,) = App("app", default=default).default_outputs(np.dtype(dtype), shape).values()
     assert np.array_equal(found, wanted) and found.dtype.kind == wanted.dtype.kind
+
+
+def test_who_is_always_asked_is_the_same_one_when_others_leave(tmp_path):
+    with AppStore(tmp_path / "apps.db") as store:
+        store.create(App("app", ("a", "b", "c"), "static", {"member": 1}))
+        with pytest.raises(CwdError, match="b is the member that is always asked"):
+            store.unlink("app", ["b"])
+        assert store.get("app").members == tuple(map(Member, "abc"))
+        assert store.unlink("app", ["a"]).parameters == {"member": 0}
+        assert store.unlink("app", ["c"]).members == (Member("b"),)
+        assert store.unlink("app", ["b"]).members == ()
+        store.create(App("others", ("a", "b"), "exp3", {"eta": 0.2}))
+        assert store.unlink("others", ["a"]).parameters == {"eta": 0.2}
+
+
+def test_a_store_that_fails_leaves_the_applications_as_they_were(tmp_path, monkeypatch, caplog):
+    with AppStore(tmp_path / "apps.db") as store:
+        store.create(App("app", ("a",)))
+        desk = Desk(store)
+        known = desk.serving("app", 0)
+
+        def fails(*_, **__):
+            raise CwdError("disk I/O error", code=Code.CORRUPT)
+
+        monkeypatch.setattr(store, "all", fails)
+        store.create(App("more", ("a",)))
+        assert [desk.serving("app", at_ns) for at_ns in (1, 10**9, 2 * 10**9)] == [known] * 3
+        assert [each.message for each in caplog.records] == ["disk I/O error; applications stay as they were"]
+        with pytest.raises(CwdError, match="disk"):
+            Desk(store).find("app", 0)
+        monkeypatch.undo()
+        assert desk.find("more", 3 * 10**9) is not None and desk.serving("app", 3 * 10**9) is known
 
 
 def test_a_store_of_several_processes_and_lives(tmp_path):
