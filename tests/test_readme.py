@@ -34,8 +34,9 @@ def test_the_tutorial_has_blocks() -> None:
 
 
 def test_links_and_commands_exist() -> None:
-    for target in re.findall(r"\]\(([^)#]+)\)", README):
-        assert (ROOT / target).exists(), target
+    for page in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")):
+        for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
+            assert (page.parent / target).exists(), f"{page.name}: {target}"
     for path in re.findall(r"^(cwd/\S+)\s", README, re.MULTILINE):
         assert (ROOT / path).is_dir(), path
 

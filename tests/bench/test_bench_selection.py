@@ -1,4 +1,4 @@
-"""`cwd bench selection` in small: what issues and README claim of it, on made-up texts and with fixed seeds."""
+"""`cwd bench selection` in small: what docs/applications.md claims of it, on made-up texts and with fixed seeds."""
 
 from __future__ import annotations
 

@@ -96,7 +96,7 @@ printf '[Unit]\nRequires=basic.target systemd-journald.service\nAfter=basic.targ
 ln -s /dev/null /etc/systemd/system/modprobe@.service
 echo trial > /etc/hostname
 
-# an installation such as README describes, but made of the packages that are here
+# an installation such as docs/operating.md describes, but made of the packages that are here
 /opt/python/$python -m venv --without-pip /opt/cwd/.venv
 printf '/opt/source\n/opt/packages\n' > "$(echo /opt/cwd/.venv/lib/python3*/site-packages)/here.pth"
 printf '#!/opt/cwd/.venv/bin/python\nfrom cwd.cli.main import main\n\nmain()\n' > /opt/cwd/.venv/bin/cwd
