@@ -1,4 +1,5 @@
-"""The units under a real systemd, with all that they forbid: installed, started, reloaded, killed and stopped as docs/operating.md says.
+"""The units under a real systemd, with all that they forbid: installed, started, reloaded, killed and stopped as
+docs/operating.md says.
 
 Each test goes on where the one before it ended, since a start takes seconds. Nothing here looks at milliseconds.
 """
