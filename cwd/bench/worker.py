@@ -67,7 +67,8 @@ class EchoClient(Client):
 
     def __init__(self, endpoint: str, model: Model) -> None:
         super().__init__(endpoint, name="echo")
-        self._session.models[MODEL, 0] = model
+        # it stands for the controller that described the model
+        self._session.epoch, self._session.models[MODEL, 0] = model.epoch, model
         socket = self._connection._socket
         if socket is None or not socket.poll(5000, zmq.POLLOUT):
             raise ControllerLost(f"no forwarder answers at {endpoint}")
