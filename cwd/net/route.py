@@ -24,7 +24,7 @@ PAUSE_NS = 20 * NS_PER_MS
 
 
 class Newest:
-    """The highest epoch that any connection of this process to one cluster has seen."""
+    """The highest epoch that those connections to one cluster have seen that share this."""
 
     def __init__(self) -> None:
         self.epoch = 0
