@@ -433,9 +433,7 @@ class Session:
 
     def _expire_later(self, call: Call) -> None:
         expiry = self._expiry
-        # who asks anything else has a deadline of his own, and does not wait beyond it
-        grace_ns = self._grace_ns if call.kind is Type.INFER else 0
-        heapq.heappush(expiry, (call.deadline_ns + grace_ns, call))
+        heapq.heappush(expiry, (call.deadline_ns + self._grace_ns, call))
         # Answered calls stay in the heap until they come to its top; without this a long SLO would let it grow.
         if len(expiry) > 2 * len(self.calls) + 64:
             expiry[:] = [entry for entry in expiry if not entry[1].done]

@@ -138,16 +138,6 @@ def test_deadline_holds_here_too(session):
     assert isinstance(call.error, errors.DeadlineMissed)
 
 
-def test_a_question_is_given_up_at_its_deadline(session):
-    """Whoever asks what a model is does so for something with a deadline, which counts what it has until then."""
-    call = session.lookup(T0, "other", 0, 100 * NS_PER_MS)
-    assert session.next_timer() <= T0 + 100 * NS_PER_MS
-    session.tick(T0 + 100 * NS_PER_MS - 1)
-    assert not call.done
-    session.tick(T0 + 100 * NS_PER_MS)
-    assert isinstance(call.error, errors.ControllerLost)
-
-
 def test_an_answer_that_must_have_come_late_is_none(session):
     late, perhaps = ask(session), ask(session)
     after = T0 + 100 * NS_PER_MS + 1
