@@ -40,11 +40,11 @@ JIT = not numba.config.DISABLE_JIT
 _ROOT = Path(__file__).resolve().parent.parent
 
 #: An import statement, with its lines in parentheses or after backslashes if it has such.
-_IMPORT = re.compile(r"""(?:^|[;:])[ \t]*(
+_IMPORT = re.compile(r"""(?:^|[;:])[ \t\f]*(
     from\b[^;\n(]*\bimport\s*\([^)]*\) |
     (?:from|import)\b(?:[^;\n\\]|\\\n)*
 )""", re.MULTILINE | re.VERBOSE)
-_RELATIVE = re.compile(r"from\s*\.")
+_RELATIVE = re.compile(r"\bfrom[\s\\]*\.")
 
 #: No fastmath (both modes must agree to the last bit); division by zero is numpy's, and costs no test.
 _OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy"}
@@ -156,7 +156,7 @@ def _import_statements(text: str, package: str) -> list[ast.Import | ast.ImportF
 
     Each statement is parsed by itself: parsing whole files took half of the time in which a daemon is imported.
     """
-    statements = [found[1] for found in _IMPORT.finditer(text) if package in found[1] or _RELATIVE.match(found[1])]
+    statements = [found[1] for found in _IMPORT.finditer(text) if package in found[1] or _RELATIVE.search(found[1])]
     try:
         trees = [ast.parse(statement) for statement in statements]
     except SyntaxError:  # prose, or a comment with a parenthesis

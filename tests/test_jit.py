@@ -69,6 +69,15 @@ def test_every_form_of_import_is_seen(text: str) -> None:
     assert _imported(jit._import_statements(text, "p")) == _imported(ast.walk(ast.parse(textwrap.dedent(text))))
 
 
+@pytest.mark.parametrize("text", [
+    "\ffrom cwd.b import c\n", "from \\\n    .b import c\n", "from os import path  # we import (\nfrom .b import c  # )\n",
+    "\'\'\'\nfrom here import (\'\'\'\nfrom .b import c\nprint(1)\n",
+])
+def test_what_hides_an_import_does_not(text: str) -> None:
+    wanted = {name for name in _imported(ast.walk(ast.parse(text))) if name.split(".")[0] in ("cwd", "")}
+    assert wanted and wanted <= _imported(jit._import_statements(text, "cwd"))
+
+
 def test_the_statements_found_are_the_parser_s() -> None:
     """In every file of the project."""
     for path in sorted([*ROOT.glob("cwd/**/*.py"), *ROOT.glob("tests/**/*.py"), *ROOT.glob("tools/*.py")]):

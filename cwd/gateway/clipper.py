@@ -35,7 +35,7 @@ from cwd.gateway.tensors import volume
 from cwd.selection.apps import App, Member
 from cwd.selection.desk import Serving
 from cwd.selection.result import AppResult
-from cwd.units import NS_PER_US
+from cwd.units import NS_PER_S, NS_PER_US
 
 #: Clipper's words for types of inputs, and what numbers of JSON they are
 _TYPES = {word: name for name, words in {
@@ -98,7 +98,8 @@ class Clipper:
             inputs = await self._fitted(serving, given)
             # Clipper's users are 0 where nothing is said
             context = None if serving.app.context == "app" else "0"
-            result = await self._applications.apps.serve(serving, inputs, context=context)
+            left_ns = began_ns + serving.app.slo_ns - time.monotonic_ns()
+            result = await self._applications.apps.serve(serving, inputs, max(left_ns, 1) / NS_PER_S, context=context)
         except CwdError as error:
             stats.failed(error.code.name, time.monotonic_ns() - began_ns)
             raise

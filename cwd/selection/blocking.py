@@ -10,6 +10,7 @@ import concurrent.futures
 import os
 import threading
 import time
+from collections import deque
 from typing import Any
 
 from cwd.client import Client, Model, Result
@@ -181,6 +182,8 @@ class _Waiting:
         self._ours: set[int] = set()
         self._calls: dict[Call, int] = {}
         self._models: dict[int, Model] = {}
+        #: members to be asked once more, and why
+        self._repeats: deque[tuple[int, CwdError]] = deque()
         self._tag = app_tag(run.app.name)
         #: what looking models up has taken
         self._looking_ns = 0
@@ -196,6 +199,8 @@ class _Waiting:
             while True:
                 for member in self._to_call():
                     self._send(member)
+                while self._repeats and not run.done:
+                    self._repeat(*self._repeats.popleft())
                 if run.done:
                     break
                 apps._connection.wait(self._gate, run.deadline_ns)
@@ -254,8 +259,8 @@ class _Waiting:
                 raise DeadlineMissed(f"{model.name}: no time was left to ask")
             payload, dims = model.prepare(self._inputs)
             call = connection.start(connection.session.infer, model, payload, dims, left_ns, self._tag)
-        except (ControllerLost, UnknownModel):
-            self._once_more(member)
+        except (ControllerLost, UnknownModel) as error:
+            self._once_more(member, error)
         except CwdError as error:
             self._failed(member, error)
         else:
@@ -270,7 +275,7 @@ class _Waiting:
                 continue
             member = self._calls.pop(call)
             if isinstance(call.error, (ControllerLost, UnknownModel)):
-                self._once_more(member)
+                self._once_more(member, call.error)
             elif call.error is not None:
                 self._failed(member, call.error)
             else:
@@ -284,9 +289,6 @@ class _Waiting:
         except CwdError as error:
             self._failed(member, error)
             return
-        self._told(member, outputs)
-
-    def _told(self, member: int, outputs: Outputs) -> None:
         with self._apps._lock:
             self._ours.discard(member)
             self._run.answered(member, outputs, _now())
@@ -296,18 +298,30 @@ class _Waiting:
             self._ours.discard(member)
             self._run.failed(member, error, _now())
 
-    def _once_more(self, member: int) -> None:
-        """The connection broke, or the model is another by now: as `Client.infer` does it, within what time is left."""
+    def _once_more(self, member: int, error: CwdError) -> None:
+        """The connection broke, or the model is another by now: it is asked again, within what time is left."""
         with self._apps._lock:
             self._apps._versions.forget(self._run.app.members[member])
             if not self._run.app.members[member].version:
                 self._run.unsure(member)
+        self._repeats.append((member, error))
+
+    def _repeat(self, member: int, error: CwdError) -> None:
+        """As `Client.infer` does it, but the answer is waited for with all others': one that is silent holds up nobody."""
+        run, session = self._run, self._apps._connection.session
+        before = self._models[member]
+        key = run.app.members[member]
         try:
-            outputs = self._apps._infer(self._run, member, self._inputs)
-        except CwdError as error:
-            self._failed(member, error)
-        else:
-            self._told(member, outputs)
+            if isinstance(error, UnknownModel) and session.models.get(key) is before:
+                session.models.pop(key, None)
+            found = self._apps._look_up(key, run.deadline_ns)
+            if isinstance(error, UnknownModel) and (found.epoch, found.handle) == (before.epoch, before.handle):
+                raise error
+        except CwdError as again:
+            self._failed(member, again)
+            return
+        self._models[member] = found
+        self._send(member)
 
     def _leave(self) -> None:
         """What is still ours is overdue, or nobody waits for it any more: others may execute it."""

@@ -236,6 +236,10 @@ class Desk:
         if not isinstance(context, str) or not 0 < len(context) <= _CONTEXT_MAX:
             raise BadRequest(f"{app.name} learns for each {app.context}: say which ('context', a text of at most "
                              f"{_CONTEXT_MAX} characters)", code=Code.BAD_ARGUMENT)
+        try:
+            context.encode()
+        except UnicodeEncodeError:  # half a surrogate pair, which JSON can say: no store takes it
+            raise BadRequest(f"{app.name}: the context is no text of Unicode", code=Code.BAD_ARGUMENT) from None
         return context
 
     def _choice(self, serving: Serving, context: str) -> Choice:

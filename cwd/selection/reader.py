@@ -133,6 +133,9 @@ class Reader:
                 entries = store.get_many(keys)
             except CwdError as error:
                 self._failed(keys, error)
+            except Exception as error:  # a fault of ours; without this thread nothing would ever be read again
+                LOG.exception("states could not be read")
+                self._failed(keys, CwdError(f"{error!r}"))
             else:
                 self._read(keys, entries)
         if store is not None:

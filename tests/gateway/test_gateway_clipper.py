@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
 import re
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from clipper_calls import ClipperAdmin, ClipperError
 from members import SHAPE, Members
 from test_gateway_server import Door
+
+from cwd.errors import ControllerLost
+from cwd.gateway.clipper import Clipper
+from cwd.gateway.statistics import Statistics
+from cwd.selection.apps import App, Member
+from cwd.selection.desk import Serving
 
 
 @pytest.fixture
@@ -158,3 +166,20 @@ def test_metrics_by_clippers_names(world):
         assert status == 200 and found["app:app:num_predictions"]["count"] == 1
         assert found["app:app:default_prediction_ratio"]["ratio"] == 0.0
         assert "internal:prediction_cache_hit_ratio" in found and found["app:app:prediction_latency"]["size"] == 1
+
+
+def test_what_a_lookup_takes_counts_against_the_slo():
+    asked, wait_s = [], 0.02
+
+    async def model(serving, patience_ns):
+        await asyncio.sleep(wait_s)
+        raise ControllerLost("it is away")
+
+    async def serve(serving, inputs, slo=None, *, context=None):
+        asked.append(slo)
+        return SimpleNamespace(cached=0, members_answered=0)
+
+    serving = Serving(App("app", (Member("m0"),), slo_ns=10**9, default="0"))
+    applications = SimpleNamespace(model=model, apps=SimpleNamespace(serve=serve))
+    asyncio.run(Clipper(applications, None, Statistics(), lambda: 1)._predicted(serving, [1.0], 0))
+    assert asked[0] is not None and asked[0] <= 1 - wait_s / 2

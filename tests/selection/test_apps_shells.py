@@ -221,6 +221,26 @@ def test_a_controller_that_is_restarted(world):
     assert isinstance(world.predict("app", X * 3, 0.3), (ControllerLost, DeadlineMissed))
 
 
+def test_a_member_that_is_silent_after_a_restart_holds_up_nobody(world):
+    world.app(members=3, policy="exp4", combine="mean")
+    world.predict("app", X)
+    asked = sum(kind == Type.INFER for kind, _, _ in world.controller.seen)
+    world.controller.silent_members = {0, 1, 2}
+
+    def restart():
+        world.controller.sees(Type.INFER, asked + 3)
+        world.controller.stop()
+        world.controller.silent_members = {0}
+        world.controller.restart()
+
+    other = threading.Thread(target=restart)
+    other.start()
+    result = world.predict("app", X, 2.0)
+    other.join()
+    assert not isinstance(result, CwdError), result
+    assert result.answered == ("m1", "m2") and result["y"].tolist() == [2.5, 5, 7.5]
+
+
 def test_changes_of_an_app_are_seen(world):
     world.app()
     assert world.predict("app", X).answered == ("m0",)
@@ -395,19 +415,20 @@ def test_a_handle_of_a_former_controller_is_another_models(world, fields):
 def test_an_execution_that_ends_in_no_way_of_ours_blocks_nobody(world, monkeypatch):
     world.app(cache=True)
     world.predict("app", X)
-    world.controller.refusing = {0: Code.UNKNOWN_MODEL}  # which makes the blocking shell ask through the client
-    infer = type(world.shell.client).infer
+    world.controller.refusing = {0: Code.UNKNOWN_MODEL}  # which makes the blocking shell look the model up again
+    owner, name = (Apps, "_look_up") if world.kind is Blocking else (type(world.shell.client), "infer")
+    sound = getattr(owner, name)
 
     def fails(*args, **kwargs):
         raise RuntimeError("a fault")
 
-    monkeypatch.setattr(type(world.shell.client), "infer", fails)
+    monkeypatch.setattr(owner, name, fails)
     with pytest.raises(RuntimeError, match="a fault"):
         if world.kind is Blocking:
             world.shell.apps.predict("app", 2 * X)
         else:
             world.predict("app", 2 * X)
-    monkeypatch.setattr(type(world.shell.client), "infer", infer)
+    monkeypatch.setattr(owner, name, sound)
     world.controller.refusing = {}
     assert world.predict("app", 2 * X)["y"].tolist() == [2, 4, 6]
     assert not world.shell.apps.desk.cache._flights

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from observed import observation
 from redis_server import RedisServer
 
 from cwd.client import AsyncClient, Client
-from cwd.errors import Code, CwdError, RequestError
+from cwd.errors import BadRequest, Code, CwdError, RequestError
 from cwd.selection import reader
 from cwd.selection.aio import AsyncApps
 from cwd.selection.apps import App, AppStore, Member
@@ -298,3 +299,26 @@ def test_what_can_never_be_opened_is_said_at_once(tmp_path: Path) -> None:
         RedisStates(f"unix://user:secret@{tmp_path}/nobody.sock?socket_timeout=1")
     assert "secret" not in caught.value.text and "nobody.sock" in caught.value.text
     store.close()
+
+
+def test_a_fault_of_a_store_does_not_end_the_reading(world: World) -> None:
+    world.store.fault = ValueError("a fault")  # type: ignore[assignment]
+    done = world.reader.reading("a", "")
+    assert done is not None
+    done.result(5)
+    assert world.reader.failures == 1 and not world.reader.up
+    world.store.fault, world.store.entries["a", ""] = None, ENTRY
+    until = time.monotonic() + 20
+    while not world.reader.up and time.monotonic() < until:
+        time.sleep(0.01)
+    world.read("a")
+    assert world.reader.get("a", "") == (ENTRY, Known.CURRENT)
+
+
+def test_a_context_that_no_store_takes_is_refused(tmp_path: Path) -> None:
+    with AppStore(tmp_path / "apps.db") as store:
+        store.create(App("app", (Member("m0"),), "exp3", context="user"))
+        desk = Desk(store)
+        with pytest.raises(BadRequest, match="no text of Unicode"):
+            desk.begin(desk.serving("app", 0), 0, 10**9, "\ud800")
+        desk.close()
