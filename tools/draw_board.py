@@ -204,7 +204,7 @@ def draw(board: dict[str, Any], lines: dict[int, dict[str, list[tuple[float, flo
     figure = pyplot.figure(figsize=(15, (rows + 1) * _ROW_INCHES), dpi=100)
     for panel in board["panels"]:
         at = panel["gridPos"]
-        left, right = at["x"] / 24 + .03, (at["x"] + at["w"]) / 24 - .008
+        left, right = at["x"] / 24 + .042, (at["x"] + at["w"]) / 24 - .012
         # inches of a panel: a title above, ticks and up to three rows of names below
         top, bottom = rows - at["y"] - .3 / _ROW_INCHES, rows - at["y"] - at["h"] + .8 / _ROW_INCHES
         if panel["type"] == "stat":
@@ -212,7 +212,7 @@ def draw(board: dict[str, Any], lines: dict[int, dict[str, list[tuple[float, flo
         axes = figure.add_axes((left, bottom / (rows + 1), right - left, (top - bottom) / (rows + 1)))
         axes.set_title(panel["title"], fontsize=11, loc="left", fontweight="bold")
         _draw_panel(axes, panel, lines[panel["id"]], times)
-    figure.suptitle(note, fontsize=11, x=.03, y=1 - .3 / (rows + 1), va="top", ha="left")
+    figure.suptitle(note, fontsize=11, x=.042, y=1 - .3 / (rows + 1), va="top", ha="left")
     figure.savefig(path)
 
 
@@ -258,11 +258,14 @@ def _draw_names(axes: Any, lines: dict[str, list[tuple[float, float]]]) -> None:
 
 
 def _draw_heatmap(axes: Any, lines: dict[str, list[tuple[float, float]]], times: list[float]) -> None:
+    from matplotlib.colors import PowerNorm
+
     bounds = sorted(lines, key=float)
     heights = [[value for _, value in lines[bound]] for bound in bounds]
     cells = [[max(high - low, 0.0) for low, high in zip(below, row, strict=True)]
              for below, row in zip([[0.0] * len(heights[0]), *heights], heights, strict=False)]
-    axes.imshow(cells, aspect="auto", origin="lower", cmap="magma", extent=(times[0], times[-1], 0, len(bounds)))
+    axes.imshow(cells, aspect="auto", origin="lower", cmap="magma", extent=(times[0], times[-1], 0, len(bounds)),
+                norm=PowerNorm(.5))  # Grafana's usual one
     # a bucket's upper bound is at its upper edge
     due = next((at for at, bound in enumerate(bounds) if float(bound) >= 1.0), len(bounds))
     ticks = range(due % 4, len(bounds), 4)
