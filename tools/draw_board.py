@@ -198,6 +198,7 @@ def draw(board: dict[str, Any], lines: dict[int, dict[str, list[tuple[float, flo
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
+    from PIL import Image
 
     rows = max(panel["gridPos"]["y"] + panel["gridPos"]["h"] for panel in board["panels"])
     times = sorted({at for panel in lines.values() for points in panel.values() for at, _ in points})
@@ -213,10 +214,15 @@ def draw(board: dict[str, Any], lines: dict[int, dict[str, list[tuple[float, flo
         axes.set_title(panel["title"], fontsize=11, loc="left", fontweight="bold")
         _draw_panel(axes, panel, lines[panel["id"]], times)
     figure.suptitle(note, fontsize=11, x=.042, y=1 - .3 / (rows + 1), va="top", ha="left")
-    figure.savefig(path)
+    figure.savefig(path, format="png")
+    with Image.open(path) as picture:  # of so few colours that a palette is a quarter of the bytes
+        small = picture.convert("RGB").quantize(128, dither=Image.Dither.NONE)
+    small.save(path, format="PNG", optimize=True)
 
 
 def _draw_panel(axes: Any, panel: dict[str, Any], lines: dict[str, list[tuple[float, float]]], times: list[float]) -> None:
+    from matplotlib import colormaps
+
     defaults = panel["fieldConfig"]["defaults"]
     highest = max((value for points in lines.values() for _, value in points), default=0.0)
     scale, suffix = _unit(defaults["unit"], highest)
@@ -231,6 +237,7 @@ def _draw_panel(axes: Any, panel: dict[str, Any], lines: dict[str, list[tuple[fl
     if panel["type"] == "heatmap":
         _draw_heatmap(axes, lines, times)
         return
+    axes.set_prop_cycle(color=colormaps["tab20"]([*range(0, 20, 2), *range(1, 20, 2)]))
     for name, points in lines.items():
         known = dict(points)
         values = [known.get(at, float("nan")) * scale for at in times]  # a gap where there was nothing
