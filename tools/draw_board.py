@@ -1,11 +1,12 @@
 #!/usr/bin/env python3
 """Draws the panels of systemd/monitoring/grafana-cwd.json from scrapes that were saved, without Grafana or Prometheus.
 
-    while sleep 2; do curl -s http://127.0.0.1:9100/metrics > scrapes/$(date +%s.%N).txt; done
+    while sleep 2; do curl -s http://127.0.0.1:9100/metrics http://127.0.0.1:8000/metrics > scrapes/$(date +%s.%N).txt; done
     tools/draw_board.py scrapes board.png
 
-It evaluates as much of PromQL as the board uses, over the time that a scrape's file name says, and shows what the board
-would; colours and fonts are matplotlib's. A rate is taken from one scrape to the next.
+A file holds what a controller and a gateway said at the same time, one after the other; either alone will do, two of a kind
+will not. It evaluates as much of PromQL as the board uses, over the time that a scrape's file name says, and shows what the
+board would; colours and fonts are matplotlib's. A rate is taken over four scrapes, as Grafana's $__rate_interval does.
 """
 
 from __future__ import annotations
@@ -19,6 +20,13 @@ from typing import Any
 
 BOARD = Path(__file__).resolve().parents[1] / "systemd" / "monitoring" / "grafana-cwd.json"
 _TOKEN = re.compile(r'\s*(?:([0-9.]+)|([a-z_:][a-z0-9_:]*)|("[^"]*")|(=~|!=|[-+*/><=(){}\[\],]|\$\w+))')
+
+#: scrapes in a $__rate_interval
+_RATE_SCRAPES = 4
+#: of the picture, for one of a panel's gridPos
+_ROW_INCHES = .4
+#: names below a panel
+_NAMES_MAX = 12
 
 Labels = frozenset[tuple[str, str]]
 Vector = dict[Labels, float]
@@ -173,12 +181,13 @@ def legend(form: str, labels: Labels) -> str:
 
 def evaluate(board: dict[str, Any], scrapes: list[tuple[float, dict[str, Vector]]],
              ) -> dict[int, dict[str, list[tuple[float, float]]]]:
-    """Panel's id -> name of a series -> (time, value) from one scrape to the next."""
+    """Panel's id -> name of a series -> (time, value) at each scrape but the first."""
     result: dict[int, dict[str, list[tuple[float, float]]]] = {}
     for panel in board["panels"]:
         lines = result.setdefault(panel["id"], {})
         for target in panel["targets"]:
-            for (before_s, then), (at_s, now) in zip(scrapes, scrapes[1:], strict=False):
+            for index, (at_s, now) in enumerate(scrapes[1:], 1):
+                before_s, then = scrapes[max(0, index - _RATE_SCRAPES)]
                 for labels, value in Query(target["expr"], then, now, at_s - before_s).value().items():
                     lines.setdefault(legend(target["legendFormat"], labels), []).append((at_s - scrapes[0][0], value))
     return result
@@ -189,43 +198,93 @@ def draw(board: dict[str, Any], lines: dict[int, dict[str, list[tuple[float, flo
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
+    from PIL import Image
 
     rows = max(panel["gridPos"]["y"] + panel["gridPos"]["h"] for panel in board["panels"])
-    figure = pyplot.figure(figsize=(19, rows * .42 + .5), dpi=80)
-    grid = figure.add_gridspec(rows, 24, hspace=16, wspace=9, left=.03, right=.985, top=.955, bottom=.03)
+    times = sorted({at for panel in lines.values() for points in panel.values() for at, _ in points})
+    figure = pyplot.figure(figsize=(15, (rows + 1) * _ROW_INCHES), dpi=100)
     for panel in board["panels"]:
         at = panel["gridPos"]
-        axes = figure.add_subplot(grid[at["y"]: at["y"] + at["h"], at["x"]: at["x"] + at["w"]])
-        axes.set_title(panel["title"], fontsize=10, loc="left")
-        _draw_panel(axes, panel, lines[panel["id"]])
-    figure.suptitle(note, fontsize=10, x=.03, ha="left")
-    figure.savefig(path)
+        left, right = at["x"] / 24 + .042, (at["x"] + at["w"]) / 24 - .012
+        # inches of a panel: a title above, ticks and up to three rows of names below
+        top, bottom = rows - at["y"] - .3 / _ROW_INCHES, rows - at["y"] - at["h"] + .8 / _ROW_INCHES
+        if panel["type"] == "stat":
+            bottom = rows - at["y"] - at["h"]
+        axes = figure.add_axes((left, bottom / (rows + 1), right - left, (top - bottom) / (rows + 1)))
+        axes.set_title(panel["title"], fontsize=11, loc="left", fontweight="bold")
+        _draw_panel(axes, panel, lines[panel["id"]], times)
+    figure.suptitle(note, fontsize=11, x=.042, y=1 - .3 / (rows + 1), va="top", ha="left")
+    figure.savefig(path, format="png")
+    with Image.open(path) as picture:  # of so few colours that a palette is a quarter of the bytes
+        small = picture.convert("RGB").quantize(128, dither=Image.Dither.NONE)
+    small.save(path, format="PNG", optimize=True)
 
 
-def _draw_panel(axes: Any, panel: dict[str, Any], lines: dict[str, list[tuple[float, float]]]) -> None:
-    unit = panel["fieldConfig"]["defaults"]["unit"]
-    scale, suffix = {"s": (1e3, " ms"), "percentunit": (100.0, " %"), "reqps": (1.0, "/s"), "ops": (1.0, "/s")}.get(unit, (1.0, ""))
+def _draw_panel(axes: Any, panel: dict[str, Any], lines: dict[str, list[tuple[float, float]]], times: list[float]) -> None:
+    from matplotlib import colormaps
+
+    defaults = panel["fieldConfig"]["defaults"]
+    highest = max((value for points in lines.values() for _, value in points), default=0.0)
+    scale, suffix = _unit(defaults["unit"], highest)
     if panel["type"] == "stat":
         last = next(iter(lines.values()), [(0.0, float("nan"))])[-1][1]
         axes.axis("off")
-        axes.text(.0, .3, f"{last * scale:.4g}{suffix}", fontsize=22)
-    elif panel["type"] == "heatmap":
-        bounds = sorted(lines, key=float)
-        heights = [[value for _, value in lines[bound]] for bound in bounds]
-        cells = [[max(high - low, 0.0) for low, high in zip(below, row, strict=True)]
-                 for below, row in zip([[0.0] * len(heights[0]), *heights], heights, strict=False)]
-        axes.imshow(cells, aspect="auto", origin="lower", cmap="magma")
-        axes.set_yticks(range(0, len(bounds), 3), bounds[::3], fontsize=7)
-        axes.set_xticks([])
+        axes.text(.0, .45, f"{last * scale:.4g}{suffix}", fontsize=24)
+        return
+    axes.tick_params(labelsize=8)
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:g} s")
+    axes.set_xlim(times[0], times[-1])
+    if panel["type"] == "heatmap":
+        _draw_heatmap(axes, lines, times)
+        return
+    axes.set_prop_cycle(color=colormaps["tab20"]([*range(0, 20, 2), *range(1, 20, 2)]))
+    for name, points in lines.items():
+        known = dict(points)
+        values = [known.get(at, float("nan")) * scale for at in times]  # a gap where there was nothing
+        axes.plot(times, values, label=name, linewidth=1.4, marker="." if len(points) < len(times) else None, markersize=4)
+    if defaults.get("custom", {}).get("scaleDistribution", {}).get("type") == "log":
+        axes.set_yscale("log")
     else:
-        for name, points in lines.items():
-            axes.plot([at for at, _ in points], [value * scale for _, value in points], label=name, linewidth=1.2,
-                      marker="." if len(points) < 3 else None)
-        axes.set_ylim(bottom=0)
-        axes.tick_params(labelsize=7)
-        axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}{suffix}")
-        if lines:
-            axes.legend(fontsize=6, loc="upper left", ncols=2 if len(lines) > 4 else 1, framealpha=.6)
+        axes.set_ylim(0, highest * scale * 1.08 or 1)
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}{suffix}")
+    axes.grid(color="#e4e4e4", linewidth=.6)
+    _draw_names(axes, lines)
+
+
+def _draw_names(axes: Any, lines: dict[str, list[tuple[float, float]]]) -> None:
+    """Below the panel, those first that were there the longest."""
+    handles = dict(zip(lines, axes.get_lines(), strict=True))
+    names = sorted(lines, key=lambda name: -len(lines[name]))[:_NAMES_MAX]
+    shown = [name if at < _NAMES_MAX - 1 or len(lines) <= _NAMES_MAX else f"and {len(lines) - _NAMES_MAX + 1} more"
+             for at, name in enumerate(names)]
+    if lines:
+        axes.legend([handles[name] for name in names], shown, fontsize=8, loc="upper left", bbox_to_anchor=(-.02, -.11),
+                    ncols=3 if max(map(len, shown)) > 16 else 4, frameon=False, borderpad=0, columnspacing=1.2, handlelength=1.2)
+    else:
+        axes.text(.5, .5, "No data", transform=axes.transAxes, ha="center", color="#888888")
+
+
+def _draw_heatmap(axes: Any, lines: dict[str, list[tuple[float, float]]], times: list[float]) -> None:
+    from matplotlib.colors import PowerNorm
+
+    bounds = sorted(lines, key=float)
+    heights = [[value for _, value in lines[bound]] for bound in bounds]
+    cells = [[max(high - low, 0.0) for low, high in zip(below, row, strict=True)]
+             for below, row in zip([[0.0] * len(heights[0]), *heights], heights, strict=False)]
+    axes.imshow(cells, aspect="auto", origin="lower", cmap="magma", extent=(times[0], times[-1], 0, len(bounds)),
+                norm=PowerNorm(.5))  # Grafana's usual one
+    # a bucket's upper bound is at its upper edge
+    due = next((at for at, bound in enumerate(bounds) if float(bound) >= 1.0), len(bounds))
+    ticks = range(due % 4, len(bounds), 4)
+    axes.set_yticks([at + 1 for at in ticks], [bounds[at] for at in ticks])
+
+
+def _unit(unit: str, highest: float) -> tuple[float, str]:
+    """(factor, what follows the number) for values up to `highest` of one of Grafana's units."""
+    if unit == "bytes":
+        return next((1 / size, f" {name}") for name, size in (("MiB", 1 << 20), ("KiB", 1 << 10), ("B", 1))
+                    if highest >= size or size == 1)
+    return {"s": (1e3, " ms"), "percentunit": (100.0, " %"), "reqps": (1.0, "/s"), "ops": (1.0, "/s")}.get(unit, (1.0, ""))
 
 
 def main() -> int:
