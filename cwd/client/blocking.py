@@ -128,9 +128,9 @@ class Client:
         session, connection = self._session, self._connection
         while True:
             if isinstance(error, UnknownModel) and session.models.get(key) is before:
-                del session.models[key]
+                session.models.pop(key, None)  # another thread may have done so since
             found = self._lookup(key, deadline_ns, deadline_ns)
-            if isinstance(error, UnknownModel) and found.handle == before.handle:
+            if isinstance(error, UnknownModel) and (found.handle, found.epoch) == (before.handle, before.epoch):
                 raise error
             before = found
             payload, dims = found.prepare(inputs)

@@ -99,6 +99,7 @@ def _scraped(header: dict[str, Any], listener_fd: int) -> Scraped | None:
     """What counts for the metrics, being served; None if nobody wants them."""
     if listener_fd < 0:
         return None
+    import cwd.controller.host  # noqa: F401  for `loop_stats`: it loads numba, and the ring cannot wait for that later
     from cwd.observe.scrape import Scraped, serve  # prometheus-client is only there where it is asked for
 
     config = header["config"]

@@ -335,6 +335,8 @@ class Desk:
 
     def states(self) -> States:
         """The store of policies' states, opened when it is first needed."""
+        if self._states is not None:  # without the lock, which opening a long feedback log holds
+            return self._states
         with self._opening:
             if self._states is None:
                 self._states = open_states(self.settings.states, self._folder)
