@@ -202,6 +202,9 @@ def test_replay_feedback_evaluates_another_policy(cwd_app, tmp_path, capsys):
         assert abs(found["snips"]["loss"] - loss) < 1e-9 and 0.4 < found["logged"]["loss"] < 0.6
     assert cwd_app("show", "shop")["states"][0]["observations"] == 400
     assert found["dropped"] is False
+    assert run(["app", "show", "shop"]) == 0
+    told = capsys.readouterr().out
+    assert "log weight" in told and "plays" not in told, "exp3 weighs members and counts nothing"
     assert run(["app", "replay-feedback", "shop", "--policy", "thompson"]) == 0 and "snips" in capsys.readouterr().out
     assert len(log_files(tmp_path / "feedback")) > 5
     drop(tmp_path / "feedback", 40_000)
