@@ -142,9 +142,16 @@ def show(name: str, states: str, path: str | None, as_json: bool) -> None:
     lines = [f"{key}: {value}" for key, value in facts.items() if key != "states"]
     for row in facts.get("states", []):
         lines.append(f"state{' of ' + row['context'] if row['context'] else ''} after {row['observations']} feedbacks:")
-        lines += [f"  {line}" for line in table(["member", "plays", "losses", "log weight"], list(zip(
-            row["members"], row["plays"], row["losses"], row["log_weights"], strict=True)))]
+        columns = {"member": row["members"], **_learned_columns(row)}
+        lines += [f"  {line}" for line in table(list(columns), list(zip(*columns.values(), strict=True)))]
     emit(facts, as_json, lines)
+
+
+def _learned_columns(row: dict[str, Any]) -> dict[str, list[float]]:
+    """What a policy learns by: some count and have no weights, others weigh and count nothing. Columns of zeros say nothing."""
+    counts = {"plays": row["plays"], "losses": row["losses"]} if any(row["plays"]) else {}
+    weights = {"log weight": row["log_weights"]} if any(row["log_weights"]) or not counts else {}
+    return {**counts, **weights}
 
 
 @app.command()

@@ -186,7 +186,9 @@ class Applications:
                 raise BadRequest(f"{key!r} is not a text", code=Code.BAD_ARGUMENT)
         request, inputs = body.get("request_id"), None
         if request is None:
-            parsed = oip.parse_request(orjson.dumps({"inputs": body.get("inputs", [])}), None)
+            if "inputs" not in body:
+                raise BadRequest("a feedback has the 'request_id' of what it is about, or the 'inputs'", code=Code.BAD_ARGUMENT)
+            parsed = oip.parse_request(orjson.dumps({"inputs": body["inputs"]}), None)
             inputs, _ = oip.fit(parsed, await self.model(serving))
         applied = await self.apps.feedback(request, body["label"], app=name, inputs=inputs, context=body.get("context"),
                                            feedback_id=body.get("feedback_id"))

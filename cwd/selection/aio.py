@@ -107,7 +107,7 @@ class AsyncApps:
             if not app or inputs is None:
                 raise BadRequest("feedback is for a request, or for an app and its inputs", code=Code.BAD_ARGUMENT)
             request = await self.predict(app, inputs, context=context)
-        observation = self.desk.observation(request_id_of(request), label, feedback_id, _now())
+        observation = self.desk.observation(request_id_of(request), label, feedback_id, _now(), app)
         return await asyncio.to_thread(self.desk.learn, observation)
 
     def invalidate(self, model: str, version: int = 0) -> int:

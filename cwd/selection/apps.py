@@ -190,6 +190,20 @@ def default_store() -> Path:
     return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "cwd" / "apps.db"
 
 
+def _make_for_owner(path: Path) -> None:
+    """An empty file, if there is none, that is its folder's owner's: the daemons that root makes apps for are not root.
+
+    SQLite gives the files that it makes beside it to the same owner.
+    """
+    folder = path.parent.stat()
+    with contextlib.suppress(FileExistsError):
+        file = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
+        try:
+            os.fchown(file, folder.st_uid, folder.st_gid)
+        finally:
+            os.close(file)
+
+
 class AppStore:
     """The applications of a cluster; changes are durable when a method returns, and `stamp` tells others of them."""
 
@@ -201,6 +215,8 @@ class AppStore:
         self.changes = 0
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
+            if os.geteuid() == 0:
+                _make_for_owner(self.path)
             # transactions are ours to begin: reading what is then written would else be two of them
             self._base = sqlite3.connect(self.path, timeout=_BUSY_S, isolation_level=None, check_same_thread=False)
             self._base.execute("PRAGMA journal_mode=WAL")

@@ -91,7 +91,8 @@ class Apps:
 
         `request` is a result or its `request_id`, of a prediction that this object made not too long ago. Without one,
         `app` and `inputs` say what it is about: they are predicted once more, which for a cached app costs nothing. The id
-        is the request's own where none is given. Raises `BadRequest` for a request that is not remembered.
+        is the request's own where none is given. Raises `BadRequest` for a request that is not remembered, or that another
+        than `app` answered where that is given, too.
         """
         self._check_open()
         if request is None:
@@ -99,7 +100,7 @@ class Apps:
                 raise BadRequest("feedback is for a request, or for an app and its inputs", code=Code.BAD_ARGUMENT)
             request = self.predict(app, inputs, context=context)
         with self._lock:
-            observation = self.desk.observation(request_id_of(request), label, feedback_id, _now())
+            observation = self.desk.observation(request_id_of(request), label, feedback_id, _now(), app)
         return self.desk.learn(observation)
 
     def invalidate(self, model: str, version: int = 0) -> int:

@@ -272,19 +272,24 @@ class Desk:
 
     # feedback
 
-    def observation(self, request_id: int, label: Any, feedback_id: str | None, now_ns: int) -> Observation:
-        """What a feedback says of a prediction that is remembered; raises `BadRequest` for one that is not."""
+    def observation(self, request_id: int, label: Any, feedback_id: str | None, now_ns: int, app: str = "") -> Observation:
+        """What a feedback says of a prediction that is remembered; raises `BadRequest` for one that is not.
+
+        `app` is whose it is said to be ("": whoever's it is): an id that was mixed up teaches nobody.
+        """
         try:
-            return self._observation(request_id, label, feedback_id, now_ns)
+            return self._observation(request_id, label, feedback_id, now_ns, app)
         except CwdError:
             self._count_feedback("refused")
             raise
 
-    def _observation(self, request_id: int, label: Any, feedback_id: str | None, now_ns: int) -> Observation:
+    def _observation(self, request_id: int, label: Any, feedback_id: str | None, now_ns: int, app_name: str) -> Observation:
         found = self.recent.get(request_id, now_ns)
         serving = self.find(found.app, now_ns) if found is not None else None
         if found is None:
             raise self._not_remembered(request_id)
+        if app_name not in ("", found.app):
+            raise BadRequest(f"prediction {request_id:016x} is of {found.app}, and not of {app_name}", code=Code.BAD_ARGUMENT)
         if serving is None or serving.app.key != found.key:
             raise BadRequest(f"{found.app}, which made prediction {request_id:016x}, has been removed since",
                              code=Code.BAD_ARGUMENT)

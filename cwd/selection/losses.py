@@ -53,7 +53,8 @@ class ZeroOne(Loss):
     def of(self, answer: np.ndarray, label: np.ndarray) -> np.ndarray:
         found = classes_of(answer)
         if (found.dtype.kind in "US") != (label.dtype.kind in "US"):
-            raise CwdError(f"a label of dtype {label.dtype} for classes of {found.dtype}", code=Code.BAD_DTYPE)
+            label_is, classes_are = ("number", "texts") if found.dtype.kind in "US" else ("text", "numbers")
+            raise CwdError(f"the label is a {label_is}, and the classes are {classes_are}", code=Code.BAD_DTYPE)
         found, label = _fitted(found, label)
         return np.asarray(found != label)
 

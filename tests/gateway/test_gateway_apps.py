@@ -143,8 +143,12 @@ def test_feedback_and_what_is_told_of_apps(world):
         assert (await feed(inputs=given, label=X.tolist(), feedback_id="f")).json == {"applied": True}
         assert (await feed(inputs=given, label=X.tolist(), feedback_id="f")).json == {"applied": False}
         assert controller.executions == {0: 1, 1: 1}
-        for body in ({"label": 1}, {"request_id": number}, {"request_id": "zz", "label": 1}, {"request_id": 5, "label": 1}):
+        for body in ({"label": 1}, {"inputs": [], "label": 1}, {"request_id": number}, {"request_id": "zz", "label": 1},
+                     {"request_id": 5, "label": 1}):
             assert (await feed(**body)).status == 400, body
+        assert "'request_id'" in (await feed(label=1)).json["error"]
+        mixed_up = await feed("users", request_id=number, label=1, feedback_id="new")
+        assert mixed_up.status == 400 and mixed_up.json["error"].endswith("is of app, and not of users")
         assert (await feed(request_id="12", label=1)).status == 404
         assert (await feed("nobody", label=1)).status == 404
         assert (await ask("POST", "/v2/models/users/infer", *request({"x": X}))).status == 400

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import sqlite3
 
 import numpy as np
@@ -202,6 +204,9 @@ def test_replay_feedback_evaluates_another_policy(cwd_app, tmp_path, capsys):
         assert abs(found["snips"]["loss"] - loss) < 1e-9 and 0.4 < found["logged"]["loss"] < 0.6
     assert cwd_app("show", "shop")["states"][0]["observations"] == 400
     assert found["dropped"] is False
+    assert run(["app", "show", "shop"]) == 0
+    told = capsys.readouterr().out
+    assert "log weight" in told and "plays" not in told, "exp3 weighs members and counts nothing"
     assert run(["app", "replay-feedback", "shop", "--policy", "thompson"]) == 0 and "snips" in capsys.readouterr().out
     assert len(log_files(tmp_path / "feedback")) > 5
     drop(tmp_path / "feedback", 40_000)
@@ -241,3 +246,13 @@ def test_states_in_redis_are_shown_and_forgotten(cwd_app, redis_url):
     cwd_app("rm", "shop", "--states", redis_url)
     assert states.get(key, "") is None
     states.close()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root makes files for others")
+def test_what_root_makes_belongs_to_whom_the_folder_belongs_to(tmp_path):
+    """`cwd app` as root in /var/lib/cwd, before a gateway that is the user cwd: it has to write there, too."""
+    os.chown(tmp_path, 65534, 65534)
+    with contextlib.closing(AppStore(tmp_path / "apps.db")) as store:
+        store.create(App("shop", ("a",)))
+        files = sorted(tmp_path.iterdir())
+        assert files[0].name == "apps.db" and {(file.stat().st_uid, file.stat().st_gid) for file in files} == {(65534, 65534)}

@@ -66,6 +66,8 @@ def test_what_does_not_fit_is_one_clear_error() -> None:
                                 ("absolute", np.zeros(0), np.zeros(0))):
         with pytest.raises(CwdError):
             make_loss(name)(np.asarray(answer), label)
+    with pytest.raises(CwdError, match="the label is a text, and the classes are numbers"):
+        make_loss("zero_one")(np.asarray([0.1, 0.9]), "cat")
     for name in LOSSES:
         assert make_loss(name, make_loss(name).parameters()) == make_loss(name)
 
