@@ -77,7 +77,8 @@ class AsyncClient:
             if found is None:
                 # A controller that is away may come back in time; the first connection gets as long as it takes.
                 found = await self._lookup(key, deadline_ns, deadline_ns or asked_ns + slo_ns)
-            if isinstance(error, UnknownModel) and (found.handle, found.epoch) == (before.handle, before.epoch):  # type: ignore[union-attr]
+            if isinstance(error, UnknownModel) and before is not None and (
+                    (found.handle, found.epoch) == (before.handle, before.epoch)):
                 raise error
             before = found
             payload, dims = found.prepare(inputs)
