@@ -187,6 +187,7 @@ class EmulatedWorker:
                 self.state.exponents[number, at] = exponents
             self.state.n_terms[number] = len(terms)
         profile = profiles.read(self.repository, program, kind)
+        self.state.load_page_ns[number] = -(-self.options.page_bytes * profile["load_ns_per_page"] // profile["page_bytes"])
         for row, batch in enumerate(spec.batch_sizes[:em.BATCHES_MAX]):
             self.state.batches[number, row] = batch
             for size_class in range(min(len(spec.size_classes), em.CLASSES_MAX)):

@@ -115,6 +115,28 @@ def test_outputs_have_the_size_that_each_request_asks_for(endpoint, tmp_path):
             assert fields["status"] == 0 and [len(frame) for frame in payload] == [spec.output_bytes(pair) for pair in dims]
 
 
+def test_a_load_takes_what_its_profile_says_whatever_is_expected(endpoint, tmp_path):
+    """Expectations follow the slowest that was seen: a LOAD as slow as that would be slower each time."""
+    spec = ProgramSpec(inputs=(TensorSpec("x", "float32", (1,)),), outputs=(TensorSpec("y", "float32", (1,)),), factory="a:b",
+                       batch_sizes=(1,))
+    repository = Repository(tmp_path / "repo", create=True)
+    program = repository.add_program(spec)
+    profile.write_table(repository, program, "emulated", dict.fromkeys(profile.pairs(spec), 1000), load_ns_per_page=1001,
+                        page_bytes=1 << 20)
+    with FakeController(endpoint) as controller, running(
+            options(endpoint, repo=str(repository.root), pages=8, page_bytes=4 << 20)):
+        peer, _ = controller.greet()
+        for known, index in ((program, 2), (bytes(16), 3)):
+            controller.act(peer, Type.PREPARE, name="m", version=1, program=known, image=bytes(16), program_index=index)
+            assert controller.result(peer)[0]["status"] == 0
+        taken = {}
+        for model, index in enumerate((2, 3)):
+            controller.load(peer, model, pages=3, program_index=index, expected_ns=70_000)
+            fields, _ = controller.result(peer)
+            taken[index] = fields["end_ns"] - fields["begin_ns"]
+        assert taken == {2: 3 * 4 * 1001, 3: 70_000}, "of the second program there is no profile"
+
+
 def test_more_rows_than_can_be_kept_find_the_lane_full(endpoint):
     with FakeController(endpoint) as controller, running(options(endpoint, rows_max=2)):
         peer, _ = controller.greet()

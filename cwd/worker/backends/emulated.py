@@ -1,7 +1,8 @@
 """Hundreds of emulated GPUs in one nopython loop: the agenda, the pages and the wire are real, the work is waiting.
 
-An EXEC takes what the program's stored profile says for its batch and size class, else what the controller expects; a
-LOAD takes what the emulated bus needs, else what the controller expects; either with seeded noise. Outputs are frames
+An EXEC takes what the program's stored profile says for its batch and size class, a LOAD what the emulated bus needs or
+the profile says; without either, what the controller expects, which with noise drifts upwards, as it expects the slowest
+that it saw. All with seeded noise. Outputs are frames
 of zeros, as long as outputs of the request's sizes are. The Python half, which makes connections and reads profiles, is
 emulated_host.py.
 """
@@ -75,6 +76,7 @@ class Emulated(Tables):
     numbers: np.ndarray  # i4 [n, PROGRAMS_MAX]: the controller's program_index -> row of the tables below, -1 unknown
     durations_ns: np.ndarray  # i8 [PROGRAMS_MAX, BATCHES_MAX, CLASSES_MAX]: 0 unknown
     batches: np.ndarray  # i4 [PROGRAMS_MAX, BATCHES_MAX]
+    load_page_ns: np.ndarray  # i8 [PROGRAMS_MAX]: a page's LOAD, 0 unknown
     n_terms: np.ndarray  # i8 [PROGRAMS_MAX]: -1 unknown
     coefficients: np.ndarray  # i8 [PROGRAMS_MAX, TERMS_MAX]: output bytes = sum of coefficient * prod(dims ** exponents)
     exponents: np.ndarray  # i8 [PROGRAMS_MAX, TERMS_MAX, DIMS]
@@ -101,6 +103,7 @@ def make_emulated(n: int, pages: int, agenda_max: int, rows_max: int) -> Emulate
         numbers=np.full((n, PROGRAMS_MAX), -1, np.int32),
         durations_ns=np.zeros((PROGRAMS_MAX, BATCHES_MAX, CLASSES_MAX), np.int64),
         batches=np.zeros((PROGRAMS_MAX, BATCHES_MAX), np.int32),
+        load_page_ns=np.zeros(PROGRAMS_MAX, np.int64),
         n_terms=np.full(PROGRAMS_MAX, -1, np.int64), coefficients=np.zeros((PROGRAMS_MAX, TERMS_MAX), np.int64),
         exponents=np.zeros((PROGRAMS_MAX, TERMS_MAX, DIMS), np.int64),
         dims=np.zeros((n, _WAITING_BATCHES * rows_max, DIMS), np.uint32), dims_next=np.zeros(n, np.int64),
@@ -340,7 +343,8 @@ def _begin_load(state, device, lane, action):
     if counts["load_bytes_per_s"] > 0:
         pages = action["pages"]
         return OK, np.int64(pages * counts["page_bytes"] * 1000 // max(counts["load_bytes_per_s"] // 1_000_000, 1))
-    return OK, np.int64(action["expected_ns"])
+    page_ns = state.load_page_ns[number] if number >= 0 else np.int64(0)
+    return OK, np.int64(action["pages"]) * page_ns if page_ns > 0 else np.int64(action["expected_ns"])
 
 
 @inner_kernel
