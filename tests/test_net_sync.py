@@ -168,6 +168,11 @@ def test_short_stress(kind: str, how: str) -> None:
     _stress().stress(kind, how, 500_000)
 
 
+@pytest.mark.skipif(not (JIT and ring_block.ORDERED), reason="its producer is compiled, and Taker not for this processor")
+def test_short_stress_of_blocks_between_processes() -> None:
+    _stress().stress("blocks", "processes", 500_000)
+
+
 @pytest.mark.skipif(not JIT, reason="its arithmetic wraps at 64 bits, and Python's does not")
 def test_stress_notices_a_changed_record() -> None:
     module = _stress()
@@ -178,6 +183,20 @@ def test_stress_notices_a_changed_record() -> None:
     assert module.consume(ring, event, 0, 7, 0) == module.OK
     assert module.consume(ring, event, 7, 3, 0) == module.WRONG - 7
     os.close(event)
+
+
+@pytest.mark.skipif(not (JIT and ring_block.ORDERED), reason="its producer is compiled, and Taker not for this processor")
+def test_stress_of_blocks_notices_a_changed_record() -> None:
+    module = _stress()
+    block, fd = sync.shared_block(sync.ring_bytes(module.RECORD, module.CAPACITY))
+    ring, event = sync.make_ring(module.RECORD, module.CAPACITY, block), wake.make_eventfd()
+    assert module.produce(ring, event, 0, 10, 0) == module.OK
+    ring.records[7]["tail"] ^= 1
+    taker = ring_block.Taker(module.RECORD, module.CAPACITY, block)
+    assert module.consume_blocks(taker, 0, 7) == module.OK
+    assert module.consume_blocks(taker, 7, 3) == module.WRONG - 7
+    os.close(event)
+    os.close(fd)
 
 
 def test_eventfd_counts_and_clears() -> None:

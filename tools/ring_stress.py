@@ -4,7 +4,8 @@
 
 Each side sometimes stalls for a random while, so that the ring runs full and empty, and sleeps on its eventfd when the
 ring asks for it: a lost wake-up shows as a hang, which the watchdog turns into a failure. A step is one record or, for
-the byte ring, one string of 0 to 200 bytes. Prints one line per kind; exits with 1 on the first difference.
+the byte ring, one string of 0 to 200 bytes; `blocks` are records that `Taker` takes, as many at a time as there are, by
+plain numpy and without a bell. Prints one line per kind; exits with 1 on the first difference.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from cwd.jit import lean_kernel
 from cwd.net import sync
 from cwd.net.clock import monotonic_ns
 from cwd.net.native import load_u1, pause, store_u1
+from cwd.net.ring_block import ORDERED, Taker
 from cwd.net.sync import (
     bytes_advance,
     bytes_claim,
@@ -45,6 +47,8 @@ BYTES = 1 << 14
 _MIX = -7046029254386353131
 _WAIT_NS = 5_000_000_000
 OK, HUNG, WRONG = 0, -1, -2
+#: of all steps; blocks only on processors that `Taker` is for
+SHARES = {"threads": {"records": 0.4, "bytes": 0.1}, "processes": {"records": 0.3, "bytes": 0.1, "blocks": 0.1}}
 
 
 @lean_kernel
@@ -138,6 +142,24 @@ def consume_bytes(ring, event, first, count, stall):
     return OK
 
 
+def consume_blocks(taker: Taker, first: int, count: int) -> int:
+    """As `consume`, in blocks of up to a third of the ring."""
+    rows, until_ns, last = np.zeros(CAPACITY // 3, RECORD), monotonic_ns() + _WAIT_NS, first + count
+    while first < last:
+        taken = rows[:taker.take(rows[:last - first])]
+        if len(taken):
+            sequence = np.arange(first, first + len(taken))
+            mixed = sequence * _MIX
+            right = ((taken["sequence"] == sequence) & (taken["mixed"] == mixed) & (taken["low"] == mixed & 0xFFFFFFFF)
+                     & (taken["high"] == mixed >> 32 & 0xFFFFFFFF) & (taken["tail"] == ~sequence))
+            if not right.all():
+                return WRONG - int(sequence[~right][0])
+            first, until_ns = first + len(taken), monotonic_ns() + _WAIT_NS
+        elif monotonic_ns() > until_ns:
+            return HUNG
+    return OK
+
+
 @lean_kernel
 def _stall(mixed, stall):
     """Once in about `stall` calls (0: never) spin for up to some 10 us."""
@@ -147,25 +169,31 @@ def _stall(mixed, stall):
 
 
 def _attach(kind: str, block: np.ndarray) -> Any:
-    return sync.attach_ring(RECORD, CAPACITY, block) if kind == "records" else sync.attach_byte_ring(BYTES, block)
+    return sync.attach_byte_ring(BYTES, block) if kind == "bytes" else sync.attach_ring(RECORD, CAPACITY, block)
 
 
-def _sides(kind: str) -> tuple[Callable[..., int], Callable[..., int]]:
-    return (produce, consume) if kind == "records" else (produce_bytes, consume_bytes)
+def _sides(kind: str, block: np.ndarray) -> tuple[Callable[..., int], Callable[..., int]]:
+    """What produces and what consumes, both called with (ring, event, first, count, stall)."""
+    if kind == "bytes":
+        return produce_bytes, consume_bytes
+    if kind == "records":
+        return produce, consume
+    taker = Taker(RECORD, CAPACITY, block)
+    return produce, lambda ring, event, first, count, stall: consume_blocks(taker, first, count)
 
 
 def _child(kind: str, fd: int, size: int, event: int, steps: int, stall: int) -> None:
     block, _ = sync.shared_block(size, fd)
-    sys.exit(0 if _sides(kind)[0](_attach(kind, block), event, 0, steps, stall) == OK else 1)
+    sys.exit(0 if _sides(kind, block)[0](_attach(kind, block), event, 0, steps, stall) == OK else 1)
 
 
 def stress(kind: str, how: str, steps: int, stall: int = 997, report: Callable[[int], None] = lambda done: None) -> float:
-    """`kind`: records or bytes; `how`: threads or processes. Nanoseconds per step; raises AssertionError if it fails."""
-    size = sync.ring_bytes(RECORD, CAPACITY) if kind == "records" else sync.byte_ring_bytes(BYTES)
+    """`kind`: records, bytes or blocks; `how`: threads or processes. Nanoseconds per step; raises AssertionError if it fails."""
+    size = sync.byte_ring_bytes(BYTES) if kind == "bytes" else sync.ring_bytes(RECORD, CAPACITY)
     block, fd = sync.shared_block(size)
-    ring = sync.make_ring(RECORD, CAPACITY, block) if kind == "records" else sync.make_byte_ring(BYTES, block)
+    ring = sync.make_byte_ring(BYTES, block) if kind == "bytes" else sync.make_ring(RECORD, CAPACITY, block)
     event = make_eventfd()
-    send, take = _sides(kind)
+    send, take = _sides(kind, block)
     send(ring, event, 0, 0, stall)  # compile before anybody waits
     take(ring, event, 0, 0, stall)
     results: list[int] = []
@@ -194,10 +222,12 @@ def stress(kind: str, how: str, steps: int, stall: int = 997, report: Callable[[
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=lambda text: int(text.replace("_", "")), default=1_000_000_000,
-                        help="of each of the four kinds together")
+                        help="of all kinds together")
     given = parser.parse_args()
-    for how in ("threads", "processes"):
-        for kind, share in (("records", 0.4), ("bytes", 0.1)):
+    for how, shares in SHARES.items():
+        for kind, share in shares.items():
+            if kind == "blocks" and not ORDERED:
+                continue
             steps = max(int(given.steps * share), 1)
 
             def report(done: int, how: str = how, kind: str = kind, steps: int = steps) -> None:
