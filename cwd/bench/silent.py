@@ -276,7 +276,7 @@ class _Native:
             return Heard(time.monotonic_ns() - began_ns, 0, 0, "", error.code)
 
     def close(self) -> None:
-        """The application's is the world's to close."""
+        """Nothing: the applications are the world's to close."""
 
 
 class _Http:

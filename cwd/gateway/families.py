@@ -141,7 +141,6 @@ class Families:
         choices.add_metric([OTHER, OTHER], rest_chosen)
         yield choices
 
-
     def _states(self, desk: Desk) -> Iterator[Metric]:
         reader = desk.reader
         yield GaugeMetricFamily("cwd_states_up", "1 if the store of policies' states answers; a file always does.",

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from cwd.config import endpoints
 from cwd.errors import Code, CwdError
 from cwd.gateway.shards import parse_shards
+from cwd.selection.feedback_log import PART_BYTES
 from cwd.settings import check_log_level
 from cwd.units import NS_PER_MS, NS_PER_S
 
@@ -50,7 +51,7 @@ class GatewayOptions:
     #: where policies' states are: "" for a file beside the applications, else redis://HOST
     states: str = ""
     #: a feedback log goes on in a new file when one is this long
-    feedback_part_bytes: int = 64 << 20
+    feedback_part_bytes: int = PART_BYTES
     #: what all files of feedback may take, but for those that are written to: the oldest are deleted, and the states of
     #: policies can then no longer be rebuilt from all that made them. 0 keeps all
     feedback_keep_bytes: int = 0

@@ -61,7 +61,7 @@ class AsyncApps:
         self._patient = patient
         self._own_store = not isinstance(store, AppStore)
         self.store = store if isinstance(store, AppStore) else AppStore(store)
-        self.desk = Desk(self.store, settings, elsewhere=not patient)
+        self.desk = Desk(self.store, settings, processes=1 if patient else 2)
         self._versions = Versions()
         #: executions and lookups under way: the loop itself keeps only weak references
         self._tasks: set[asyncio.Task[Any]] = set()

@@ -121,13 +121,13 @@ class Serving:
 class Desk:
     """Apps, their states, and what is remembered of predictions."""
 
-    def __init__(self, store: AppStore, settings: Settings = Settings(), *, elsewhere: bool = False) -> None:
-        """`elsewhere`: those who ask are other processes, as they are before a gateway."""
+    def __init__(self, store: AppStore, settings: Settings = Settings(), *, processes: int = 1) -> None:
+        """`processes` that an answer passes until its caller has it, this one included: 2 behind a front door."""
         self.store = store
         self.settings = settings
         self.cache = PredictionCache(settings.cache_bytes, compare=settings.compare)
         self.recent = Recent(settings.recent_bytes, settings.recent_ns)
-        self.margin = Margin(elsewhere)
+        self.margin = Margin(processes)
         #: of all apps, those that are gone included: as their counts, and how often members were chosen in all
         self.totals: Counter[str] = Counter()
         self.chosen = 0

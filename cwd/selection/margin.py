@@ -25,9 +25,9 @@ _PART_MIN, _PART_MAX = 50, 4
 class Margin:
     """Not for two threads at once. Times are those of one monotonic clock."""
 
-    def __init__(self, elsewhere: bool = False) -> None:
-        """`elsewhere`: those who ask are other processes, which are as late to hear of an answer as we are to give it."""
-        self._elsewhere = elsewhere
+    def __init__(self, processes: int = 1) -> None:
+        """`processes` that an answer passes until its caller has it, this one included: each is as late as this one."""
+        self._processes = processes
         #: (when, how late), oldest first
         self._samples: deque[tuple[int, int]] = deque(maxlen=_SAMPLES)
         self._late_ns = _UNKNOWN_NS
@@ -41,8 +41,7 @@ class Margin:
         """The margin for a request of that SLO, ns."""
         if self._samples and now_ns - self._samples[0][0] > _AGE_NS:
             self._look(now_ns)
-        late_ns = 2 * self._late_ns if self._elsewhere else self._late_ns
-        return min(max(late_ns + _MORE_NS, slo_ns // _PART_MIN), slo_ns // _PART_MAX)
+        return min(max(self._processes * self._late_ns + _MORE_NS, slo_ns // _PART_MIN), slo_ns // _PART_MAX)
 
     def _look(self, now_ns: int) -> None:
         samples = self._samples

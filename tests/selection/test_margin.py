@@ -45,7 +45,7 @@ def test_a_single_stall_says_nothing():
 
 
 def test_who_hears_of_it_in_another_process_is_as_late():
-    margin = Margin(elsewhere=True)
+    margin = Margin(processes=2)
     assert margin.of(SLO, fed(margin, *[4.0] * 40)) == 9 * MS
 
 

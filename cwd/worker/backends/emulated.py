@@ -1,10 +1,9 @@
 """Hundreds of emulated GPUs in one nopython loop: the agenda, the pages and the wire are real, the work is waiting.
 
-An EXEC takes what the program's stored profile says for its batch and size class, a LOAD what the emulated bus needs or
-the profile says; without either, what the controller expects, which with noise drifts upwards, as it expects the slowest
-that it saw. All with seeded noise. Outputs are frames
-of zeros, as long as outputs of the request's sizes are. The Python half, which makes connections and reads profiles, is
-emulated_host.py.
+An EXEC takes what the program's stored profile says for its batch and size class, a LOAD what the emulated bus needs or,
+without a bus, the profile says; all with seeded noise. Without a profile they take what the controller expects, which with
+noise creeps upwards, as it expects the slowest that it saw. Outputs are frames of zeros, as long as outputs of the request's
+sizes are. The Python half, which makes connections and reads profiles, is emulated_host.py.
 """
 
 from __future__ import annotations
